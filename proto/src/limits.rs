@@ -1,0 +1,79 @@
+//! Limits of the format and the protocol, tied together by const asserts.
+
+use std::time::Duration;
+
+/// Version of the wire protocol; a peer with another major is refused.
+pub const PROTOCOL_VERSION: u32 = 1;
+/// Version of everything a daemon stores; a newer one is refused untouched.
+pub const FORMAT_VERSION: u32 = 1;
+
+pub const SHARDS: u16 = 256;
+
+pub const NAME_BYTES_MAX: usize = 255;
+/// Also the longest symlink target.
+pub const PATH_BYTES_MAX: usize = 4096;
+/// Components in one walk request.
+pub const WALK_COMPONENTS_MAX: usize = 256;
+/// Deepest directory; bounds the walk to the root of the no-loops check.
+pub const DEPTH_MAX: usize = 2048;
+
+pub const SPAN_BYTES_MAX: u32 = 100 << 20;
+/// Bytes in the metadata of one span; also the largest file that is created in one request.
+pub const INLINE_BYTES_MAX: u32 = 16 << 10;
+pub const DATA_BLOCKS_MAX: u32 = 16;
+pub const PARITY_BLOCKS_MAX: u32 = 16;
+pub const BLOCKS_PER_SPAN_MAX: u32 = DATA_BLOCKS_MAX + PARITY_BLOCKS_MAX;
+pub const STRIPES_MAX: u32 = 256;
+pub const CELL_BYTES_MIN: u32 = 4 << 10;
+pub const CELL_BYTES_MAX: u32 = 16 << 20;
+/// A mirrored span is one block; padding makes it at most one cell longer.
+pub const BLOCK_BYTES_MAX: u32 = 128 << 20;
+
+/// Operations in one write request.
+pub const BATCH_OPS_MAX: usize = 512;
+/// Bytes of one encoded metadata request or reply.
+pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
+/// Bytes of one data message of a block stream.
+pub const DATA_MESSAGE_BYTES: usize = 1 << 20;
+/// Entries or spans in one page of a listing.
+pub const PAGE_ENTRIES_MAX: u32 = 4096;
+pub const XATTR_NAME_BYTES_MAX: usize = 255;
+pub const XATTR_BYTES_MAX: usize = 64 << 10;
+pub const NOTE_BYTES_MAX: usize = 1024;
+pub const FAILURE_DOMAIN_BYTES_MAX: usize = 64;
+/// Block services one cluster map carries.
+pub const BLOCK_SERVICES_MAX: usize = 65_536;
+
+/// Storage classes (u8): what is not a kind of disk.
+pub const CLASS_EMPTY: u8 = 0;
+pub const CLASS_INLINE: u8 = 1;
+pub const CLASS_HDD: u8 = 2;
+pub const CLASS_FLASH: u8 = 3;
+
+/// Every change of an eden file pushes its deadline this far out.
+pub const EDEN_DEADLINE: Duration = Duration::from_secs(3600);
+/// A session not used this long may be forgotten; a retry must come before.
+pub const SESSION_TTL: Duration = Duration::from_secs(24 * 3600);
+/// A clock further ahead than this is not believed.
+pub const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(60);
+/// Daemons register this often …
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(1000);
+/// … and are stale when not heard of for this long.
+pub const STALE_AFTER: Duration = Duration::from_secs(5);
+
+const _: () = {
+    assert!(SHARDS as u32 == 1 << 8);
+    assert!(INLINE_BYTES_MAX < SPAN_BYTES_MAX);
+    assert!(SPAN_BYTES_MAX < BLOCK_BYTES_MAX);
+    assert!(CELL_BYTES_MAX as u64 * STRIPES_MAX as u64 >= BLOCK_BYTES_MAX as u64);
+    assert!(CELL_BYTES_MIN <= CELL_BYTES_MAX);
+    // reed-solomon-erasure's GF(2^8) has 256 shards at most.
+    assert!(BLOCKS_PER_SPAN_MAX <= 256);
+    assert!(XATTR_BYTES_MAX < MESSAGE_BYTES_MAX);
+    assert!(DATA_MESSAGE_BYTES < MESSAGE_BYTES_MAX);
+    // One request can carry a good batch of the largest inline files.
+    assert!(64 * INLINE_BYTES_MAX as usize <= MESSAGE_BYTES_MAX);
+    // The cell CRCs of the largest span fit a message with room to spare.
+    assert!((BLOCKS_PER_SPAN_MAX * STRIPES_MAX * 4) as usize * 8 <= MESSAGE_BYTES_MAX);
+    assert!(HEARTBEAT_INTERVAL.as_millis() * 3 < STALE_AFTER.as_millis());
+};
