@@ -1,0 +1,134 @@
+//! One group's log as raft reads it: bounds in memory, the newest entries cached, the rest fetched.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use raft::{GetEntriesContext, RaftState, Storage, StorageError as RaftStorageError};
+
+use crate::storage::{GroupId, LogState, LogStore};
+
+/// Entries kept in memory until they are applied; a group further behind reads the log again.
+const CACHE_ENTRIES_MAX: usize = 4096;
+
+pub(crate) struct GroupLog<L> {
+    group: GroupId,
+    store: Arc<L>,
+    hard: HardState,
+    conf: ConfState,
+    /// The entry before `first`: what the snapshot stands for.
+    before: (u64, u64),
+    last: u64,
+    cache: VecDeque<Entry>,
+}
+
+impl<L: LogStore> GroupLog<L> {
+    /// `before`: index and term of the newest snapshot, (0, 0) without one.
+    pub(crate) fn new(group: GroupId, store: Arc<L>, state: LogState, before: (u64, u64)) -> Self {
+        let conf = ConfState { voters: vec![crate::host::REPLICA], ..ConfState::default() };
+        // What the log holds up to the snapshot counts as truncated, whether or not it is gone yet.
+        let last = state.last.max(before.0);
+        GroupLog { group, store, hard: state.hard, conf, before, last, cache: VecDeque::new() }
+    }
+
+    /// After the entries were written (durably).
+    pub(crate) fn appended(&mut self, entries: Vec<Entry>) {
+        let Some(first) = entries.first().map(|entry| entry.index) else { return };
+        while self.cache.back().is_some_and(|entry| entry.index >= first) {
+            self.cache.pop_back();
+        }
+        self.last = entries[entries.len() - 1].index;
+        self.cache.extend(entries);
+        while self.cache.len() > CACHE_ENTRIES_MAX {
+            self.cache.pop_front();
+        }
+    }
+
+    pub(crate) fn set_hard(&mut self, hard: HardState) {
+        self.hard = hard;
+    }
+
+    /// Entries up to `index` were applied.
+    pub(crate) fn applied(&mut self, index: u64) {
+        while self.cache.front().is_some_and(|entry| entry.index <= index) {
+            self.cache.pop_front();
+        }
+        if self.cache.is_empty() {
+            // A busy group's buffer is not kept by a group at rest.
+            self.cache.shrink_to(8);
+        }
+    }
+
+    /// A snapshot at (index, term) is durable: what came up to it is gone.
+    pub(crate) fn truncated(&mut self, index: u64, term: u64) {
+        self.before = (index, term);
+    }
+
+    fn cached(&self, index: u64) -> Option<&Entry> {
+        let first = self.cache.front()?.index;
+        self.cache.get(usize::try_from(index.checked_sub(first)?).ok()?)
+    }
+}
+
+impl<L: LogStore> Storage for GroupLog<L> {
+    fn initial_state(&self) -> raft::Result<RaftState> {
+        Ok(RaftState::new(self.hard.clone(), self.conf.clone()))
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        _context: GetEntriesContext,
+    ) -> raft::Result<Vec<Entry>> {
+        if low <= self.before.0 {
+            return Err(raft::Error::Store(RaftStorageError::Compacted));
+        }
+        if high > self.last + 1 {
+            return Err(raft::Error::Store(RaftStorageError::Unavailable));
+        }
+        let max_bytes = max_size.into().unwrap_or(u64::MAX);
+        if self.cached(low).is_none() {
+            return self
+                .store
+                .entries(self.group, low, high, max_bytes)
+                .map_err(|error| raft::Error::Store(RaftStorageError::Other(Box::new(error))));
+        }
+        let mut bytes = 0;
+        let cached = (low..high).map_while(|index| self.cached(index));
+        let fits = cached.enumerate().take_while(|(n, entry)| {
+            bytes += entry.data.len() as u64;
+            *n == 0 || bytes <= max_bytes
+        });
+        Ok(fits.map(|(_, entry)| entry.clone()).collect())
+    }
+
+    fn term(&self, index: u64) -> raft::Result<u64> {
+        if index == self.before.0 {
+            return Ok(self.before.1);
+        }
+        if index < self.before.0 {
+            return Err(raft::Error::Store(RaftStorageError::Compacted));
+        }
+        if let Some(entry) = self.cached(index) {
+            return Ok(entry.term);
+        }
+        let context = GetEntriesContext::empty(false);
+        let entries = self.entries(index, index + 1, None, context)?;
+        entries.first().map(|entry| entry.term).ok_or(raft::Error::Store(RaftStorageError::Unavailable))
+    }
+
+    fn first_index(&self) -> raft::Result<u64> {
+        Ok(self.before.0 + 1)
+    }
+
+    fn last_index(&self) -> raft::Result<u64> {
+        Ok(self.last)
+    }
+
+    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        // Asked for only to send it to a follower.
+        Err(raft::Error::Store(RaftStorageError::SnapshotTemporarilyUnavailable))
+    }
+}

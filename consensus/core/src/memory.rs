@@ -1,0 +1,250 @@
+//! The stores in memory, with what a crash does to each: for the simulation and tests.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use eggs_machine::{MemoryTable, Row, Table};
+use raft::eraftpb::{Entry, HardState};
+
+use crate::storage::{
+    AppliedRow, GroupCommit, GroupId, LogState, LogStore, LogWrite, SnapshotMeta, SnapshotStore, StateStore,
+    StorageError,
+};
+
+/// A log whose writes reach the disk when they are synced.
+#[derive(Debug, Default)]
+pub struct MemoryLog {
+    inner: Mutex<MemoryLogInner>,
+}
+
+#[derive(Debug, Default, Clone)]
+struct MemoryLogInner {
+    groups: BTreeMap<GroupId, GroupEntries>,
+    /// What a crash leaves; `None` when all is durable.
+    durable: Option<BTreeMap<GroupId, GroupEntries>>,
+    skip_sync: bool,
+    fail_next: Option<String>,
+    syncs: u64,
+}
+
+#[derive(Debug, Default, Clone)]
+struct GroupEntries {
+    hard: HardState,
+    first: u64,
+    entries: BTreeMap<u64, Entry>,
+}
+
+impl MemoryLog {
+    /// From now on writes only look durable: a bug on purpose.
+    pub fn skip_sync(&self) {
+        self.lock().skip_sync = true;
+    }
+
+    /// The next write fails.
+    pub fn fail_next(&self, why: &str) {
+        self.lock().fail_next = Some(why.to_owned());
+    }
+
+    /// The log as a crash leaves it.
+    #[must_use]
+    pub fn crashed(&self) -> MemoryLog {
+        let mut inner = self.lock().clone();
+        if let Some(durable) = inner.durable.take() {
+            inner.groups = durable;
+        }
+        inner.fail_next = None;
+        MemoryLog { inner: Mutex::new(inner) }
+    }
+
+    /// Fsyncs so far.
+    pub fn syncs(&self) -> u64 {
+        self.lock().syncs
+    }
+
+    fn lock(&self) -> MutexGuard<'_, MemoryLogInner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LogStore for MemoryLog {
+    fn load(&self, group: GroupId) -> Result<Option<LogState>, StorageError> {
+        Ok(self.lock().groups.get(&group).map(|log| LogState {
+            hard: log.hard.clone(),
+            first: log.entries.keys().next().copied().unwrap_or(log.first),
+            last: log.entries.keys().next_back().copied().unwrap_or(log.first.saturating_sub(1)),
+        }))
+    }
+
+    fn entries(
+        &self,
+        group: GroupId,
+        low: u64,
+        high: u64,
+        max_bytes: u64,
+    ) -> Result<Vec<Entry>, StorageError> {
+        let inner = self.lock();
+        let log = inner.groups.get(&group).ok_or_else(|| StorageError("no such log".to_owned()))?;
+        let mut bytes = 0;
+        let mut found = Vec::new();
+        for index in low..high {
+            let entry = log.entries.get(&index).ok_or_else(|| StorageError(format!("no entry {index}")))?;
+            bytes += entry.data.len() as u64;
+            if !found.is_empty() && bytes > max_bytes {
+                break;
+            }
+            found.push(entry.clone());
+        }
+        Ok(found)
+    }
+
+    fn write(&self, writes: Vec<LogWrite>) -> Result<(), StorageError> {
+        let mut inner = self.lock();
+        if let Some(why) = inner.fail_next.take() {
+            return Err(StorageError(why));
+        }
+        if inner.skip_sync && inner.durable.is_none() {
+            inner.durable = Some(inner.groups.clone());
+        }
+        inner.syncs += 1;
+        for write in writes {
+            let log = inner.groups.entry(write.group).or_default();
+            if let Some(hard) = write.hard {
+                log.hard = hard;
+            }
+            if let Some(first) = write.entries.first() {
+                log.entries.split_off(&first.index);
+                log.entries.extend(write.entries.into_iter().map(|entry| (entry.index, entry)));
+            }
+        }
+        Ok(())
+    }
+
+    fn truncate(&self, group: GroupId, first: u64) -> Result<(), StorageError> {
+        let mut inner = self.lock();
+        if let Some(log) = inner.groups.get_mut(&group) {
+            log.entries = log.entries.split_off(&first);
+            log.first = first;
+        }
+        Ok(())
+    }
+}
+
+/// State in memory. A crash leaves an earlier state, as sled does.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryState {
+    groups: BTreeMap<GroupId, (MemoryTable, AppliedRow)>,
+    empty: MemoryTable,
+    closed: bool,
+}
+
+impl MemoryState {
+    /// Closed in order.
+    #[must_use]
+    pub fn closed(mut self) -> Self {
+        self.closed = true;
+        self
+    }
+
+    /// As after a crash: it must be verified.
+    #[must_use]
+    pub fn crashed(mut self) -> Self {
+        self.closed = false;
+        self
+    }
+
+    /// Damages a group's rows, for tests of the verification.
+    pub fn damage(&mut self, group: GroupId) {
+        if let Some((table, _)) = self.groups.get_mut(&group) {
+            let first = table.iter().next().map(|(key, _)| key.clone());
+            if let Some(key) = first {
+                let changes = vec![(key, Some(bytes::Bytes::from_static(b"damage")))];
+                table.apply(eggs_machine::Batch { changes });
+            }
+        }
+    }
+}
+
+impl StateStore for MemoryState {
+    type Table = MemoryTable;
+
+    fn table(&self, group: GroupId) -> &MemoryTable {
+        self.groups.get(&group).map_or(&self.empty, |(table, _)| table)
+    }
+
+    fn applied(&self, group: GroupId) -> Result<Option<AppliedRow>, StorageError> {
+        Ok(self.groups.get(&group).map(|(_, applied)| *applied))
+    }
+
+    fn closed_cleanly(&self) -> bool {
+        self.closed
+    }
+
+    fn commit(&mut self, commits: Vec<GroupCommit>) -> Result<(), StorageError> {
+        for commit in commits {
+            let (table, applied) = self.groups.entry(commit.group).or_default();
+            table.apply(commit.batch);
+            *applied = commit.applied;
+        }
+        Ok(())
+    }
+
+    fn clear(&mut self, group: GroupId) -> Result<(), StorageError> {
+        self.groups.remove(&group);
+        Ok(())
+    }
+}
+
+/// Snapshots in memory: durable once sealed.
+#[derive(Debug, Clone, Default)]
+pub struct MemorySnapshots {
+    sealed: BTreeMap<GroupId, (SnapshotMeta, Vec<Row>)>,
+    begun: Option<(GroupId, Vec<Row>)>,
+}
+
+impl MemorySnapshots {
+    /// As a crash leaves them.
+    #[must_use]
+    pub fn crashed(mut self) -> Self {
+        self.begun = None;
+        self
+    }
+}
+
+impl SnapshotStore for MemorySnapshots {
+    fn latest(&self, group: GroupId) -> Result<Option<SnapshotMeta>, StorageError> {
+        Ok(self.sealed.get(&group).map(|(meta, _)| *meta))
+    }
+
+    fn read(
+        &self,
+        group: GroupId,
+        each: &mut dyn FnMut(Vec<Row>) -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
+        match self.sealed.get(&group) {
+            Some((_, rows)) => each(rows.clone()),
+            None => Err(StorageError("no snapshot".to_owned())),
+        }
+    }
+
+    fn begin(&mut self, group: GroupId) -> Result<(), StorageError> {
+        self.begun = Some((group, Vec::new()));
+        Ok(())
+    }
+
+    fn add(&mut self, rows: &[Row]) -> Result<(), StorageError> {
+        let (_, begun) = self.begun.as_mut().ok_or_else(|| StorageError("no snapshot begun".to_owned()))?;
+        begun.extend_from_slice(rows);
+        Ok(())
+    }
+
+    fn seal(&mut self, meta: SnapshotMeta) -> Result<bool, StorageError> {
+        let (group, rows) = self.begun.take().ok_or_else(|| StorageError("no snapshot begun".to_owned()))?;
+        self.sealed.insert(group, (meta, rows));
+        Ok(true)
+    }
+}
+
+/// All rows of a table.
+pub fn rows(table: &impl Table) -> Vec<Row> {
+    table.page(&[], &[], usize::MAX).unwrap_or_default()
+}
