@@ -45,9 +45,9 @@ pub fn parse<A: CommandFactory + FromArgMatches>() -> A {
         Err(ConfigError::Display(text)) => {
             use std::io::IsTerminal;
             if std::io::stdout().is_terminal() {
-                print!("{}", text.ansi())
+                print!("{}", text.ansi());
             } else {
-                print!("{text}")
+                print!("{text}");
             }
             std::process::exit(0)
         }
