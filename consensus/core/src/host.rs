@@ -112,6 +112,7 @@ pub struct Host<M, L: LogStore, S, P> {
     outgrown: BTreeSet<GroupId>,
     taking: Option<Taking>,
     rebuilt: Vec<GroupId>,
+    truncations: u64,
     next_proposal: u64,
 }
 
@@ -146,6 +147,7 @@ where
             outgrown: BTreeSet::new(),
             taking: None,
             rebuilt: Vec::new(),
+            truncations: 0,
             next_proposal: 1,
         };
         for (id, machine) in machines {
@@ -201,7 +203,14 @@ where
     /// The applied row of the stored state, when the state can be gone on from.
     fn usable_state(&self, id: GroupId, from: u64, to: u64) -> Result<Option<AppliedRow>, StorageError> {
         let Some(applied) = self.state.applied(id)? else { return Ok(None) };
-        if !(from..=to).contains(&applied.index) {
+        if applied.index > to {
+            // Rows are applied only after their entries are durable: the log lost some.
+            return Err(StorageError(format!(
+                "the state is at index {} but the log ends at {to}: the log is missing or cut",
+                applied.index
+            )));
+        }
+        if applied.index < from {
             return Ok(None);
         }
         if self.state.closed_cleanly() {
@@ -272,6 +281,11 @@ where
     /// Whether the next turn has something to do.
     pub fn has_work(&self) -> bool {
         !self.dirty.is_empty() || self.taking.is_some() || !self.outgrown.is_empty()
+    }
+
+    /// Whether the only work is a snapshot that is being made durable.
+    pub fn is_sealing(&self) -> bool {
+        self.dirty.is_empty() && self.taking.as_ref().is_some_and(Taking::is_sealing)
     }
 
     /// Whether entries wait to be persisted or applied (snapshots aside).
@@ -411,6 +425,7 @@ where
         let done = taking.step(self.state.table(id), &mut self.snapshots).map_err(failed)?;
         let Some(meta) = done else { return Ok(()) };
         self.taking = None;
+        self.truncations += 1;
         self.log.truncate(id, meta.index + 1).map_err(failed)?;
         if let Some(group) = self.groups.get_mut(&id) {
             let last = group.node.store().last_index().unwrap_or(meta.index);
@@ -422,6 +437,11 @@ where
             group.node.mut_store().truncated(meta.index, meta.term);
         }
         Ok(())
+    }
+
+    /// How often a log was cut behind a snapshot: space to be given back.
+    pub fn truncations(&self) -> u64 {
+        self.truncations
     }
 
     /// Begins a snapshot of a group at the next turn, outgrown or not.

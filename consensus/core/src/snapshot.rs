@@ -37,6 +37,11 @@ impl Taking {
         }
     }
 
+    /// All rows are read and written; the store is making them durable.
+    pub(crate) fn is_sealing(&self) -> bool {
+        self.all_rows
+    }
+
     /// Must see every batch of the group before it reaches the table.
     pub(crate) fn before_commit(&mut self, table: &impl Table, batch: &Batch) -> Result<(), StorageError> {
         if self.all_rows {

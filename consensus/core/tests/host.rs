@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use eggs_consensus_core::memory::{MemoryLog, MemorySnapshots, MemoryState, rows};
-use eggs_consensus_core::{GroupId, Host, Proposal, ProposalId, StateStore};
+use eggs_consensus_core::{GroupId, Host, Proposal, ProposalId};
 use eggs_machine::group::Applied;
 use eggs_machine::hash::StateHash;
 use eggs_machine::{Machine, Outcome, Table, TableError, Tx};
@@ -97,14 +97,15 @@ fn a_failed_log_write_answers_nobody() {
 }
 
 #[test]
-fn a_skipped_sync_is_noticed() {
+fn a_log_that_lost_entries_is_refused() {
     let mut host = new();
     host.log().skip_sync();
     propose(&mut host, 0, "a=1".into(), 1);
     assert_eq!(host.turn().unwrap().len(), 1);
-    let (log, _, snapshots) = host.into_stores();
-    let host = open(log.crashed(), MemoryState::default(), snapshots.crashed());
-    assert_eq!(host.view(GroupId(0)).unwrap().get(b"a").unwrap(), None);
+    let (log, state, snapshots) = host.into_stores();
+    let machines = (0..GROUPS).map(|id| (GroupId(id), KeyValue));
+    let error = Host::open(machines, log.crashed(), state.crashed(), snapshots.crashed()).unwrap_err();
+    assert!(error.to_string().contains("the log is missing or cut"), "{error}");
 }
 
 #[test]

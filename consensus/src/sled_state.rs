@@ -1,0 +1,237 @@
+//! The state of all groups in one sled tree.
+//!
+//! sled's `flush` is not an fsync, so what it holds is verified row by row or rebuilt unless the marker
+//! of an orderly stop is there: only that stop fsyncs sled's files, and the marker holds their CRCs.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use eggs_consensus_core::{AppliedRow, GroupCommit, GroupId, StateStore, StorageError};
+use eggs_machine::on_sled::SledTable;
+use eggs_machine::table::{after, prefix_end};
+use eggs_machine::{Batch, Table};
+
+/// Prefix under which the applied rows are, keyed by group.
+const APPLIED: u16 = u16::MAX;
+/// Pages sled keeps in memory.
+const CACHE_BYTES: u64 = 64 << 20;
+/// Rows deleted in one batch when a group is cleared.
+const CLEAR_ROWS: usize = 4096;
+
+pub(crate) struct SledState {
+    db: sled::Db,
+    directory: PathBuf,
+    tables: BTreeMap<GroupId, SledTable>,
+    applied: SledTable,
+    clean: bool,
+}
+
+impl SledState {
+    /// Opens `DIR/state`.
+    pub(crate) fn open(directory: &Path, groups: &[GroupId]) -> Result<Self, StorageError> {
+        let state = directory.join("state");
+        let clean = take_marker(directory)?;
+        let config = sled::Config::new().path(&state).cache_capacity(CACHE_BYTES).flush_every_ms(Some(1000));
+        let db = config.open().map_err(|error| StorageError(format!("{}: {error}", state.display())))?;
+        let tree: sled::Tree = (*db).clone();
+        let tables = groups.iter().map(|&group| (group, SledTable::new(tree.clone(), group.0))).collect();
+        let applied = SledTable::new(tree, APPLIED);
+        Ok(SledState { db, directory: directory.to_owned(), tables, applied, clean })
+    }
+
+    /// Moves a state that cannot be opened or read out of the way: the next opening finds none.
+    pub(crate) fn put_aside(directory: &Path) -> Result<(), StorageError> {
+        let (state, aside) = (directory.join("state"), directory.join("state.damaged"));
+        if aside.exists() {
+            fs::remove_dir_all(&aside).map_err(|error| io_failed(&aside, &error))?;
+        }
+        if state.exists() {
+            fs::rename(&state, &aside).map_err(|error| io_failed(&state, &error))?;
+        }
+        sync_directory(directory)
+    }
+
+    /// Makes the state durable and leaves the marker that says so.
+    pub(crate) fn close(self) -> Result<(), StorageError> {
+        let SledState { db, directory, tables, applied, .. } = self;
+        db.flush().map_err(|error| StorageError(format!("state: {error}")))?;
+        drop((tables, applied));
+        drop(db);
+        let state = directory.join("state");
+        sync_tree(&state).map_err(|error| io_failed(&state, &error))?;
+        let marker = clean_marker(&directory);
+        let crc = crc_of_tree(&state).map_err(|error| io_failed(&state, &error))?;
+        let written =
+            fs::write(&marker, format!("{crc:08x}\n")).and_then(|()| File::open(&marker)?.sync_all());
+        written.map_err(|error| io_failed(&marker, &error))?;
+        sync_directory(&directory)
+    }
+}
+
+fn clean_marker(directory: &Path) -> PathBuf {
+    directory.join("state.clean")
+}
+
+/// Whether the state is as an orderly stop left it. The marker is gone (durably) before anything
+/// changes the state again.
+fn take_marker(directory: &Path) -> Result<bool, StorageError> {
+    let (state, marker) = (directory.join("state"), clean_marker(directory));
+    let stored = match fs::read_to_string(&marker) {
+        Ok(stored) => stored,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(io_failed(&marker, &error)),
+    };
+    fs::remove_file(&marker).map_err(|error| io_failed(&marker, &error))?;
+    sync_directory(directory)?;
+    let crc = crc_of_tree(&state).ok();
+    Ok(crc.is_some_and(|crc| stored == format!("{crc:08x}\n")))
+}
+
+/// CRC-32 over the names and bytes of all files below `path`, in order of their names.
+fn crc_of_tree(path: &Path) -> io::Result<u32> {
+    fn add(path: &Path, hasher: &mut crc32fast::Hasher, buffer: &mut [u8]) -> io::Result<()> {
+        let mut entries = fs::read_dir(path)?.collect::<io::Result<Vec<_>>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            hasher.update(entry.file_name().as_encoded_bytes());
+            if entry.file_type()?.is_dir() {
+                add(&entry.path(), hasher, buffer)?;
+                continue;
+            }
+            let mut file = File::open(entry.path())?;
+            loop {
+                match file.read(buffer)? {
+                    0 => break,
+                    n => hasher.update(&buffer[..n]),
+                }
+            }
+        }
+        Ok(())
+    }
+    let mut hasher = crc32fast::Hasher::new();
+    add(path, &mut hasher, &mut vec![0; 1 << 20])?;
+    Ok(hasher.finalize())
+}
+
+fn io_failed(path: &Path, error: &io::Error) -> StorageError {
+    StorageError(format!("{}: {error}", path.display()))
+}
+
+pub(crate) fn sync_directory(directory: &Path) -> Result<(), StorageError> {
+    File::open(directory).and_then(|file| file.sync_all()).map_err(|error| io_failed(directory, &error))
+}
+
+fn sync_tree(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_tree(&entry.path())?;
+        } else {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    File::open(path)?.sync_all()
+}
+
+impl StateStore for SledState {
+    type Table = SledTable;
+
+    fn table(&self, group: GroupId) -> &SledTable {
+        // Only the groups given at opening are ever asked for; any other has no rows anywhere.
+        self.tables.get(&group).unwrap_or(&self.applied)
+    }
+
+    fn applied(&self, group: GroupId) -> Result<Option<AppliedRow>, StorageError> {
+        let row = self.applied.get(&group.0.to_be_bytes())?;
+        Ok(row.and_then(|bytes| AppliedRow::from_bytes(&bytes)))
+    }
+
+    fn closed_cleanly(&self) -> bool {
+        self.clean
+    }
+
+    fn commit(&mut self, commits: Vec<GroupCommit>) -> Result<(), StorageError> {
+        let mut staged = sled::Batch::default();
+        for commit in commits {
+            let key = Bytes::copy_from_slice(&commit.group.0.to_be_bytes());
+            let value = Bytes::copy_from_slice(&commit.applied.to_bytes());
+            self.table(commit.group).stage(commit.batch, &mut staged);
+            self.applied.stage(Batch { changes: vec![(key, Some(value))] }, &mut staged);
+        }
+        self.db.apply_batch(staged).map_err(|error| StorageError(format!("state: {error}")))
+    }
+
+    fn clear(&mut self, group: GroupId) -> Result<(), StorageError> {
+        let row = Bytes::copy_from_slice(&group.0.to_be_bytes());
+        let mut staged = sled::Batch::default();
+        self.applied.stage(Batch { changes: vec![(row, None)] }, &mut staged);
+        self.db.apply_batch(staged).map_err(|error| StorageError(format!("state: {error}")))?;
+        let table = self.table(group).clone();
+        let mut from = Vec::new();
+        loop {
+            let rows = table.page(&from, &[], CLEAR_ROWS)?;
+            let Some((last, _)) = rows.last() else { return Ok(()) };
+            from = after(last);
+            let mut staged = sled::Batch::default();
+            let changes = rows.into_iter().map(|(key, _)| (key, None)).collect();
+            table.stage(Batch { changes }, &mut staged);
+            self.db.apply_batch(staged).map_err(|error| StorageError(format!("state: {error}")))?;
+        }
+    }
+}
+
+/// The applied rows sort behind every group's.
+const _: () = assert!(APPLIED == u16::MAX);
+
+#[cfg(test)]
+mod tests {
+    use eggs_machine::hash::StateHash;
+
+    use super::*;
+
+    fn commit(group: GroupId, index: u64) -> GroupCommit {
+        let changes = vec![(Bytes::from_static(b"key"), Some(Bytes::from(index.to_string())))];
+        let applied = AppliedRow { index, term: 1, hash: StateHash::default() };
+        GroupCommit { group, batch: Batch { changes }, applied }
+    }
+
+    #[test]
+    fn only_an_orderly_stop_leaves_trusted_state() {
+        let directory = tempfile::tempdir().unwrap();
+        let groups = [GroupId(0), GroupId(257)];
+        let mut state = SledState::open(directory.path(), &groups).unwrap();
+        assert!(!state.closed_cleanly());
+        state.commit(groups.iter().map(|&group| commit(group, 7)).collect()).unwrap();
+        state.close().unwrap();
+        let state = SledState::open(directory.path(), &groups).unwrap();
+        assert!(state.closed_cleanly());
+        assert!(!clean_marker(directory.path()).exists());
+        assert_eq!(state.applied(GroupId(257)).unwrap().unwrap().index, 7);
+        assert_eq!(state.table(GroupId(0)).get(b"key").unwrap().unwrap(), "7");
+        drop(state);
+        let mut state = SledState::open(directory.path(), &groups).unwrap();
+        assert!(!state.closed_cleanly());
+        state.clear(GroupId(0)).unwrap();
+        assert_eq!(state.applied(GroupId(0)).unwrap(), None);
+        assert_eq!(state.table(GroupId(0)).page(b"", b"", 10).unwrap(), []);
+        assert_eq!(state.table(GroupId(257)).page(b"", b"", 10).unwrap().len(), 1);
+        assert_eq!(prefix_end(&APPLIED.to_be_bytes()), b"");
+    }
+
+    #[test]
+    fn a_state_changed_after_the_stop_is_not_trusted() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut state = SledState::open(directory.path(), &[GroupId(0)]).unwrap();
+        state.commit(vec![commit(GroupId(0), 7)]).unwrap();
+        state.close().unwrap();
+        let path = directory.path().join("state/db");
+        let mut bytes = fs::read(&path).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        assert!(!take_marker(directory.path()).unwrap());
+    }
+}
