@@ -1,1 +1,50 @@
-//! placeholder
+//! Cross-directory transactions as deterministic state machines.
+//!
+//! Two cores. The [`CrossdirMachine`] is replicated and remembers: which transactions were begun, for
+//! whom, and how they ended. The [`Driver`] is volatile and acts: it queues transactions on locks,
+//! sends their steps to the shards, repeats what is uncertain, answers, and has the machine record the
+//! end. It can be thrown away at any moment and made again from the machine's rows.
+//!
+//! A transaction's life: `Begin` is logged → its steps on the shards → the caller is answered →
+//! `Finish` is logged (in batches) → the shards forget it (in batches) → `Retire` is logged (in
+//! batches).
+//!
+//! Reading order: [`machine`], `transaction/` (one file each, steps and undo at the top), [`locks`],
+//! [`driver`].
+//!
+//! # Invariants
+//!
+//! - **XD-1** A step repeated gets the shard's first answer to it (a shard keeps the outcome, refusals
+//!   too, under transaction and kind of step), so a transaction run again comes to the same end.
+//! - **XD-2** A call (session, sequence) becomes one transaction at most, and gets the same answer
+//!   whenever it is repeated, until its session begins a newer one or is unused for `SESSION_TTL`.
+//! - **XD-3** The shards are told to forget a transaction only once its answer is durable (`Finish` is
+//!   applied).
+//! - **XD-4** A transaction is retired only once it is finished and every shard that may remember it has
+//!   acknowledged forgetting it.
+//! - **XD-5** A new driver takes up what is unfinished in the order it was begun, before anything newer.
+//! - **XD-6** No two transactions that conflict run at once.
+//! - **XD-7** Of two transactions that conflict, the one begun first runs first; every transaction runs
+//!   once those begun before it are done.
+//! - **XD-8** What a transaction decides by looking at more than the shards' memory of it stays locked
+//!   until its answer is durable (today: the no-loops check, under the tree lock).
+//! - **XD-9** A caller is answered once: when the outcome is certain and nothing is left that the caller
+//!   could meet. An uncertain outcome is never answered; the step is repeated.
+//! - **XD-10** A step of a transaction never runs after the shard forgot it: the floor that goes with
+//!   `ForgetTransactions` is the oldest unfinished transaction; those above it are forgotten only when
+//!   they have been finished for longer than a message can be late.
+//! - **XD-11** After a transaction, whatever crashed on the way, the namespace is as if it had run at one
+//!   go, or not at all.
+
+pub mod driver;
+pub mod locks;
+pub mod machine;
+mod prepare;
+mod schema;
+mod transaction;
+
+pub use driver::{Driver, Input, Output, Received};
+pub use machine::{
+    Answer, CrossdirMachine, Effect, Pending, answer, finished_not_retired, reply_of, unfinished,
+};
+pub use prepare::prepare;

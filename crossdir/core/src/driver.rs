@@ -1,0 +1,518 @@
+//! Carries transactions through: locks, steps, repetition, answers, and the batched end.
+//!
+//! Volatile and deterministic: `step(input, now) -> outputs`. Its shell
+//! 1. makes it with [`Driver::recover`] when its host comes to lead the coordinator's group, and drops
+//!    it when it leads no more;
+//! 2. feeds it the machine's effects in the order they were applied (those applied before the view it
+//!    was made from do no harm), the shards' answers by tag, and [`Input::Tick`] at
+//!    [`Driver::next_deadline`];
+//! 3. performs its outputs. Each may be lost: it is asked for again after a while.
+
+mod ending;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use eggs_machine::{Table, TableError};
+use eggs_proto::{CrossdirError, InodeId, ServiceError, ShardError, ShardId, Time, TransactionId, pb};
+
+use self::ending::{Ended, Forgetting};
+use crate::locks::{Locks, Resource};
+use crate::machine::{self, Effect};
+use crate::transaction::{Next, Outcome, Request, Steps, steps_of, waits};
+
+/// Transactions waiting for one lock; more are told Busy, so that one stuck directory does not
+/// fill the coordinator.
+pub const QUEUE_MAX: usize = 1024;
+/// Unfinished transactions in all.
+pub const RUNNING_MAX: usize = 16_384;
+/// Finished transactions the shards have not forgotten yet: a minute of a fast stream while one
+/// stuck transaction holds up the floor.
+pub const ENDED_MAX: usize = 262_144;
+/// Ends in one log entry.
+pub const RECORD_BATCH: usize = 128;
+/// How long the first end of a batch waits for more.
+pub const RECORD_DELAY: Duration = Duration::from_millis(5);
+/// A proposal not applied by then is made again.
+pub const RECORD_TIMEOUT: Duration = Duration::from_secs(2);
+/// A step not answered by then is sent again.
+pub const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+/// First pause before a step is repeated; it doubles …
+pub const BACKOFF_MIN: Duration = Duration::from_millis(5);
+/// … up to this.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// What came back for a request, by its tag.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Received<R> {
+    /// The shard's machine answered (a refusal in a write result is such an answer).
+    Answer(R),
+    /// The shard's host refused the request as a whole: nothing is known of the step.
+    Refused(pb::Error),
+    /// No answer: not connected, deadline passed.
+    Lost(String),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// The machine applied an entry.
+    Effect(Effect),
+    /// Answers [`Output::SendWrite`]; the result of its one operation.
+    Write { tag: u64, received: Received<pb::WriteResult> },
+    /// Answers [`Output::SendStat`]; there a refusal may be an answer (NotFound).
+    Stat { tag: u64, received: Received<pb::StatReply> },
+    /// Time has passed.
+    Tick,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// One operation for a shard; several to one shard may share a request.
+    SendWrite {
+        shard: ShardId,
+        op: pb::WriteOp,
+        tag: u64,
+    },
+    SendStat {
+        inode: InodeId,
+        tag: u64,
+    },
+    /// Log it, without a session.
+    Propose(pb::CrossdirCommand),
+    /// To whoever waits for it; once per transaction and driver.
+    Answer {
+        transaction: TransactionId,
+        reply: pb::CrossdirReply,
+    },
+}
+
+/// The volatile half of the coordinator.
+#[derive(Debug)]
+pub struct Driver {
+    locks: Locks,
+    /// Unfinished.
+    running: BTreeMap<TransactionId, Running>,
+    /// The newest transaction seen.
+    newest: TransactionId,
+    /// Who waits for the answer to a request.
+    tags: BTreeMap<u64, Asked>,
+    next_tag: u64,
+    timers: BTreeSet<(Time, Timer)>,
+    /// Over, but not recorded as finished yet.
+    to_finish: VecDeque<TransactionId>,
+    finish_at: Option<Time>,
+    /// Finished, not retired.
+    ended: BTreeMap<TransactionId, Ended>,
+    forgetting: Forgetting,
+    to_retire: VecDeque<TransactionId>,
+    retire_at: Option<Time>,
+}
+
+#[derive(Debug)]
+struct Running {
+    steps: Box<dyn Steps + Send>,
+    started_at: Time,
+    shards: BTreeSet<ShardId>,
+    answer: Option<pb::CrossdirReply>,
+    phase: Phase,
+    /// Retired already, by an earlier driver: to be dropped as soon as it has its locks.
+    gone: bool,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// For its locks.
+    Queued,
+    Asking(Asking),
+    /// Over; waits to be recorded since the proposal was made, if it was.
+    Over {
+        proposed_at: Option<Time>,
+    },
+}
+
+/// A request on its way, or waiting to be sent again.
+#[derive(Debug)]
+struct Asking {
+    request: Request,
+    tag: u64,
+    attempts: u32,
+    /// Sent, not known to have failed.
+    sent: bool,
+    timer: Time,
+    /// Why the last attempt failed.
+    trouble: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Transaction(TransactionId),
+    Forgetting(ShardId),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Step(TransactionId),
+    Finish,
+    FinishProposal(TransactionId),
+    Forgettable,
+    Forget(ShardId),
+    Retire,
+    RetireProposal(TransactionId),
+}
+
+/// The pause before attempt `attempts + 1`.
+fn backoff(attempts: u32) -> Duration {
+    BACKOFF_MIN.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(BACKOFF_MAX)
+}
+
+impl Driver {
+    /// A driver for what `view` says is not over, and the requests it begins with. `now` must be later
+    /// than any instant an earlier driver of this host was made at (tags begin there, so that answers
+    /// to an earlier driver are not taken for answers to this one).
+    ///
+    /// # Errors
+    /// When the table fails or holds what is no row.
+    pub fn recover<T: Table + ?Sized>(view: &T, now: Time) -> Result<(Driver, Vec<Output>), TableError> {
+        let next = crate::schema::next_transaction(view)?;
+        let mut driver = Driver {
+            locks: Locks::default(),
+            running: BTreeMap::new(),
+            newest: TransactionId(next.0 - 1),
+            tags: BTreeMap::new(),
+            next_tag: now.0,
+            timers: BTreeSet::new(),
+            to_finish: VecDeque::new(),
+            finish_at: None,
+            ended: BTreeMap::new(),
+            forgetting: Forgetting::default(),
+            to_retire: VecDeque::new(),
+            retire_at: None,
+        };
+        let mut out = Vec::new();
+        for pending in machine::unfinished(view)? {
+            driver.begin(pending.transaction, &pending.begin, pending.started_at, now, &mut out);
+        }
+        for (transaction, (pending, reply)) in machine::finished_not_retired(view)? {
+            let steps = steps_of(transaction, &pending.begin);
+            let shards = steps.as_ref().map(|steps| steps.shards()).unwrap_or_default();
+            let kind = steps.map_or("unknown", |steps| steps.kind());
+            driver.end(transaction, Ended::new(kind, pending.started_at, shards, reply, now), now);
+        }
+        driver.forget_what_is_safe(now, &mut out);
+        Ok((driver, out))
+    }
+
+    /// Whether one more like `begin` may be logged; asked before it is.
+    ///
+    /// # Errors
+    /// Busy: too many wait for the same, or are on their way in all.
+    pub fn admit(&self, begin: &pb::BeginTransaction) -> Result<(), pb::Error> {
+        if self.running.len() >= RUNNING_MAX || self.ended.len() >= ENDED_MAX {
+            return Err(CrossdirError::Busy.with("too many directory operations are on their way"));
+        }
+        let steps = steps_of(TransactionId(0), begin).ok_or_else(|| CrossdirError::Malformed.bare())?;
+        if self.locks.longest_queue(&steps.locks()) >= QUEUE_MAX {
+            return Err(CrossdirError::Busy.with("too many operations wait for the same directory"));
+        }
+        Ok(())
+    }
+
+    pub fn step(&mut self, input: Input, now: Time) -> Vec<Output> {
+        let mut out = Vec::new();
+        match input {
+            Input::Effect(Effect::Begun { transaction, begin, started_at }) => {
+                // Older ones came with the view this driver was made from.
+                if transaction > self.newest {
+                    self.newest = transaction;
+                    self.begin(transaction, &begin, started_at, now, &mut out);
+                }
+            }
+            Input::Effect(Effect::Finished(finished)) => self.finished(&finished, now, &mut out),
+            Input::Effect(Effect::Retired(retired)) => self.retired(&retired, now, &mut out),
+            Input::Write { tag, received } => self.on_write(tag, received, now, &mut out),
+            Input::Stat { tag, received } => self.on_stat(tag, received, now, &mut out),
+            Input::Tick => {}
+        }
+        self.run_timers(now, &mut out);
+        out
+    }
+
+    /// When [`Input::Tick`] is due.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.timers.first().map(|&(at, _)| at)
+    }
+
+    /// The answer to a transaction, when it is certain; kept until it is retired.
+    pub fn reply(&self, transaction: TransactionId) -> Option<&pb::CrossdirReply> {
+        match self.running.get(&transaction) {
+            Some(running) => running.answer.as_ref(),
+            None => self.ended.get(&transaction).map(Ended::reply),
+        }
+    }
+
+    /// Transactions not finished.
+    pub fn unfinished(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Nothing is left to do: everything is retired.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.ended.is_empty()
+    }
+
+    /// At most `limit` transactions, oldest first, unfinished ones before those that wait to be forgotten.
+    pub fn list(&self, limit: usize) -> Vec<pb::TransactionInfo> {
+        let running = self.running.iter().map(|(&transaction, running)| pb::TransactionInfo {
+            transaction: transaction.0,
+            kind: running.steps.kind().to_owned(),
+            started_at: running.started_at.0,
+            step: running.describe(),
+            finished: false,
+        });
+        let ended = self.ended.iter().map(|(&transaction, ended)| ended.info(transaction));
+        running.chain(ended).take(limit).collect()
+    }
+
+    // ---- beginning and steps ----
+
+    fn begin(
+        &mut self,
+        transaction: TransactionId,
+        begin: &pb::BeginTransaction,
+        started_at: Time,
+        now: Time,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(steps) = steps_of(transaction, begin) else { return };
+        let (locks, shards) = (steps.locks(), steps.shards());
+        let running = Running { steps, started_at, shards, answer: None, phase: Phase::Queued, gone: false };
+        self.running.insert(transaction, running);
+        if self.locks.acquire(transaction, locks) {
+            self.start(transaction, now, out);
+        }
+    }
+
+    fn start(&mut self, transaction: TransactionId, now: Time, out: &mut Vec<Output>) {
+        debug_assert!(self.locks.holds(transaction), "XD-6");
+        match self.running.get(&transaction) {
+            Some(running) if running.gone => self.drop_gone(transaction, now, out),
+            Some(running) => self.ask(transaction, running.steps.first(), now, out),
+            None => {}
+        }
+    }
+
+    fn ask(&mut self, transaction: TransactionId, request: Request, now: Time, out: &mut Vec<Output>) {
+        let tag = self.tag(Asked::Transaction(transaction));
+        let timer = now.saturating_add(STEP_TIMEOUT);
+        out.push(send(&request, tag));
+        self.timers.insert((timer, Timer::Step(transaction)));
+        if let Some(running) = self.running.get_mut(&transaction) {
+            let trouble = String::new();
+            running.phase = Phase::Asking(Asking { request, tag, attempts: 1, sent: true, timer, trouble });
+        }
+    }
+
+    fn tag(&mut self, asked: Asked) -> u64 {
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        self.tags.insert(tag, asked);
+        tag
+    }
+
+    fn on_write(&mut self, tag: u64, received: Received<pb::WriteResult>, now: Time, out: &mut Vec<Output>) {
+        let Some(&asked) = self.tags.get(&tag) else { return };
+        let outcome = match received {
+            Received::Answer(result) => write_outcome(result),
+            Received::Refused(error) => Err(error.message),
+            Received::Lost(trouble) => Err(trouble),
+        };
+        match asked {
+            Asked::Transaction(transaction) => self.on_outcome(transaction, tag, outcome, now, out),
+            Asked::Forgetting(shard) => self.on_forgotten(shard, tag, outcome, now, out),
+        }
+    }
+
+    fn on_stat(&mut self, tag: u64, received: Received<pb::StatReply>, now: Time, out: &mut Vec<Output>) {
+        let Some(&Asked::Transaction(transaction)) = self.tags.get(&tag) else { return };
+        let outcome = match received {
+            Received::Answer(pb::StatReply { attributes: Some(attributes) }) => {
+                Ok(Outcome::Attributes(attributes))
+            }
+            Received::Answer(_) => Err("a reply without attributes".to_owned()),
+            Received::Refused(error) => match ShardError::from_code(error.code) {
+                Some(code @ (ShardError::NotFound | ShardError::NotDirectory)) => {
+                    Ok(Outcome::Refused(code, error.message))
+                }
+                _ => Err(error.message),
+            },
+            Received::Lost(trouble) => Err(trouble),
+        };
+        self.on_outcome(transaction, tag, outcome, now, out);
+    }
+
+    /// `outcome` `Err`: nothing is known of the step, because of that.
+    fn on_outcome(
+        &mut self,
+        transaction: TransactionId,
+        tag: u64,
+        outcome: Result<Outcome, String>,
+        now: Time,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(running) = self.running.get_mut(&transaction) else { return };
+        let Phase::Asking(asking) = &mut running.phase else { return };
+        // A late answer to an earlier step has another tag; to an earlier attempt, the same.
+        if asking.tag != tag {
+            return;
+        }
+        match outcome {
+            Ok(outcome) => {
+                self.timers.remove(&(asking.timer, Timer::Step(transaction)));
+                self.tags.remove(&tag);
+                let next = running.steps.next(outcome);
+                self.go_on(transaction, next, now, out);
+            }
+            Err(trouble) if asking.sent => {
+                asking.sent = false;
+                asking.trouble = trouble;
+                self.timers.remove(&(asking.timer, Timer::Step(transaction)));
+                asking.timer = now.saturating_add(backoff(asking.attempts));
+                self.timers.insert((asking.timer, Timer::Step(transaction)));
+            }
+            // An earlier attempt; the next one is due already.
+            Err(_) => {}
+        }
+    }
+
+    fn go_on(&mut self, transaction: TransactionId, next: Next, now: Time, out: &mut Vec<Output>) {
+        match next {
+            Next::Step(request) => self.ask(transaction, request, now, out),
+            Next::AnswerThen(reply, request) => {
+                self.answer(transaction, reply, out);
+                self.ask(transaction, request, now, out);
+            }
+            Next::Finish(reply) => {
+                self.answer(transaction, reply, out);
+                self.over(transaction, now, out);
+            }
+        }
+    }
+
+    /// XD-9: once.
+    fn answer(&mut self, transaction: TransactionId, reply: pb::CrossdirReply, out: &mut Vec<Output>) {
+        if let Some(running) = self.running.get_mut(&transaction)
+            && running.answer.is_none()
+        {
+            running.answer = Some(reply.clone());
+            out.push(Output::Answer { transaction, reply });
+        }
+    }
+
+    /// All steps are done: its end is to be recorded, and its locks go to the next (XD-8: or stay).
+    fn over(&mut self, transaction: TransactionId, now: Time, out: &mut Vec<Output>) {
+        let Some(running) = self.running.get_mut(&transaction) else { return };
+        running.phase = Phase::Over { proposed_at: None };
+        let keeps_locks = running.steps.locked_until_recorded();
+        self.to_finish.push_back(transaction);
+        if keeps_locks && self.locks.contended(&Resource::Tree) {
+            self.flush_finish(now, out);
+        } else {
+            self.collect_finish(now, out);
+        }
+        if !keeps_locks {
+            self.release(transaction, now, out);
+        }
+    }
+
+    fn release(&mut self, transaction: TransactionId, now: Time, out: &mut Vec<Output>) {
+        for next in self.locks.release(transaction) {
+            self.start(next, now, out);
+        }
+    }
+
+    // ---- timers ----
+
+    fn run_timers(&mut self, now: Time, out: &mut Vec<Output>) {
+        while let Some(&(at, timer)) = self.timers.first() {
+            if at > now {
+                break;
+            }
+            self.timers.pop_first();
+            match timer {
+                Timer::Step(transaction) => self.ask_again(transaction, now, out),
+                Timer::Finish => self.flush_finish(now, out),
+                Timer::FinishProposal(transaction) => self.finish_again(transaction, at, now, out),
+                Timer::Forgettable => self.forget_what_is_safe(now, out),
+                Timer::Forget(shard) => self.forget_timer(shard, now, out),
+                Timer::Retire => self.flush_retire(now, out),
+                Timer::RetireProposal(transaction) => self.retire_again(transaction, at, now, out),
+            }
+        }
+    }
+
+    /// Same tag: the shard's first answer to the step is the answer to all attempts (XD-1).
+    fn ask_again(&mut self, transaction: TransactionId, now: Time, out: &mut Vec<Output>) {
+        let Some(running) = self.running.get_mut(&transaction) else { return };
+        let Phase::Asking(asking) = &mut running.phase else { return };
+        if asking.sent {
+            asking.trouble = "no answer".to_owned();
+        }
+        asking.sent = true;
+        asking.attempts = asking.attempts.saturating_add(1);
+        asking.timer = now.saturating_add(STEP_TIMEOUT);
+        self.timers.insert((asking.timer, Timer::Step(transaction)));
+        out.push(send(&asking.request, asking.tag));
+    }
+}
+
+impl Running {
+    fn describe(&self) -> String {
+        match &self.phase {
+            Phase::Queued => "waiting for another operation on the same directory".to_owned(),
+            Phase::Over { .. } => "recording the end".to_owned(),
+            Phase::Asking(asking) => {
+                let shard = match &asking.request {
+                    Request::Write(shard, _) => *shard,
+                    Request::Stat(inode) => inode.shard(),
+                };
+                let step = self.steps.step();
+                if asking.trouble.is_empty() {
+                    format!("{step} (shard {shard})")
+                } else {
+                    format!("{step} (shard {shard}, attempt {}: {})", asking.attempts, asking.trouble)
+                }
+            }
+        }
+    }
+}
+
+fn send(request: &Request, tag: u64) -> Output {
+    match request {
+        Request::Write(shard, op) => {
+            Output::SendWrite { shard: *shard, op: pb::WriteOp { op: Some(op.clone()) }, tag }
+        }
+        Request::Stat(inode) => Output::SendStat { inode: *inode, tag },
+    }
+}
+
+/// `Err`: no outcome, ask again.
+fn write_outcome(result: pb::WriteResult) -> Result<Outcome, String> {
+    use pb::write_result::Result as Wire;
+    let time = Time(result.time);
+    match result.result {
+        Some(Wire::Done(_)) => Ok(Outcome::Done { time }),
+        Some(Wire::Link(link)) => Ok(Outcome::Linked { link, time }),
+        Some(Wire::Error(error)) => match ShardError::from_code(error.code) {
+            Some(code) if waits(code) => Err(error.message),
+            Some(code) => Ok(Outcome::Refused(code, error.message)),
+            None => Ok(Outcome::Refused(
+                ShardError::Internal,
+                format!("error {} of the shard: {}", error.code, error.message),
+            )),
+        },
+        Some(Wire::Eden(_)) | None => Err("a reply of another kind".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+//! Moving a file or symlink to another directory.
+//!
+//! | step | shard | undo |
+//! |---|---|---|
+//! | 1. LockEdge old/name → target (it is there, and stays) | old directory's | 3. |
+//! | 2. LinkEdge new/name → target; this decides | new directory's | |
+//! | 3. when 2 was refused: UnlockEdge old/name | old directory's | |
+//! | 3. else: UnlinkEdge old/name (not owned: the file lives on) | old directory's | |
+//!
+//! Locks: both edges exclusive, both directories shared. Answered after 3 either way: the caller
+//! finds the old name gone, or unlocked.
+
+use std::collections::BTreeSet;
+
+use eggs_proto::{InodeId, ShardId, TransactionId, pb};
+use pb::write_op::Op;
+
+use super::{Next, Outcome, Request, Steps, impossible, refused, reply};
+use crate::locks::{LockSet, Mode, Resource};
+
+#[derive(Debug)]
+pub(super) struct MoveFile {
+    edges: Edges,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Locking,
+    Linking,
+    Unlinking { replaced: u64 },
+    Unlocking(pb::CrossdirReply),
+}
+
+impl MoveFile {
+    pub(super) fn new(transaction: TransactionId, op: pb::Move) -> Self {
+        let replace = op.replace();
+        MoveFile { edges: Edges { transaction, op, replace }, state: State::Locking }
+    }
+}
+
+impl Steps for MoveFile {
+    fn kind(&self) -> &'static str {
+        "move file"
+    }
+
+    fn locks(&self) -> LockSet {
+        self.edges.locks()
+    }
+
+    fn shards(&self) -> BTreeSet<ShardId> {
+        self.edges.shards()
+    }
+
+    fn first(&self) -> Request {
+        self.edges.lock()
+    }
+
+    fn next(&mut self, outcome: Outcome) -> Next {
+        match (&self.state, outcome) {
+            (State::Locking, Outcome::Done { .. } | Outcome::Linked { .. }) => {
+                self.state = State::Linking;
+                Next::Step(self.edges.link())
+            }
+            (State::Locking, Outcome::Refused(error, message)) => Next::Finish(refused(error, message)),
+            (State::Linking, Outcome::Linked { link, .. }) => {
+                self.state = State::Unlinking { replaced: link.replaced };
+                Next::Step(self.edges.unlink())
+            }
+            (State::Linking, Outcome::Refused(error, message)) => {
+                self.state = State::Unlocking(refused(error, message));
+                Next::Step(self.edges.unlock())
+            }
+            (State::Unlinking { replaced }, Outcome::Done { .. } | Outcome::Linked { .. }) => {
+                let moved = pb::MoveReply { replaced: *replaced };
+                Next::Finish(reply(pb::crossdir_reply::Result::Move(moved)))
+            }
+            (State::Unlocking(answer), Outcome::Done { .. } | Outcome::Linked { .. }) => {
+                Next::Finish(answer.clone())
+            }
+            (_, outcome) => Next::Finish(impossible(self.edges.transaction, self.step(), &outcome)),
+        }
+    }
+
+    fn step(&self) -> &'static str {
+        match self.state {
+            State::Locking => "locking the old name",
+            State::Linking => "linking the new name",
+            State::Unlinking { .. } => "unlinking the old name",
+            State::Unlocking(_) => "unlocking the old name",
+        }
+    }
+}
+
+/// The two edges of a move, and what is done to them.
+#[derive(Debug)]
+pub(super) struct Edges {
+    pub transaction: TransactionId,
+    pub op: pb::Move,
+    pub replace: pb::Replace,
+}
+
+impl Edges {
+    pub(super) fn old(&self) -> InodeId {
+        InodeId(self.op.old_directory)
+    }
+
+    pub(super) fn new(&self) -> InodeId {
+        InodeId(self.op.new_directory)
+    }
+
+    pub(super) fn target(&self) -> InodeId {
+        InodeId(self.op.target)
+    }
+
+    pub(super) fn locks(&self) -> LockSet {
+        LockSet::default()
+            .with(Resource::Edge(self.old(), self.op.old_name.clone()), Mode::Exclusive)
+            .with(Resource::Edge(self.new(), self.op.new_name.clone()), Mode::Exclusive)
+            .with(Resource::Directory(self.old()), Mode::Shared)
+            .with(Resource::Directory(self.new()), Mode::Shared)
+    }
+
+    pub(super) fn shards(&self) -> BTreeSet<ShardId> {
+        BTreeSet::from([self.old().shard(), self.new().shard()])
+    }
+
+    pub(super) fn lock(&self) -> Request {
+        let step = pb::LockEdge {
+            transaction: self.transaction.0,
+            directory: self.op.old_directory,
+            name: self.op.old_name.clone(),
+            target: self.op.target,
+        };
+        Request::Write(self.old().shard(), Op::LockEdge(step))
+    }
+
+    pub(super) fn unlock(&self) -> Request {
+        let step = pb::UnlockEdge {
+            transaction: self.transaction.0,
+            directory: self.op.old_directory,
+            name: self.op.old_name.clone(),
+        };
+        Request::Write(self.old().shard(), Op::UnlockEdge(step))
+    }
+
+    pub(super) fn link(&self) -> Request {
+        let step = pb::LinkEdge {
+            transaction: self.transaction.0,
+            directory: self.op.new_directory,
+            name: self.op.new_name.clone(),
+            target: self.op.target,
+            replace: self.replace.into(),
+        };
+        Request::Write(self.new().shard(), Op::LinkEdge(step))
+    }
+
+    pub(super) fn unlink(&self) -> Request {
+        let step = pb::UnlinkEdge {
+            transaction: self.transaction.0,
+            directory: self.op.old_directory,
+            name: self.op.old_name.clone(),
+            target: self.op.target,
+            owned: false,
+        };
+        Request::Write(self.old().shard(), Op::UnlinkEdge(step))
+    }
+}
