@@ -196,7 +196,7 @@ impl Driver {
             let steps = steps_of(transaction, &pending.begin);
             let shards = steps.as_ref().map(|steps| steps.shards()).unwrap_or_default();
             let kind = steps.map_or("unknown", |steps| steps.kind());
-            driver.end(transaction, Ended::new(kind, pending.started_at, shards, reply, now), now);
+            driver.end(transaction, Ended::new(kind, pending.started_at, shards, reply), now);
         }
         driver.forget_what_is_safe(now, &mut out);
         Ok((driver, out))

@@ -24,7 +24,6 @@ pub const LATE_MAX: Duration = Duration::from_secs(60);
 pub(super) struct Ended {
     kind: &'static str,
     started_at: Time,
-    finished_at: Time,
     reply: pb::CrossdirReply,
     /// Those that may still remember it.
     shards: BTreeSet<ShardId>,
@@ -67,9 +66,8 @@ impl Ended {
         started_at: Time,
         shards: BTreeSet<ShardId>,
         reply: pb::CrossdirReply,
-        finished_at: Time,
     ) -> Ended {
-        Ended { kind, started_at, finished_at, reply, shards, told: false, proposed_at: None }
+        Ended { kind, started_at, reply, shards, told: false, proposed_at: None }
     }
 
     pub(super) fn reply(&self) -> &pb::CrossdirReply {
@@ -163,7 +161,7 @@ impl Driver {
             }
             let kind = running.steps.kind();
             let reply = running.answer.unwrap_or_default();
-            self.end(transaction, Ended::new(kind, running.started_at, running.shards, reply, now), now);
+            self.end(transaction, Ended::new(kind, running.started_at, running.shards, reply), now);
             // Nothing, unless they were kept until now (XD-8).
             self.release(transaction, now, out);
         }

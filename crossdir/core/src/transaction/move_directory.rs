@@ -74,7 +74,7 @@ impl MoveDirectory {
             return Next::Step(self.edges.lock());
         }
         if depth + 1 >= DEPTH_MAX {
-            return Next::Finish(refusal(CrossdirError::TooDeep, self.edges.new()));
+            return Next::Finish(refusal(CrossdirError::TooDeep, self.edges.new_directory()));
         }
         self.state = State::Checking { at: owner, depth: depth + 1 };
         Next::Step(Request::Stat(owner))
@@ -113,7 +113,7 @@ impl Steps for MoveDirectory {
     }
 
     fn first(&self) -> Request {
-        Request::Stat(self.edges.new())
+        Request::Stat(self.edges.new_directory())
     }
 
     fn next(&mut self, outcome: Outcome) -> Next {

@@ -101,11 +101,11 @@ pub(super) struct Edges {
 }
 
 impl Edges {
-    pub(super) fn old(&self) -> InodeId {
+    pub(super) fn old_directory(&self) -> InodeId {
         InodeId(self.op.old_directory)
     }
 
-    pub(super) fn new(&self) -> InodeId {
+    pub(super) fn new_directory(&self) -> InodeId {
         InodeId(self.op.new_directory)
     }
 
@@ -115,14 +115,14 @@ impl Edges {
 
     pub(super) fn locks(&self) -> LockSet {
         LockSet::default()
-            .with(Resource::Edge(self.old(), self.op.old_name.clone()), Mode::Exclusive)
-            .with(Resource::Edge(self.new(), self.op.new_name.clone()), Mode::Exclusive)
-            .with(Resource::Directory(self.old()), Mode::Shared)
-            .with(Resource::Directory(self.new()), Mode::Shared)
+            .with(Resource::Edge(self.old_directory(), self.op.old_name.clone()), Mode::Exclusive)
+            .with(Resource::Edge(self.new_directory(), self.op.new_name.clone()), Mode::Exclusive)
+            .with(Resource::Directory(self.old_directory()), Mode::Shared)
+            .with(Resource::Directory(self.new_directory()), Mode::Shared)
     }
 
     pub(super) fn shards(&self) -> BTreeSet<ShardId> {
-        BTreeSet::from([self.old().shard(), self.new().shard()])
+        BTreeSet::from([self.old_directory().shard(), self.new_directory().shard()])
     }
 
     pub(super) fn lock(&self) -> Request {
@@ -132,7 +132,7 @@ impl Edges {
             name: self.op.old_name.clone(),
             target: self.op.target,
         };
-        Request::Write(self.old().shard(), Op::LockEdge(step))
+        Request::Write(self.old_directory().shard(), Op::LockEdge(step))
     }
 
     pub(super) fn unlock(&self) -> Request {
@@ -141,7 +141,7 @@ impl Edges {
             directory: self.op.old_directory,
             name: self.op.old_name.clone(),
         };
-        Request::Write(self.old().shard(), Op::UnlockEdge(step))
+        Request::Write(self.old_directory().shard(), Op::UnlockEdge(step))
     }
 
     pub(super) fn link(&self) -> Request {
@@ -152,7 +152,7 @@ impl Edges {
             target: self.op.target,
             replace: self.replace.into(),
         };
-        Request::Write(self.new().shard(), Op::LinkEdge(step))
+        Request::Write(self.new_directory().shard(), Op::LinkEdge(step))
     }
 
     pub(super) fn unlink(&self) -> Request {
@@ -163,6 +163,6 @@ impl Edges {
             target: self.op.target,
             owned: false,
         };
-        Request::Write(self.old().shard(), Op::UnlinkEdge(step))
+        Request::Write(self.old_directory().shard(), Op::UnlinkEdge(step))
     }
 }

@@ -1,0 +1,129 @@
+//! What may come in: limits, lengths, ids (RG-6). The same rules for a heartbeat, before it is logged, and
+//! for a command, when it is applied.
+
+use std::collections::BTreeSet;
+
+use eggs_proto::limits::{CLASS_INLINE, FAILURE_DOMAIN_BYTES_MAX, PATH_BYTES_MAX, SHARDS};
+use eggs_proto::{RegistryError, ServiceError, flags, pb};
+
+/// `host:port`.
+pub const ADDRESS_BYTES_MAX: usize = 256;
+/// Disks of one host.
+pub const BLOCK_SERVICES_PER_HOST_MAX: usize = 1024;
+/// What a host says of a disk that is lost.
+pub const PROBLEM_BYTES_MAX: usize = 1024;
+/// Blocks in one report.
+pub const REPORT_BLOCKS_MAX: usize = 4096;
+/// Block services whose flags one request sets.
+pub const SET_FLAGS_MAX: usize = 4096;
+const KEY_BYTES: usize = 32;
+
+type Check = Result<(), pb::Error>;
+
+fn malformed(what: impl std::fmt::Display) -> pb::Error {
+    RegistryError::Malformed.with(what)
+}
+
+fn text(what: &str, text: &str, max: usize) -> Check {
+    if text.len() > max {
+        return Err(malformed(format_args!("{what} has {} bytes, more than {max}", text.len())));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(malformed(format_args!("{what} has control characters")));
+    }
+    Ok(())
+}
+
+pub fn address(address: &str) -> Check {
+    text("address", address, ADDRESS_BYTES_MAX)?;
+    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+    match port.map(str::parse::<u16>) {
+        Some(Ok(port)) if port != 0 => Ok(()),
+        _ => Err(malformed(format_args!("address '{address}' is not host:port"))),
+    }
+}
+
+pub fn failure_domain(domain: &str) -> Check {
+    text("failure domain", domain, FAILURE_DOMAIN_BYTES_MAX)
+}
+
+/// `host_domain`: used where the disk names none.
+pub fn block_service(report: &pb::BlockServiceReport, host_domain: &str) -> Check {
+    if report.id == 0 {
+        return Err(malformed("block service 0"));
+    }
+    if report.key.len() != KEY_BYTES || report.key.iter().all(|&byte| byte == 0) {
+        return Err(malformed(format_args!("the key of block service {:#018x}", report.id)));
+    }
+    if report.storage_class <= u32::from(CLASS_INLINE) || report.storage_class > u32::from(u8::MAX) {
+        return Err(malformed(format_args!("storage class {}", report.storage_class)));
+    }
+    failure_domain(&report.failure_domain)?;
+    if report.failure_domain.is_empty() && host_domain.is_empty() {
+        return Err(malformed(format_args!("block service {:#018x} has no failure domain", report.id)));
+    }
+    text("path", &report.path, PATH_BYTES_MAX)?;
+    if report.problem.len() > PROBLEM_BYTES_MAX {
+        return Err(malformed("problem is too long"));
+    }
+    if report.available_bytes > report.capacity_bytes {
+        return Err(malformed("more space is available than there is"));
+    }
+    Ok(())
+}
+
+pub fn block_services(host: &str, host_domain: &str, reports: &[pb::BlockServiceReport]) -> Check {
+    address(host)?;
+    failure_domain(host_domain)?;
+    if reports.len() > BLOCK_SERVICES_PER_HOST_MAX {
+        return Err(malformed(format_args!("{} block services on one host", reports.len())));
+    }
+    let mut ids = BTreeSet::new();
+    for report in reports {
+        block_service(report, host_domain)?;
+        if !ids.insert(report.id) {
+            return Err(malformed(format_args!("block service {:#018x} is there twice", report.id)));
+        }
+    }
+    Ok(())
+}
+
+pub fn shards(host: &str, shards: impl ExactSizeIterator<Item = u32>) -> Check {
+    address(host)?;
+    if shards.len() > usize::from(SHARDS) {
+        return Err(malformed("more shards than there are"));
+    }
+    let mut seen = BTreeSet::new();
+    for shard in shards {
+        if shard >= u32::from(SHARDS) || !seen.insert(shard) {
+            return Err(malformed(format_args!("shard {shard}")));
+        }
+    }
+    Ok(())
+}
+
+pub fn set_flags(op: &pb::SetFlags) -> Check {
+    if op.block_services.is_empty() || op.block_services.len() > SET_FLAGS_MAX {
+        return Err(malformed("how many block services"));
+    }
+    if (op.set | op.clear) & !flags::SETTABLE != 0 {
+        return Err(malformed("only NO_READ, NO_WRITE and DECOMMISSIONED can be set or cleared"));
+    }
+    if op.set & op.clear != 0 {
+        return Err(malformed("a flag cannot be both set and cleared"));
+    }
+    Ok(())
+}
+
+pub fn reported_blocks(op: &pb::ReportBlocks) -> Check {
+    if op.blocks.len() > REPORT_BLOCKS_MAX {
+        return Err(malformed("too many blocks in one report"));
+    }
+    for block in &op.blocks {
+        let kind = pb::BadBlockKind::try_from(block.kind).unwrap_or_default();
+        if block.block_service == 0 || block.block == 0 || kind == pb::BadBlockKind::BadBlockUnspecified {
+            return Err(malformed("a report of no block"));
+        }
+    }
+    Ok(())
+}
