@@ -30,6 +30,8 @@ pub enum ConsensusError {
 pub enum Applied {
     /// The machine's (first) reply.
     Reply(Bytes),
+    /// What `prepare` answered; nothing was logged.
+    Refused(Bytes),
     /// The session has gone on to a later sequence.
     Stale,
 }
@@ -76,7 +78,7 @@ impl Handle {
     /// Agrees on a command and answers the machine's reply to it.
     ///
     /// `prepare` runs on the consensus thread, on the leader, on the state just before the proposal:
-    /// it makes the choices. Its `Err(reply)` is answered as it is, and nothing is logged. A repeated
+    /// it makes the choices. Its `Err(bytes)` is answered as `Refused`, and nothing is logged. A repeated
     /// (session, sequence) gets its first reply without being prepared again.
     pub async fn write(
         &self,

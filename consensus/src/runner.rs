@@ -274,7 +274,7 @@ where
         let time = self.clock.now();
         let command = match prepare(view, time) {
             Ok(command) => command,
-            Err(reply) => return Some((answer, Ok(Applied::Reply(reply)))),
+            Err(refusal) => return Some((answer, Ok(Applied::Refused(refusal)))),
         };
         match self.host.propose(id, Proposal { time, session, sequence, command }) {
             Ok(proposal) => {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use eggs_consensus_core::{AppliedRow, GroupCommit, GroupId, StateStore, StorageError};
 use eggs_machine::on_sled::SledTable;
-use eggs_machine::table::{after, prefix_end};
+use eggs_machine::table::after;
 use eggs_machine::{Batch, Table};
 
 /// Prefix under which the applied rows are, keyed by group.
@@ -189,6 +189,7 @@ const _: () = assert!(APPLIED == u16::MAX);
 #[cfg(test)]
 mod tests {
     use eggs_machine::hash::StateHash;
+    use eggs_machine::table::prefix_end;
 
     use super::*;
 

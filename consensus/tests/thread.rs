@@ -63,7 +63,7 @@ async fn answers_once_and_survives_restarts() {
     assert_eq!(write(&handle, 3, 1, b"a").await, reply(b"a"));
     let refusal =
         handle.write(GroupId(3), SessionId(2), 1, |_, _| Err(Bytes::from_static(b"no"))).await.unwrap();
-    assert_eq!(refusal, reply(b"no"));
+    assert_eq!(refusal, Applied::Refused(Bytes::from_static(b"no")));
     runner.stop();
     assert_eq!(handle.stopped().await, None);
     let (handle, runner) = start(directory.path());

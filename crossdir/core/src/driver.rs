@@ -250,6 +250,11 @@ impl Driver {
         }
     }
 
+    /// Not finished yet: its answer is still to come, or to be recorded.
+    pub fn is_running(&self, transaction: TransactionId) -> bool {
+        self.running.contains_key(&transaction)
+    }
+
     /// Transactions not finished.
     pub fn unfinished(&self) -> usize {
         self.running.len()

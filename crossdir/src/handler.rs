@@ -1,0 +1,187 @@
+//! From a request to its answer; knows nothing of the transport.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use eggs_consensus::{Applied, ConsensusError, Handle};
+use eggs_crossdir_core::driver::QUEUE_MAX;
+use eggs_crossdir_core::{Answer as Known, prepare};
+use eggs_machine::Table;
+use eggs_proto::limits::PROTOCOL_VERSION;
+use eggs_proto::pb::begin_transaction::Op as Intent;
+use eggs_proto::pb::crossdir_reply::Result as Answer;
+use eggs_proto::pb::crossdir_request::Op;
+use eggs_proto::{ClusterId, CrossdirError, ServiceError, SessionId, Time, TransactionId, pb};
+use prost::Message;
+use tokio::sync::oneshot;
+
+use crate::driving::{Driving, Event, GROUP};
+use crate::shards::Shards;
+
+/// How long one request waits for its transaction; then the caller is told to ask again.
+const WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// What every request needs; cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Handler {
+    pub(crate) consensus: Handle,
+    pub(crate) driving: Driving,
+    /// Set once the cluster is known.
+    pub(crate) joined: Arc<OnceLock<(ClusterId, Shards)>>,
+    /// Counts new directories, so that they go round the shards.
+    pub(crate) made: Arc<AtomicU64>,
+}
+
+impl Handler {
+    /// Answers one request; every failure is an answer too.
+    pub(crate) async fn call(&self, request: pb::CrossdirRequest) -> pb::CrossdirReply {
+        let started = Instant::now();
+        let op = request.op.as_ref().map_or("none", op_name);
+        let result = match self.answer(request).await {
+            Ok(answer) => answer,
+            Err(error) => Answer::Error(error),
+        };
+        let outcome = if matches!(result, Answer::Error(_)) { "error" } else { "ok" };
+        metrics::histogram!("eggs_crossdir_request_seconds", "op" => op, "outcome" => outcome)
+            .record(started.elapsed().as_secs_f64());
+        let header = pb::ReplyHeader { version: PROTOCOL_VERSION, time: self.consensus.now().0 };
+        pb::CrossdirReply { header: Some(header), result: Some(result) }
+    }
+
+    async fn answer(&self, request: pb::CrossdirRequest) -> Result<Answer, pb::Error> {
+        let header =
+            request.header.ok_or_else(|| CrossdirError::Malformed.with("a request without header"))?;
+        let shards = self.admit(&header)?;
+        match request.op.ok_or_else(|| CrossdirError::Malformed.with("a request without operation"))? {
+            Op::ListTransactions(_) => {
+                let transactions = self.ask(Event::List).await?;
+                Ok(Answer::ListTransactions(pb::ListTransactionsReply { transactions }))
+            }
+            op => self.transaction(op, SessionId(header.session), header.sequence, shards).await,
+        }
+    }
+
+    fn admit(&self, header: &pb::RequestHeader) -> Result<&Shards, pb::Error> {
+        if header.version != PROTOCOL_VERSION {
+            let versions = format!("version {} (this host speaks {PROTOCOL_VERSION})", header.version);
+            return Err(CrossdirError::UnsupportedVersion.with(versions));
+        }
+        let Some((cluster_id, shards)) = self.joined.get() else {
+            return Err(CrossdirError::Busy.with("the coordinator has not joined the cluster yet"));
+        };
+        if header.cluster_id != cluster_id.0[..] {
+            return Err(CrossdirError::WrongCluster.with(format_args!("this is cluster {cluster_id}")));
+        }
+        if !self.consensus.observe(Time(header.time)) {
+            return Err(CrossdirError::ClockAhead.bare());
+        }
+        Ok(shards)
+    }
+
+    async fn transaction(
+        &self,
+        op: Op,
+        session: SessionId,
+        sequence: u64,
+        shards: &Shards,
+    ) -> Result<Answer, pb::Error> {
+        // No queue can be longer than all that is unfinished: only then is it worth asking.
+        if self.driving.unfinished.load(Ordering::Relaxed) >= QUEUE_MAX {
+            let begin = Box::new(pb::BeginTransaction { op: intent(&op), ..pb::BeginTransaction::default() });
+            self.ask(|answer| Event::Admit(begin, answer)).await??;
+        }
+        let counter = self.made.fetch_add(1, Ordering::Relaxed);
+        let alive = shards.alive();
+        let prepare = move |view: &dyn Table, now: Time| match prepare(
+            view, &op, session, sequence, now, &alive, counter,
+        ) {
+            Ok(command) => Ok(Bytes::from(command.encode_to_vec())),
+            Err(error) => Err(Bytes::from(error.encode_to_vec())),
+        };
+        // The machine keeps the sessions itself: a call's answer comes long after its entry.
+        let applied = self.consensus.write(GROUP, SessionId(0), 0, prepare).await.map_err(refused)?;
+        let accepted = match applied {
+            Applied::Reply(reply) => {
+                pb::TransactionAccepted::decode(reply).map_err(|error| internal(&error))?
+            }
+            Applied::Refused(error) => {
+                return Err(pb::Error::decode(error).unwrap_or_else(|error| internal(&error)));
+            }
+            Applied::Stale => return Err(CrossdirError::StaleSession.bare()),
+        };
+        if let Some(error) = accepted.error {
+            return Err(error);
+        }
+        let transaction = TransactionId(accepted.transaction);
+        let waited = self.ask(|answer| Event::Wait(transaction, answer));
+        let reply = match tokio::time::timeout(WAIT_MAX, waited).await {
+            Err(_) => {
+                return Err(CrossdirError::InProgress.with(format_args!("transaction {}", transaction.0)));
+            }
+            Ok(reply) => match reply? {
+                Some(reply) => reply,
+                None => self.known(session, sequence).await?,
+            },
+        };
+        reply.result.ok_or_else(|| internal(&"an answer without result"))
+    }
+
+    /// The answer to a call whose transaction is over and gone from the driver.
+    async fn known(&self, session: SessionId, sequence: u64) -> Result<pb::CrossdirReply, pb::Error> {
+        let known = self
+            .consensus
+            .read(move |views, _| {
+                let view = views.get(GROUP)?;
+                Some(eggs_crossdir_core::answer(view, session, sequence))
+            })
+            .await
+            .map_err(refused)?;
+        match known.ok_or_else(|| refused(ConsensusError::NotLeader))?.map_err(|error| internal(&error))? {
+            Known::Done(_, reply) => Ok(reply),
+            Known::Stale => Err(CrossdirError::StaleSession.bare()),
+            // The driver is being made anew.
+            Known::InProgress(_) | Known::Unknown => Err(CrossdirError::InProgress.bare()),
+        }
+    }
+
+    async fn ask<R>(&self, event: impl FnOnce(oneshot::Sender<R>) -> Event) -> Result<R, pb::Error> {
+        let stopping = || CrossdirError::Busy.with("the coordinator is starting or stopping");
+        let (answer, answered) = oneshot::channel();
+        self.driving.events.send(event(answer)).map_err(|_| stopping())?;
+        answered.await.map_err(|_| stopping())
+    }
+}
+
+fn intent(op: &Op) -> Option<Intent> {
+    match op {
+        Op::Mkdir(op) => Some(Intent::Mkdir(op.clone())),
+        Op::Rmdir(op) => Some(Intent::Rmdir(op.clone())),
+        Op::Move(op) => Some(Intent::Move(op.clone())),
+        Op::ListTransactions(_) => None,
+    }
+}
+
+fn refused(error: ConsensusError) -> pb::Error {
+    match error {
+        ConsensusError::NotLeader => CrossdirError::NotLeader.bare(),
+        ConsensusError::Busy => CrossdirError::Busy.bare(),
+        ConsensusError::Stopped => CrossdirError::Busy.with("the daemon is stopping"),
+        ConsensusError::Storage(error) => internal(&error),
+    }
+}
+
+fn internal(error: &dyn std::fmt::Display) -> pb::Error {
+    tracing::error!(%error, "request failed");
+    CrossdirError::Internal.with(error)
+}
+
+fn op_name(op: &Op) -> &'static str {
+    match op {
+        Op::Mkdir(_) => "mkdir",
+        Op::Rmdir(_) => "rmdir",
+        Op::Move(_) => "move",
+        Op::ListTransactions(_) => "list_transactions",
+    }
+}
