@@ -33,7 +33,7 @@ use eggs_proto::{BlockError, BlockId};
 use rustix::fs::{self as rfs, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-pub use format::{Contents, OpenError, format, inspect};
+pub use format::{Contents, OpenError, OpenProblem, format, inspect};
 pub use incoming::{Begun, Incoming};
 pub use ledger::Totals;
 pub use read::StoredBlock;

@@ -1,0 +1,362 @@
+//! A disk as the service sees it: there or lost, with its own limits (BL-6, BL-9).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
+
+use eggs_blockd_core::Identity;
+use eggs_blockd_core::admission::Space;
+use eggs_proto::{BlockError, BlockServiceId, ClusterId, ServiceError, mac, pb};
+use tokio::sync::Semaphore;
+
+use crate::limits::{CHECK_MAX, READS_PER_DISK_MAX, WRITES_PER_DISK_MAX};
+use crate::store::{Contents, OpenError, OpenProblem, Store, StoreError, Totals, format, inspect};
+
+/// What somebody wants to be a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// Its folder.
+    pub path: PathBuf,
+    /// 2 and up. A formatted disk must be of this class.
+    pub storage_class: u8,
+    /// What it can fail together with. May change when the disk moves to another host.
+    pub failure_domain: String,
+    /// It was formatted before: when it is not there it is lost, and never formatted.
+    pub expect_existing: bool,
+}
+
+/// An answer that is no, and about what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub code: BlockError,
+    pub what: String,
+}
+
+impl Refusal {
+    pub fn new(code: BlockError, what: impl Into<String>) -> Refusal {
+        Refusal { code, what: what.into() }
+    }
+}
+
+impl From<Refusal> for pb::Error {
+    fn from(refusal: Refusal) -> pb::Error {
+        refusal.code.with(refusal.what)
+    }
+}
+
+/// Which path each block service id of this process is at: a copied disk has the id of its original.
+pub type Ids = Arc<Mutex<BTreeMap<BlockServiceId, PathBuf>>>;
+
+/// One configured disk.
+#[derive(Debug)]
+pub struct Disk {
+    config: DiskConfig,
+    cluster: ClusterId,
+    ids: Ids,
+    state: Mutex<State>,
+    pub writes: Arc<Semaphore>,
+    pub reads: Arc<Semaphore>,
+    io_errors: AtomicU64,
+}
+
+#[derive(Debug)]
+struct State {
+    store: Result<Arc<Store>, String>,
+    /// Its id and key, once known; a lost disk keeps them.
+    known: Option<(BlockServiceId, mac::Key)>,
+    /// When the look at the disk that is under way began.
+    looking_since: Option<Instant>,
+    space: Space,
+    totals: Totals,
+}
+
+/// What a disk tells of itself.
+#[derive(Debug, Clone)]
+pub struct Report {
+    pub known: Option<(BlockServiceId, mac::Key)>,
+    /// The device its folder is on, while it is there.
+    pub device: Option<u64>,
+    pub space: Space,
+    pub totals: Totals,
+    pub io_errors: u64,
+    /// Empty: it is well.
+    pub problem: String,
+}
+
+/// What a look at a disk found out.
+#[derive(Debug)]
+pub enum Look {
+    Same,
+    /// It is there (again): its blocks are to be counted.
+    Opened(Arc<Store>),
+}
+
+impl Disk {
+    /// Opens a disk; formats an empty folder when that is allowed.
+    ///
+    /// # Errors
+    /// What is for people to put right. A disk that is to exist and does not is lost, not an error.
+    pub fn open(config: DiskConfig, cluster: ClusterId, ids: Ids) -> Result<(Disk, Look), OpenError> {
+        let disk = Disk {
+            cluster,
+            ids,
+            state: Mutex::new(State {
+                store: Err("it was not opened yet".to_owned()),
+                known: None,
+                looking_since: None,
+                space: Space::default(),
+                totals: Totals::default(),
+            }),
+            writes: Arc::new(Semaphore::new(WRITES_PER_DISK_MAX)),
+            reads: Arc::new(Semaphore::new(READS_PER_DISK_MAX)),
+            io_errors: AtomicU64::new(0),
+            config,
+        };
+        match disk.open_or_format() {
+            Ok(store) => {
+                disk.state().store = Ok(Arc::clone(&store));
+                disk.look_at(&store);
+                Ok((disk, Look::Opened(store)))
+            }
+            Err(error) if disk.config.expect_existing && error.problem.is_loss() => {
+                disk.lose(&error.problem.to_string());
+                Ok((disk, Look::Same))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn open_or_format(&self) -> Result<Arc<Store>, OpenError> {
+        let DiskConfig { path, expect_existing, .. } = &self.config;
+        if !expect_existing && matches!(inspect(path)?, Contents::Absent | Contents::Empty) {
+            let identity = self.new_identity()?;
+            format(path, &identity)?;
+            tracing::info!(path = %path.display(), id = %identity.service, "disk formatted");
+        }
+        self.open_existing()
+    }
+
+    fn new_identity(&self) -> Result<Identity, OpenError> {
+        let mut random = [0; 40];
+        getrandom::fill(&mut random).map_err(|error| OpenError {
+            path: self.config.path.clone(),
+            problem: OpenProblem::Io {
+                what: "get random bytes for its key",
+                source: std::io::Error::other(error.to_string()),
+            },
+        })?;
+        let (id, key) = random.split_at(8);
+        let (mut id_bytes, mut key_bytes) = ([0; 8], [0; 32]);
+        id_bytes.copy_from_slice(id);
+        key_bytes.copy_from_slice(key);
+        Ok(Identity {
+            cluster: self.cluster,
+            service: BlockServiceId(u64::from_le_bytes(id_bytes).max(1)),
+            key: key_bytes,
+            formatted_at: eggs_daemon::clock::wall(),
+            storage_class: self.config.storage_class,
+            failure_domain: self.config.failure_domain.clone(),
+        })
+    }
+
+    /// Opens the disk if it is the one it should be.
+    fn open_existing(&self) -> Result<Arc<Store>, OpenError> {
+        let store = Store::open(&self.config.path, self.cluster)?;
+        let identity = store.identity();
+        let mismatch = |problem| {
+            Err(OpenError { path: self.config.path.clone(), problem: OpenProblem::Mismatch(problem) })
+        };
+        if identity.storage_class != self.config.storage_class {
+            return mismatch(format!(
+                "it was formatted with storage class {}, but is configured with {}",
+                identity.storage_class, self.config.storage_class
+            ));
+        }
+        let id = identity.service;
+        if let Some((known, _)) = self.state().known
+            && known != id
+        {
+            return mismatch(format!("another disk ({id}) is in the place of {known}"));
+        }
+        let mut ids = lock(&self.ids);
+        let first = ids.entry(id).or_insert_with(|| self.config.path.clone());
+        if *first != self.config.path {
+            let first = first.display();
+            return mismatch(format!(
+                "it has the same id ({id}) as disk {first}: one is a copy of the other"
+            ));
+        }
+        drop(ids);
+        self.state().known = Some((id, identity.key));
+        Ok(Arc::new(store))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.config.path
+    }
+
+    pub fn config(&self) -> &DiskConfig {
+        &self.config
+    }
+
+    /// Its id, when it was ever seen.
+    pub fn id(&self) -> Option<BlockServiceId> {
+        self.state().known.map(|(id, _)| id)
+    }
+
+    /// A lost disk's id and key, as the cluster remembers them.
+    pub fn remember(&self, id: BlockServiceId, key: mac::Key) {
+        let mut state = self.state();
+        if state.known.is_some() {
+            return;
+        }
+        if *lock(&self.ids).entry(id).or_insert_with(|| self.config.path.clone()) == self.config.path {
+            state.known = Some((id, key));
+        }
+    }
+
+    /// The store, to work on.
+    ///
+    /// # Errors
+    /// `DiskLost`, with the reason.
+    pub fn store(&self) -> Result<Arc<Store>, Refusal> {
+        let state = self.state();
+        let lost = |why: &str| {
+            Err(Refusal::new(BlockError::DiskLost, format!("disk {}: {why}", self.path().display())))
+        };
+        match &state.store {
+            Err(why) => lost(why),
+            Ok(_) if state.hangs() => lost(HANGS),
+            Ok(store) => Ok(Arc::clone(store)),
+        }
+    }
+
+    /// What the one who asked is told of a failure. When the disk is to blame it is looked at, and
+    /// may turn out lost. Blocks.
+    pub fn fault(&self, error: &StoreError) -> Refusal {
+        let what = format!("disk {}: {error}", self.path().display());
+        let code = error.code();
+        match error {
+            StoreError::Refused(BlockError::DiskLost) => {}
+            StoreError::Io { .. } if code == BlockError::Io => {
+                self.io_errors.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(path = %self.path().display(), error = %error, "disk failed");
+            }
+            StoreError::Corrupt(_) => {
+                tracing::warn!(path = %self.path().display(), error = %error, "block is corrupt");
+                return Refusal::new(code, what);
+            }
+            StoreError::Refused(_) | StoreError::Io { .. } => return Refusal::new(code, what),
+        }
+        self.look();
+        self.store().err().unwrap_or_else(|| Refusal::new(code, what))
+    }
+
+    /// Looks whether the disk is still there, or there again. Blocks; one at a time.
+    pub fn look(&self) -> Look {
+        let current = {
+            let mut state = self.state();
+            if state.looking_since.is_some() {
+                return Look::Same;
+            }
+            state.looking_since = Some(Instant::now());
+            state.store.clone()
+        };
+        let look = match current {
+            Ok(store) => {
+                self.look_at(&store);
+                Look::Same
+            }
+            Err(_) => self.look_for(),
+        };
+        self.state().looking_since = None;
+        look
+    }
+
+    fn look_at(&self, store: &Arc<Store>) {
+        match store.check() {
+            Ok(()) => {
+                let space = store.space();
+                let mut state = self.state();
+                state.totals = store.totals();
+                if let Ok(space) = space {
+                    state.space = space;
+                }
+            }
+            Err(why) => self.lose(&why),
+        }
+    }
+
+    fn look_for(&self) -> Look {
+        match self.open_existing() {
+            Ok(store) => {
+                self.state().store = Ok(Arc::clone(&store));
+                self.look_at(&store);
+                tracing::info!(path = %self.path().display(), "lost disk is back");
+                Look::Opened(store)
+            }
+            Err(error) => {
+                let mut state = self.state();
+                let why = error.problem.to_string();
+                // Its first owner's last requests may still hold the lock: not worth a new reason.
+                if !matches!(error.problem, OpenProblem::InUse) && state.store.as_ref().err() != Some(&why) {
+                    tracing::warn!(path = %self.path().display(), why, "disk is still lost");
+                    state.store = Err(why);
+                }
+                Look::Same
+            }
+        }
+    }
+
+    fn lose(&self, why: &str) {
+        let mut state = self.state();
+        tracing::error!(path = %self.path().display(), why, "disk is lost");
+        state.store = Err(why.to_owned());
+        state.space = Space::default();
+        state.totals = Totals::default();
+    }
+
+    /// Lets go of the disk; it is unlocked when the last thread that works on it has ended.
+    pub fn close(&self) -> Weak<Store> {
+        let store = std::mem::replace(&mut self.state().store, Err("the daemon is stopping".to_owned()));
+        store.map_or_else(|_| Weak::new(), |store| Arc::downgrade(&store))
+    }
+
+    /// From memory: never waits for the disk.
+    pub fn report(&self) -> Report {
+        let state = self.state();
+        let problem = match &state.store {
+            Err(why) => why.clone(),
+            Ok(_) if state.hangs() => HANGS.to_owned(),
+            Ok(_) => String::new(),
+        };
+        Report {
+            known: state.known,
+            device: state.store.as_ref().ok().map(|store| store.device()),
+            space: state.space,
+            // Fresher than at the last look.
+            totals: state.store.as_ref().map_or(state.totals, |store| store.totals()),
+            io_errors: self.io_errors.load(Ordering::Relaxed),
+            problem,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+const HANGS: &str = "it does not answer";
+
+impl State {
+    fn hangs(&self) -> bool {
+        self.looking_since.is_some_and(|since| since.elapsed() > CHECK_MAX)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic aborts the process, so nobody ever sees what a poisoned lock guards.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
