@@ -1,0 +1,366 @@
+// The dashboard: fetches the cluster's state every two seconds and shows it.
+// Whatever comes from the network goes into the page as text, never as markup.
+"use strict";
+
+const REFRESH_MS = 2000;
+const TIMEOUT_MS = 5000;
+const ROWS_MAX = 500;
+const SHARDS = 256;
+
+const $ = (id) => document.getElementById(id);
+
+// ---- small things ----
+
+function element(tag, className, ...children) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+function text(node, value) {
+  if (node.textContent !== value) node.textContent = value;
+}
+
+function bytes(count) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+  let unit = 0;
+  while (count >= 1024 && unit < units.length - 1) { count /= 1024; unit += 1; }
+  const digits = unit === 0 || count >= 100 ? 0 : count >= 10 ? 1 : 2;
+  return `${count.toFixed(digits)} ${units[unit]}`;
+}
+
+const count = (number) => number.toLocaleString("en-US");
+
+function percent(part, whole) {
+  if (whole <= 0) return 0;
+  return Math.min(100, (100 * part) / whole);
+}
+
+function percentText(value) {
+  if (value > 0 && value < 0.1) return "< 0.1 %";
+  return `${value.toFixed(value < 10 ? 1 : 0)} %`;
+}
+
+function span(milliseconds) {
+  const seconds = Math.max(0, Math.round(milliseconds / 1000));
+  if (seconds < 60) return `${seconds} s`;
+  const minutes = Math.floor(seconds / 60);
+  if (minutes < 60) return `${minutes} min ${seconds % 60} s`;
+  const hours = Math.floor(minutes / 60);
+  if (hours < 24) return `${hours} h ${minutes % 60} min`;
+  return `${Math.floor(hours / 24)} d ${hours % 24} h`;
+}
+
+function ago(milliseconds) {
+  if (milliseconds === null || milliseconds === undefined) return "never";
+  return milliseconds < 2000 ? "just now" : `${span(milliseconds)} ago`;
+}
+
+function bar(value) {
+  const fill = element("i");
+  fill.style.width = `${value}%`;
+  if (value >= 95) fill.dataset.full = "bad";
+  else if (value >= 85) fill.dataset.full = "warn";
+  const track = element("div", "bar", fill);
+  track.setAttribute("role", "meter");
+  track.setAttribute("aria-valuenow", value.toFixed(0));
+  return track;
+}
+
+// "0–127, 130" of sorted numbers.
+function ranges(numbers) {
+  const parts = [];
+  for (let i = 0; i < numbers.length; ) {
+    let j = i;
+    while (j + 1 < numbers.length && numbers[j + 1] === numbers[j] + 1) j += 1;
+    parts.push(i === j ? `${numbers[i]}` : `${numbers[i]}–${numbers[j]}`);
+    i = j + 1;
+  }
+  return parts.length > 12 ? `${parts.slice(0, 12).join(", ")}, …` : parts.join(", ");
+}
+
+// Fills a table body, keeping the rows of the same key when nothing in them changed, so that
+// selecting text and hovering survive the refresh.
+function fill(body, items, key, build) {
+  const old = new Map([...body.children].map((row) => [row.dataset.key, row]));
+  const rows = items.map((item) => {
+    const id = key(item);
+    const row = build(item);
+    row.dataset.key = id;
+    const before = old.get(id);
+    return before && before.isEqualNode(row) ? before : row;
+  });
+  if (rows.length !== body.children.length || rows.some((row, i) => row !== body.children[i])) {
+    body.replaceChildren(...rows);
+  }
+}
+
+function cell(label, content, className) {
+  const node = element("td", className, content);
+  node.dataset.label = label;
+  return node;
+}
+
+// ---- the parts of the page ----
+
+function showHealth(state) {
+  const word = state.health.state;
+  const pill = $("health");
+  pill.dataset.level = word;
+  text(pill, word);
+  document.title = word === "healthy" ? "EggsFS" : `${word} – EggsFS`;
+  text($("cluster-id"), state.cluster_id);
+  text($("about"), `up ${span(state.uptime_ms)} · version ${state.version}`);
+  const reasons = state.health.reasons;
+  $("problems").hidden = reasons.length === 0;
+  $("problems").dataset.level = word;
+  fill($("reasons"), reasons, (reason) => reason.text, (reason) => {
+    const item = element("li", reason.lost ? "lost" : "", reason.text);
+    item.dataset.level = reason.state;
+    return item;
+  });
+}
+
+function tile(name, value, small, note, noteClass) {
+  const node = $(`tile-${name}`);
+  const wanted = element("span", "value", value);
+  wanted.id = node.id;
+  if (small) wanted.append(" ", element("small", "", small));
+  if (!node.isEqualNode(wanted)) node.replaceWith(wanted);
+  const noteNode = $(`tile-${name}-note`);
+  noteNode.className = `note ${noteClass ?? ""}`.trim();
+  text(noteNode, note);
+}
+
+function showTiles(state) {
+  const alive = state.shards.filter((shard) => shard.state === "alive").length;
+  tile("shards", count(alive), `of ${SHARDS}`,
+    alive === SHARDS ? "all of them" : `${SHARDS - alive} not served`, alive === SHARDS ? "" : "bad");
+
+  const disks = state.block_services;
+  const lost = disks.filter((disk) => disk.state === "lost").length;
+  const stale = disks.filter((disk) => disk.state === "stale").length;
+  const notes = [lost ? `${lost} LOST` : "", stale ? `${stale} not heard of` : ""].filter(Boolean);
+  tile("disks", count(disks.length - lost - stale), `of ${count(disks.length)}`,
+    notes.join(", ") || (disks.length ? "all of them" : "none registered"), lost ? "bad" : stale ? "warn" : "");
+
+  const sum = (field) => state.classes.reduce((total, one) => total + one[field], 0);
+  const [used, capacity, available] = [sum("used_bytes"), sum("capacity_bytes"), sum("available_bytes")];
+  tile("space", bytes(used), "", `${bytes(available)} free of ${bytes(capacity)}`);
+  tile("blocks", count(sum("blocks")), "", `on ${new Set(disks.map((disk) => disk.failure_domain)).size} failure domains`);
+
+  const coordinator = state.crossdir;
+  tile("transactions", coordinator.address ? count(coordinator.transactions) : "–", "",
+    !coordinator.address ? "no coordinator" : coordinator.alive ? "coordinator well" : "coordinator away",
+    coordinator.alive ? "" : "bad");
+}
+
+let shards = [];
+let hosts = [];
+
+function showShards(state) {
+  shards = state.shards;
+  const byHost = new Map();
+  for (const shard of shards) {
+    if (shard.state === "missing") continue;
+    if (!byHost.has(shard.address)) byHost.set(shard.address, []);
+    byHost.get(shard.address).push(shard);
+  }
+  hosts = [...byHost.keys()].sort();
+  const grid = $("grid");
+  while (grid.children.length < SHARDS) {
+    const node = element("div", "cell missing");
+    node.dataset.shard = `${grid.children.length}`;
+    grid.append(node);
+  }
+  shards.forEach((shard, i) => {
+    const node = grid.children[i];
+    const faded = node.classList.contains("faded") ? " faded" : "";
+    const className = `cell ${shard.state}${faded}`;
+    if (node.className !== className) node.className = className;
+    node.dataset.host = `${Math.max(0, hosts.indexOf(shard.address)) % 6}`;
+  });
+  const rows = hosts.map((address) => ({ address, shards: byHost.get(address) }));
+  fill($("hosts").tBodies[0], rows, (host) => host.address, (host) => {
+    const alive = host.shards.filter((shard) => shard.state === "alive").length;
+    const seen = Math.min(...host.shards.map((shard) => shard.last_seen_ms_ago ?? Infinity));
+    const log = host.shards.reduce((total, shard) => total + shard.log_bytes, 0);
+    const served = element("span", alive === host.shards.length ? "" : "tag warn", `${alive} of ${host.shards.length}`);
+    const row = element("tr", "",
+      cell("Leader", element("code", "", host.address)),
+      cell("Shards", ranges(host.shards.map((shard) => shard.shard))),
+      cell("Served", served, "number nowrap"),
+      cell("Log", bytes(log), "number nowrap"),
+      cell("Last seen", ago(seen === Infinity ? null : seen), "nowrap"));
+    row.dataset.address = host.address;
+    return row;
+  });
+  if (rows.length === 0) {
+    const nothing = element("td", "empty", "No shard host has registered yet.");
+    nothing.colSpan = 5;
+    $("hosts").tBodies[0].replaceChildren(element("tr", "", nothing));
+  }
+}
+
+function showCapacity(state) {
+  fill($("capacity"), state.classes, (one) => `${one.storage_class}`, (one) => {
+    const value = percent(one.used_bytes, one.capacity_bytes);
+    const notes = [`${count(one.block_services)} disks on ${count(one.failure_domains)} failure domains`,
+      `${count(one.writable)} take new blocks`];
+    if (one.lost) notes.push(`${one.lost} lost`);
+    return element("div", "class",
+      element("div", "top",
+        element("span", "name", one.name),
+        element("span", "quiet", `${bytes(one.used_bytes)} of ${bytes(one.capacity_bytes)} · ${percentText(value)}`)),
+      bar(value),
+      element("p", "quiet", notes.join(" · ")));
+  });
+  if (state.classes.length === 0) {
+    $("capacity").replaceChildren(element("p", "empty", "No disk has registered yet."));
+  }
+  const coordinator = state.crossdir;
+  const facts = [
+    ["Address", coordinator.address || "none registered"],
+    ["State", coordinator.alive ? "serving" : coordinator.address ? "not heard of" : "–"],
+    ["Transactions in flight", coordinator.address ? count(coordinator.transactions) : "–"],
+  ];
+  fill($("coordinator"), facts.flat().map((value, i) => ({ value, i })), ({ i }) => `${i}`, ({ value, i }) => {
+    return element(i % 2 ? "dd" : "dt", "", value);
+  });
+}
+
+const STATE_TAGS = {
+  lost: ["bad", "LOST"], stale: ["warn", "not heard of"], failing: ["warn", "failing"],
+  restricted: ["", "restricted"], ok: ["good", "well"],
+};
+
+function diskRow(disk) {
+  const [tagClass, word] = STATE_TAGS[disk.state] ?? ["", disk.state];
+  const value = percent(disk.used_bytes, disk.capacity_bytes);
+  const where = element("div", "", element("code", "", disk.path || "–"), element("small", "", disk.address));
+  if (disk.problem) where.append(element("span", "problem", disk.problem));
+  const space = disk.capacity_bytes > 0
+    ? element("div", "", bar(value), element("small", "", `${bytes(disk.used_bytes)} used · ${bytes(disk.available_bytes)} free`))
+    : element("span", "quiet", "unknown");
+  const flags = element("span", "", ...disk.flags.map((flag) => element("span", flag === "LOST" ? "tag bad" : "tag", flag)));
+  const errors = disk.io_errors + disk.reported_blocks;
+  const errorText = element("span", errors ? "tag warn" : "quiet", count(errors));
+  errorText.title = `${count(disk.io_errors)} input/output errors, ${count(disk.reported_blocks)} blocks reported by readers`;
+  return element("tr", disk.state === "lost" ? "lost" : "",
+    cell("State", element("span", `tag ${tagClass}`, word), "nowrap"),
+    cell("Id", element("code", "", disk.id), "nowrap"),
+    cell("Class", disk.class_name),
+    cell("Failure domain", disk.failure_domain),
+    cell("Where", where, "where"),
+    cell("Space", space, "space"),
+    cell("Blocks", count(disk.blocks), "number"),
+    cell("Last seen", ago(disk.last_seen_ms_ago), "nowrap"),
+    cell("Flags", flags, disk.flags.length ? "" : "blank"),
+    cell("Errors", errorText, "number"));
+}
+
+const STATE_ORDER = ["lost", "failing", "stale", "restricted", "ok"];
+let disks = [];
+
+function showDisks(state) {
+  if (state) disks = state.block_services;
+  const wanted = $("filter").value.trim().toLowerCase();
+  const matches = (disk) => !wanted || [disk.id, disk.class_name, disk.failure_domain, disk.address, disk.path,
+    disk.state, disk.problem, ...disk.flags].some((value) => value.toLowerCase().includes(wanted));
+  const order = (disk) => STATE_ORDER.indexOf(disk.state);
+  const found = disks.filter(matches).sort((a, b) =>
+    order(a) - order(b) || a.failure_domain.localeCompare(b.failure_domain, "en", { numeric: true })
+      || a.path.localeCompare(b.path, "en", { numeric: true }) || (a.id < b.id ? -1 : 1));
+  fill($("disks").tBodies[0], found.slice(0, ROWS_MAX), (disk) => disk.id, diskRow);
+  let note = "";
+  if (disks.length === 0) note = "No disk has registered yet.";
+  else if (found.length === 0) note = "No block service matches the filter.";
+  else if (found.length > ROWS_MAX) note = `${count(found.length - ROWS_MAX)} more are not shown: use the filter.`;
+  text($("disks-note"), note);
+}
+
+// ---- pointing at things ----
+
+function showTip(event) {
+  const node = event.target.closest("[data-shard]");
+  const shard = node && shards[Number(node.dataset.shard)];
+  const tip = $("tip");
+  if (!shard) { tip.hidden = true; return; }
+  const lines = [`Shard ${shard.shard}`];
+  if (shard.state === "missing") lines.push("no host has registered it");
+  else {
+    lines.push(`${shard.state === "alive" ? "led by" : "last led by"} ${shard.address}`,
+      `last seen ${ago(shard.last_seen_ms_ago)}`,
+      `applied index ${count(shard.applied_index)}`, `log ${bytes(shard.log_bytes)}`);
+  }
+  text(tip, lines.join("\n"));
+  tip.hidden = false;
+  const box = node.getBoundingClientRect();
+  const left = Math.min(box.left, document.documentElement.clientWidth - tip.offsetWidth - 8);
+  tip.style.left = `${Math.max(8, left) + scrollX}px`;
+  tip.style.top = `${box.bottom + 6 + scrollY}px`;
+}
+
+function highlight(event) {
+  const address = event?.target.closest("tr")?.dataset.address;
+  [...$("grid").children].forEach((node, i) => {
+    node.classList.toggle("faded", address !== undefined && shards[i]?.address !== address);
+  });
+}
+
+// ---- the loop ----
+
+let heardAt = 0;
+let lostSince = 0;
+
+function show(state) {
+  showHealth(state);
+  showTiles(state);
+  showShards(state);
+  showCapacity(state);
+  showDisks(state);
+  text($("updated"), `updated ${new Date().toLocaleTimeString()}, every ${REFRESH_MS / 1000} s`);
+}
+
+function lost(error) {
+  document.body.dataset.state = "away";
+  lostSince ||= Date.now();
+  $("lost-connection").hidden = false;
+  const heard = heardAt ? `What is shown is from ${new Date(heardAt).toLocaleTimeString()}.` : "Nothing was heard so far.";
+  text($("lost-detail"), `${heard} Trying again every ${REFRESH_MS / 1000} s (${error.message || error}).`);
+  const pill = $("health");
+  pill.dataset.level = "away";
+  text(pill, "no connection");
+  document.title = "no connection – EggsFS";
+}
+
+async function refresh() {
+  const response = await fetch("/api/v1/cluster", { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT_MS) });
+  const state = await response.json();
+  if (!response.ok) throw new Error(state.error ?? `answer ${response.status}`);
+  heardAt = Date.now();
+  lostSince = 0;
+  document.body.dataset.state = "live";
+  $("lost-connection").hidden = true;
+  show(state);
+}
+
+async function run() {
+  for (;;) {
+    try { await refresh(); } catch (error) { lost(error); }
+    await new Promise((resolve) => setTimeout(resolve, REFRESH_MS));
+    // A page nobody looks at asks for nothing.
+    while (document.hidden) {
+      await new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
+    }
+  }
+}
+
+$("grid").addEventListener("pointerover", showTip);
+$("grid").addEventListener("pointerdown", showTip);
+$("grid").addEventListener("pointerleave", () => { $("tip").hidden = true; });
+$("hosts").addEventListener("pointerover", highlight);
+$("hosts").addEventListener("pointerleave", () => highlight());
+$("filter").addEventListener("input", () => showDisks());
+run();
