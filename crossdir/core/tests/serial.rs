@@ -1,0 +1,251 @@
+//! Many transactions at once, in bad weather, with drivers killed at random: the outcome is that of
+//! running them one after the other in the order they were begun (XD-1, XD-5 to XD-8, XD-11).
+//!
+//! `EGGS_SEEDS=100..200 cargo nextest run -p eggs-crossdir-core --test serial` runs others.
+
+mod world;
+
+use std::collections::BTreeMap;
+
+use eggs_proto::{CrossdirError, InodeId, ServiceError, TransactionId, pb};
+use pb::crossdir_request::Op;
+use world::{Rng, Weather, World, code, mkdir, put_small, rename, rmdir, unlink};
+
+const ROOT: u64 = InodeId::ROOT.0;
+const NAMES: [&[u8]; 3] = [b"a", b"b", b"c"];
+
+/// The namespace as one thing that does one operation at a time.
+#[derive(Debug, Clone, PartialEq)]
+struct Model {
+    /// Living directories → owner.
+    owners: BTreeMap<u64, u64>,
+    edges: BTreeMap<(u64, Vec<u8>), u64>,
+}
+
+impl Model {
+    fn of(world: &World) -> Model {
+        let edges = world.edges();
+        let edges = edges.iter().map(|((dir, name), edge)| ((*dir, name.to_vec()), edge.target)).collect();
+        Model { owners: world.owners().into_iter().filter(|&(_, owner)| owner != 0).collect(), edges }
+    }
+
+    fn alive(&self, directory: u64) -> Result<(), CrossdirError> {
+        self.owners.contains_key(&directory).then_some(()).ok_or(CrossdirError::NotFound)
+    }
+
+    fn edge(&self, directory: u64, name: &[u8]) -> Option<u64> {
+        self.edges.get(&(directory, name.to_vec())).copied()
+    }
+
+    fn expect(&self, directory: u64, name: &[u8], target: u64) -> Result<(), CrossdirError> {
+        match self.edge(directory, name) {
+            Some(found) if found == target => Ok(()),
+            Some(_) => Err(CrossdirError::Changed),
+            None => Err(CrossdirError::NotFound),
+        }
+    }
+
+    /// `made`: the id the real one gave a new directory.
+    fn apply(&mut self, op: &Op, made: u64) -> Result<(), CrossdirError> {
+        match op {
+            Op::Mkdir(op) => {
+                self.alive(op.parent)?;
+                if self.edge(op.parent, &op.name).is_some() {
+                    return Err(CrossdirError::Exists);
+                }
+                self.owners.insert(made, op.parent);
+                self.edges.insert((op.parent, op.name.to_vec()), made);
+            }
+            Op::Rmdir(op) => {
+                self.alive(op.target)?;
+                if self.owners[&op.target] != op.parent {
+                    return Err(CrossdirError::Changed);
+                }
+                if self.edges.keys().any(|(directory, _)| *directory == op.target) {
+                    return Err(CrossdirError::NotEmpty);
+                }
+                self.expect(op.parent, &op.name, op.target)?;
+                self.owners.remove(&op.target);
+                self.edges.remove(&(op.parent, op.name.to_vec()));
+            }
+            Op::Move(op) => self.rename(op)?,
+            Op::ListTransactions(_) => unreachable!("not begun"),
+        }
+        Ok(())
+    }
+
+    fn rename(&mut self, op: &pb::Move) -> Result<(), CrossdirError> {
+        let is_directory = InodeId(op.target).is_directory();
+        if is_directory {
+            let mut at = op.new_directory;
+            loop {
+                self.alive(at)?;
+                if at == op.target {
+                    return Err(CrossdirError::Loop);
+                }
+                if at == ROOT {
+                    break;
+                }
+                at = self.owners[&at];
+            }
+        }
+        self.alive(op.old_directory)?;
+        self.expect(op.old_directory, &op.old_name, op.target)?;
+        self.alive(op.new_directory)?;
+        match self.edge(op.new_directory, &op.new_name) {
+            Some(_) if is_directory || op.replace() == pb::Replace::Refuse => {
+                return Err(CrossdirError::Exists);
+            }
+            Some(old) if InodeId(old).is_directory() => return Err(CrossdirError::IsDirectory),
+            _ => {}
+        }
+        self.edges.remove(&(op.old_directory, op.old_name.to_vec()));
+        self.edges.insert((op.new_directory, op.new_name.to_vec()), op.target);
+        if is_directory {
+            self.owners.insert(op.target, op.new_directory);
+        }
+        Ok(())
+    }
+}
+
+/// The directories clients can know of: those with a name, and removed ones.
+fn known(world: &World) -> Vec<u64> {
+    let named: std::collections::BTreeSet<u64> = world.edges().values().map(|edge| edge.target).collect();
+    let owners = world.owners().into_iter();
+    owners.filter(|(id, owner)| *owner == 0 || *id == ROOT || named.contains(id)).map(|(id, _)| id).collect()
+}
+
+fn random_op(rng: &mut Rng, world: &World) -> Op {
+    let directories = known(world);
+    let edges: Vec<(u64, Vec<u8>, u64)> = world
+        .edges()
+        .into_iter()
+        .map(|((directory, name), edge)| (directory, name.to_vec(), edge.target))
+        .collect();
+    let somewhere = *rng.pick(&directories);
+    let name = *rng.pick(&NAMES);
+    if edges.is_empty() || rng.percent(25) {
+        return mkdir(somewhere, name);
+    }
+    let (directory, old, target) = rng.pick(&edges).clone();
+    if InodeId(target).is_directory() && rng.percent(30) {
+        return rmdir(directory, &old, target);
+    }
+    let replace = if rng.percent(50) { pb::Replace::File } else { pb::Replace::Refuse };
+    rename((directory, &old), target, (somewhere, name), replace)
+}
+
+fn plant(world: &mut World) {
+    for round in 0..2 {
+        for (directory, _) in world.owners() {
+            for name in NAMES.iter().take(2 + round % 2) {
+                world.begin(&mkdir(directory, name), 0, 0).unwrap();
+            }
+        }
+        if world.owners().is_empty() {
+            world.begin(&mkdir(ROOT, b"a"), 0, 0).unwrap();
+        }
+        world.settle();
+    }
+    for (n, (directory, _)) in world.owners().into_iter().enumerate() {
+        if n % 2 == 0 {
+            world.write(InodeId(directory).shard(), put_small(directory, b"c"));
+        }
+    }
+    world.answers.clear();
+}
+
+fn seeds() -> std::ops::Range<u64> {
+    let range = std::env::var("EGGS_SEEDS").unwrap_or_else(|_| "0..60".to_owned());
+    let (from, to) = range.split_once("..").expect("EGGS_SEEDS is FROM..TO");
+    from.parse().expect("a number")..to.parse().expect("a number")
+}
+
+fn storm(seed: u64) -> Weather {
+    match seed % 3 {
+        0 => Weather::default(),
+        1 => Weather { lose: 15, double: 15, late_ms: 5_000, crash: 0 },
+        _ => Weather { lose: 10, double: 20, late_ms: 20_000, crash: 4 },
+    }
+}
+
+#[test]
+fn the_outcome_is_that_of_one_after_the_other() {
+    let (mut kills, mut done, mut refusals) = (0, 0, BTreeMap::<u32, u32>::new());
+    for seed in seeds() {
+        let mut world = World::new(seed, Weather::default());
+        world.shard(InodeId::ROOT.shard());
+        plant(&mut world);
+        let mut model = Model::of(&world);
+        world.weather = storm(seed);
+        let mut rng = Rng(seed ^ 0xfeed);
+        let mut begun: Vec<(TransactionId, Op)> = Vec::new();
+        for n in 0..60 {
+            let op = random_op(&mut rng, &world);
+            // Refused before it is logged: nothing to compare.
+            if let Ok(transaction) = world.begin(&op, 100 + n, 1) {
+                begun.push((transaction, op));
+            }
+            if rng.percent(40) {
+                let enough = rng.below(4);
+                let answered = world.answers.len() as u64;
+                world.run_until(1, |world| world.answers.len() as u64 >= answered + enough);
+            }
+        }
+        world.settle();
+        world.check();
+        for (transaction, op) in &begun {
+            let answer = world.answers.get(transaction).unwrap_or_else(|| panic!("seed {seed}: no answer"));
+            let made = match &answer.result {
+                Some(pb::crossdir_reply::Result::Mkdir(reply)) => reply.inode,
+                _ => 0,
+            };
+            let expected = model.apply(op, made).err().map_or(0, ServiceError::code);
+            let code = code(answer);
+            assert_eq!(code, expected, "seed {seed}, {transaction} {op:?}: {answer:?}");
+            *refusals.entry(code).or_default() += 1;
+            done += 1;
+        }
+        assert_eq!(Model::of(&world), model, "seed {seed}");
+        kills += world.kills;
+    }
+    println!("{done} transactions, {kills} kills, answers by code {refusals:?}");
+    for seen in [0, CrossdirError::Exists.code(), CrossdirError::Loop.code(), CrossdirError::NotEmpty.code()]
+    {
+        assert!(refusals.contains_key(&seen), "the workload is too tame: {refusals:?}");
+    }
+}
+
+/// With clients changing the shards meanwhile there is no such order to compare with, but the
+/// namespace must be whole (XD-11), and a call have one answer (XD-2; the world watches it).
+#[test]
+fn the_namespace_is_whole_whatever_clients_do_meanwhile() {
+    for seed in seeds() {
+        let mut world = World::new(seed, Weather::default());
+        world.shard(InodeId::ROOT.shard());
+        plant(&mut world);
+        world.weather = storm(seed + 2);
+        let mut rng = Rng(seed ^ 0xbeef);
+        for n in 0..80 {
+            let directories = known(&world);
+            let directory = *rng.pick(&directories);
+            let shard = InodeId(directory).shard();
+            match rng.below(3) {
+                0 => {
+                    let op = random_op(&mut rng, &world);
+                    let _ = world.begin(&op, 100 + n, 1);
+                }
+                1 => {
+                    world.write(shard, put_small(directory, NAMES[2]));
+                }
+                _ => {
+                    world.write(shard, unlink(directory, NAMES[2]));
+                }
+            }
+            let outputs = world.outputs;
+            world.run_until(1, |world| world.outputs > outputs + 2);
+        }
+        world.settle();
+        world.check();
+    }
+}
