@@ -1,0 +1,203 @@
+//! The command line: what can be typed. One file per command under `commands/`.
+
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands;
+use crate::context::Context;
+use crate::failure::Outcome;
+use crate::output::Color;
+use crate::times;
+
+/// EggsFS: a filesystem spread over many disks.
+///
+/// `eggsctl up` runs a whole cluster in one process; the other commands talk to it, or to any cluster
+/// that `--shuckle` (or EGGS_SHUCKLE) names. Paths in the cluster are absolute.
+#[derive(Debug, Parser)]
+#[command(
+    name = "eggsctl",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    propagate_version = true,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done; 1 refused, or something was found; 2 wrong usage; 3 no cluster answered in time.\n\
+                  Names are any bytes: a terminal gets them escaped, pipes get them raw. In JSON, names that are not\n\
+                  UTF-8 have their bytes in `name_hex` beside `name`; inodes are hexadecimal strings; times are\n\
+                  nanoseconds since 1970 (`…_ns`) and RFC 3339."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub struct Global {
+    /// Where shuckle, the registry of the cluster, listens; several with commas, the first that answers is used
+    #[arg(
+        long,
+        global = true,
+        env = "EGGS_SHUCKLE",
+        value_name = "HOST:PORT",
+        default_value = eggs_client::DEFAULT_SHUCKLE,
+        value_delimiter = ',',
+        value_parser = shuckle_address
+    )]
+    pub shuckle: Vec<String>,
+
+    /// How long to try before the cluster counts as unreachable: 30s, 500ms, 2m
+    #[arg(long, global = true, env = "EGGS_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = times::typed_duration)]
+    pub timeout: Duration,
+
+    /// Say what is going on, on standard error; twice for more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+
+    /// When to use colours
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t)]
+    pub color: Color,
+}
+
+fn shuckle_address(text: &str) -> Result<String, String> {
+    let address = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+    match address.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => {
+            Ok(address.to_owned())
+        }
+        _ => Err("HOST:PORT is expected, as in 127.0.0.1:5000".to_owned()),
+    }
+}
+
+/// Prints JSON instead of text.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct JsonFlag {
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+macro_rules! commands {
+    ($($(#[$doc:meta])* $variant:ident($module:ident) = $name:literal;)*) => {
+        /// One variant per command, in the order of the help.
+        #[derive(Debug, Subcommand)]
+        pub enum Command {
+            $($(#[$doc])* #[command(name = $name)] $variant(commands::$module::$variant),)*
+        }
+
+        impl Command {
+            /// The name its messages start with.
+            pub fn name(&self) -> &'static str {
+                match self { $(Command::$variant(_) => $name,)* }
+            }
+
+            pub async fn run(self, context: &Context) -> Outcome {
+                match self { $(Command::$variant(command) => Box::pin(command.run(context)).await,)* }
+            }
+        }
+    };
+}
+
+commands! {
+    Up(up) = "up";
+    Down(down) = "down";
+    Status(status) = "status";
+    Df(df) = "df";
+    Ls(ls) = "ls";
+    Stat(stat) = "stat";
+    Cat(cat) = "cat";
+    Put(put) = "put";
+    Get(get) = "get";
+    Mkdir(mkdir) = "mkdir";
+    Rmdir(rmdir) = "rmdir";
+    Mv(mv) = "mv";
+    Cp(cp) = "cp";
+    Rm(rm) = "rm";
+    Ln(ln) = "ln";
+    Readlink(readlink) = "readlink";
+    Chmod(chmod) = "chmod";
+    Touch(touch) = "touch";
+    CreateTestFile(create_test_file) = "create-test-file";
+    Policy(policy) = "policy";
+    Txn(txn) = "txn";
+    Fsck(fsck) = "fsck";
+    Completions(completions) = "completions";
+    Man(man) = "man";
+}
+
+impl Command {
+    /// `up` drains on a signal by itself; every other command is simply dropped.
+    pub fn handles_signals(&self) -> bool {
+        matches!(self, Command::Up(_))
+    }
+
+    /// `up` says where its logs go.
+    pub fn is_up(&self) -> bool {
+        matches!(self, Command::Up(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    fn code(arguments: &[&str]) -> i32 {
+        match Cli::try_parse_from(std::iter::once(&"eggsctl").chain(arguments)) {
+            Ok(_) => 0,
+            Err(error) => error.exit_code(),
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_usage() {
+        for arguments in [
+            &["mkdir"][..],
+            &["mkdir", "relative"],
+            &["nonsense"],
+            &["ls", "--since", "5m", "/"],
+            &["ls", "--since", "blue", "--dead", "/"],
+            &["ls", "--shuckle", "nowhere", "/"],
+            &["ls", "--timeout", "0", "/"],
+            &["put", "only-source"],
+            &["mv", "/only"],
+            &["mkdir", "-m", "99", "/a"],
+        ] {
+            assert_eq!(code(arguments), 2, "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn what_makes_sense_is_taken() {
+        for arguments in [
+            &["up", "--data", "d", "--listen", "127.0.0.1:0", "--disks", "3", "--detach"][..],
+            &["down"],
+            &["mkdir", "-p", "-m", "0750", "/a/b", "/c"],
+            &["ls"],
+            &["ls", "-lR", "--json", "/a"],
+            &["ls", "--dead", "--since", "5m ago", "--until", "now", "/a"],
+            &["ls", "-d", "/a", "--shuckle", "localhost:5000", "--timeout", "2s"],
+            &["put", "-r", "a", "b", "/c/"],
+            &["put", "-", "/c"],
+            &["get", "-r", "/a", "."],
+            &["cat", "/a", "-", "--offset", "3", "--length", "9"],
+            &["rm", "-rf", "/a"],
+            &["ln", "-s", "target", "/link"],
+            &["policy", "get", "/a"],
+            &["txn", "list", "--json"],
+            &["completions", "bash"],
+            &["man", "/tmp/x"],
+        ] {
+            assert_eq!(code(arguments), 0, "{arguments:?}");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! `mv`: moves files, links and directories within the cluster.
+
+use clap::Args;
+use eggs_client::{Client, Refusal, Replace};
+
+use crate::context::{Context, failure};
+use crate::failure::{Failure, Operands, Outcome};
+use crate::paths::ClusterPath;
+
+/// Move or rename files, links and directories
+///
+/// Into DST when that is a directory, else to exactly DST. A file of that name is replaced; it stays
+/// in the dead map. A directory is never replaced.
+#[derive(Debug, Args)]
+pub struct Mv {
+    /// Refuse to replace a file
+    #[arg(short = 'n', long)]
+    no_clobber: bool,
+    /// Move to exactly DST, even when it is a directory
+    #[arg(short = 'T', long)]
+    no_target_directory: bool,
+    /// What to move, and where to
+    #[arg(required = true, num_args = 2.., value_names = ["SRC", "DST"], value_parser = ClusterPath::parser())]
+    paths: Vec<ClusterPath>,
+}
+
+impl Mv {
+    pub async fn run(self, context: &Context) -> Outcome {
+        let (sources, destination) = split(&self.paths)?;
+        let client = context.client().await?;
+        let into = into_directory(client, sources.len(), destination, self.no_target_directory).await?;
+        let replace = if self.no_clobber { Replace::Refuse } else { Replace::File };
+        let mut operands = Operands::new(context.command);
+        for source in sources {
+            operands.note(move_one(client, source, destination, into, replace).await)?;
+        }
+        operands.finish()
+    }
+}
+
+async fn move_one(
+    client: &Client,
+    source: &ClusterPath,
+    destination: &ClusterPath,
+    into: bool,
+    replace: Replace,
+) -> Outcome {
+    let to = if into { inside(source, destination)? } else { destination.clone() };
+    if destination.means_directory() && !into {
+        // `mv file new/` is a mistake, `mv directory new/` is not.
+        let found = client.stat(source.as_bytes()).await.map_err(|error| failure(source, error))?;
+        if !found.is_directory() {
+            return Err(Failure::refused(format!("{destination}/"), "not a directory"));
+        }
+    }
+    let moved = client.rename(source.as_bytes(), to.as_bytes(), replace).await;
+    moved.map(drop).map_err(|error| match error.refusal() {
+        // These speak of where it should go.
+        Some(Refusal::Exists | Refusal::IsDirectory | Refusal::NotEmpty) => failure(&to, error),
+        _ => failure(source, error),
+    })
+}
+
+/// The last path is the destination.
+pub fn split(paths: &[ClusterPath]) -> Outcome<(&[ClusterPath], &ClusterPath)> {
+    match paths.split_last() {
+        Some((destination, sources)) if !sources.is_empty() => Ok((sources, destination)),
+        _ => Err(Failure::Usage("a source and a destination are needed".to_owned())),
+    }
+}
+
+/// `source`'s name in the directory `destination`.
+pub fn inside(source: &ClusterPath, destination: &ClusterPath) -> Outcome<ClusterPath> {
+    match source.name() {
+        Some(name) => Ok(destination.join(name)),
+        None => Err(Failure::refused(source, "the root directory cannot be moved or copied into another")),
+    }
+}
+
+/// Whether sources go *into* the destination, rather than become it.
+pub async fn into_directory(
+    client: &Client,
+    sources: usize,
+    destination: &ClusterPath,
+    exactly: bool,
+) -> Outcome<bool> {
+    if exactly && sources > 1 {
+        return Err(Failure::Usage("--no-target-directory takes one source".to_owned()));
+    }
+    let directory = !exactly && is_directory(client, destination).await?;
+    if sources > 1 && !directory {
+        return Err(Failure::refused(destination, "not a directory"));
+    }
+    Ok(directory)
+}
+
+/// Whether there is a directory (or a link to one) at the path.
+pub async fn is_directory(client: &Client, path: &ClusterPath) -> Outcome<bool> {
+    match client.directory(path.as_bytes()).await {
+        Ok(_) => Ok(true),
+        Err(error) => match error.refusal() {
+            Some(Refusal::NotFound | Refusal::NotDirectory) => Ok(false),
+            _ => Err(failure(path, error)),
+        },
+    }
+}

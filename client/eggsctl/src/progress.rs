@@ -1,0 +1,107 @@
+//! A progress bar on standard error: only on a terminal, only when the work takes over a second.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::task::JoinHandle;
+
+/// Work that is over sooner is not worth a bar.
+const SHOWN_AFTER: Duration = Duration::from_secs(1);
+const REDRAWN_EVERY: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Default)]
+struct Counts {
+    files: AtomicU64,
+    bytes: AtomicU64,
+    /// Grows while the source is being looked through.
+    bytes_total: AtomicU64,
+    over: AtomicBool,
+}
+
+/// Counts what has been done; shows it when there is somebody to see it. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    counts: Arc<Counts>,
+}
+
+/// Takes the bar off the screen when dropped, and ends the search for what is to be done.
+#[derive(Debug)]
+pub struct Shown {
+    task: Option<JoinHandle<()>>,
+    counts: Arc<Counts>,
+}
+
+impl Progress {
+    /// Counts only, never shown.
+    pub fn silent() -> Progress {
+        Progress { counts: Arc::default() }
+    }
+
+    /// Must be called within a runtime.
+    pub fn start() -> (Progress, Shown) {
+        let progress = Progress::silent();
+        let counts = progress.counts.clone();
+        let task = std::io::stderr().is_terminal().then(|| tokio::spawn(show(counts.clone())));
+        (progress, Shown { task, counts })
+    }
+
+    pub fn expect_bytes(&self, bytes: u64) {
+        self.counts.bytes_total.fetch_add(bytes, Relaxed);
+    }
+
+    /// Adds up local trees aside, when there is somebody to see it.
+    pub fn scan(&self, trees: Vec<PathBuf>) {
+        if trees.is_empty() || !std::io::stderr().is_terminal() {
+            return;
+        }
+        let counts = self.counts.clone();
+        // Not joined: it only makes the bar truer, and ends when the bar does.
+        tokio::task::spawn_blocking(move || {
+            let files = trees.iter().flat_map(|tree| walkdir::WalkDir::new(tree).min_depth(1));
+            for found in files.take_while(|_| !counts.over.load(Relaxed)).flatten() {
+                if let Some(metadata) = found.metadata().ok().filter(std::fs::Metadata::is_file) {
+                    counts.bytes_total.fetch_add(metadata.len(), Relaxed);
+                }
+            }
+        });
+    }
+
+    pub fn bytes(&self, bytes: u64) {
+        self.counts.bytes.fetch_add(bytes, Relaxed);
+    }
+
+    pub fn files(&self, files: u64) {
+        self.counts.files.fetch_add(files, Relaxed);
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.counts.over.store(true, Relaxed);
+        if let Some(task) = self.task.take() {
+            task.abort();
+            crate::output::take_bar();
+        }
+    }
+}
+
+async fn show(counts: Arc<Counts>) {
+    tokio::time::sleep(SHOWN_AFTER).await;
+    let bar = ProgressBar::new(0);
+    let style = ProgressStyle::with_template(
+        "{bar:28} {percent:>3} %  {bytes} of {total_bytes}  {msg}  {binary_bytes_per_sec}  {eta} left",
+    );
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    crate::output::set_bar(bar.clone());
+    loop {
+        let bytes = counts.bytes.load(Relaxed);
+        bar.set_length(counts.bytes_total.load(Relaxed).max(bytes));
+        bar.set_position(bytes);
+        bar.set_message(format!("{} files", counts.files.load(Relaxed)));
+        tokio::time::sleep(REDRAWN_EVERY).await;
+    }
+}
