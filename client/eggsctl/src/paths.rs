@@ -9,7 +9,7 @@ use eggs_proto::names;
 
 /// An absolute path inside the cluster: `/`, or `/` and names with `/` between them. Repeated
 /// slashes and `.` are dropped; `..` is refused, since its meaning would depend on symlinks.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone)]
 pub struct ClusterPath {
     bytes: Vec<u8>,
     into: bool,
@@ -98,6 +98,15 @@ impl ClusterPath {
                 .is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
     }
 }
+
+/// However it was typed.
+impl PartialEq for ClusterPath {
+    fn eq(&self, other: &ClusterPath) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for ClusterPath {}
 
 impl fmt::Display for ClusterPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

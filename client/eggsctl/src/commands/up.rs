@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use clap::Args;
+use eggs_embedded::{Cluster, Config};
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
@@ -32,7 +33,7 @@ pub struct Up {
     listen: SocketAddr,
 
     /// Number of disks, each a failure domain of its own [default: 8 in a new directory, else those it has]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
     disks: Option<u16>,
 
     /// Run in the background: returns when the cluster is ready
@@ -59,7 +60,7 @@ impl Up {
         }
         let started = Instant::now();
         let log = crate::logs::start_up(context.global.verbose, self.background);
-        let cluster = self.start(&data).await?;
+        let mut cluster = self.start(&data).await?;
         let on_data = |error: std::io::Error| Failure::io(data.display(), &error);
         let log = log.open(&data).map_err(on_data)?;
         let pid_file = PidFile::create(&data).map_err(on_data)?;
@@ -70,19 +71,25 @@ impl Up {
         if self.background {
             leave_terminal(&log).map_err(|error| Failure::io(log.display(), &error))?;
         }
-        stop.cancelled().await;
+        eggs_daemon::systemd::ready();
+        let ended = tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            why = cluster.failed() => Err(Failure::refused(data.display(), why)),
+        };
+        eggs_daemon::systemd::stopping();
         let stopping = Instant::now();
         let _ = out.line("stopping").and_then(|()| out.flush());
         cluster.stop().await;
         drop(pid_file);
         let _ = out.line(format_args!("stopped in {:.2} s", stopping.elapsed().as_secs_f64()));
         let _ = out.finish();
-        Ok(())
+        ended
     }
 
-    async fn start(&self, data: &Path) -> Outcome<shim::Cluster> {
-        let _ = (self.disks, self.listen);
-        Err(Failure::refused(data.display(), "not built yet"))
+    async fn start(&self, data: &Path) -> Outcome<Cluster> {
+        let config =
+            Config { data: data.to_owned(), listen: self.listen, disks: self.disks.map(usize::from) };
+        Box::pin(Cluster::start(config)).await.map_err(|error| Failure::refused("", error))
     }
 
     /// Runs this program again in the background and waits until it says that it is ready.
@@ -204,18 +211,6 @@ fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-+,:@%".contains(letter);
     if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
-}
-
-/// Stands in for `eggs_embedded` until it is there.
-mod shim {
-    #[derive(Debug)]
-    pub struct Cluster;
-    impl Cluster {
-        pub fn address(&self) -> std::net::SocketAddr {
-            ([127, 0, 0, 1], 5000).into()
-        }
-        pub async fn stop(self) {}
-    }
 }
 
 #[cfg(test)]
