@@ -1,0 +1,86 @@
+//! `cargo xtask ci` and `cargo xtask test`.
+
+use std::process::Command;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+
+use crate::sim;
+use crate::steps::{Steps, cargo, cargo_has, run};
+
+/// Seeds of the simulation that every change must pass.
+const SEEDS: &str = "1..50";
+
+/// What `cargo deny` can check without a network: the advisories need a clone of a database.
+const DENY_OFFLINE: &[&str] = &["deny", "--locked", "check", "bans", "licenses", "sources"];
+const DENY: &[&str] = &["deny", "--locked", "check"];
+
+#[derive(Debug, Args)]
+pub struct Ci {
+    /// Leave a step out; repeatable
+    #[arg(long, value_name = "STEP")]
+    skip: Vec<Step>,
+    /// Check the advisories too (needs the network)
+    #[arg(long)]
+    advisories: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Step {
+    Fmt,
+    Clippy,
+    Deny,
+    Test,
+    Sim,
+}
+
+impl Ci {
+    pub fn run(&self) -> Result<()> {
+        let mut steps = Steps::default();
+        for step in [Step::Fmt, Step::Clippy, Step::Deny, Step::Test, Step::Sim] {
+            if self.skip.contains(&step) {
+                continue;
+            }
+            match step {
+                Step::Fmt => steps.step("fmt", || run(cargo(&["fmt", "--all", "--check"]))),
+                Step::Clippy => steps.step("clippy", || run(clippy())),
+                Step::Deny => steps.step("deny", || self.deny()),
+                Step::Test => steps.step("test", test),
+                Step::Sim => steps.step("sim", || sim::sweep_in_child(SEEDS)),
+            }
+        }
+        steps.finish()
+    }
+
+    fn deny(&self) -> Result<()> {
+        if !cargo_has("deny") {
+            anyhow::bail!("cargo-deny is not installed: cargo install --locked cargo-deny");
+        }
+        run(cargo(if self.advisories { DENY } else { DENY_OFFLINE }))
+    }
+}
+
+fn clippy() -> Command {
+    cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])
+}
+
+#[derive(Debug, Args)]
+pub struct Test {}
+
+impl Test {
+    #[expect(clippy::unused_self, reason = "the shape of every command")]
+    pub fn run(&self) -> Result<()> {
+        test()
+    }
+}
+
+/// The tests in `tests/` run the programs themselves, so those are built first.
+fn test() -> Result<()> {
+    run(cargo(&["build", "--workspace", "--bins", "--locked"]))?;
+    if cargo_has("nextest") {
+        run(cargo(&["nextest", "run", "--workspace", "--locked"]))
+    } else {
+        eprintln!("cargo-nextest is not installed: going on with cargo test, which is slower");
+        run(cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]))
+    }
+}
