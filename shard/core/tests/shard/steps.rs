@@ -1,0 +1,275 @@
+//! The coordinator's steps: each once, each with its undo.
+
+use eggs_proto::pb::write_op::Op;
+use eggs_proto::pb::write_result::Result as Answer;
+use eggs_proto::{InodeId, InodeType, ShardError, ShardId, Time, pb};
+
+use crate::support::*;
+
+fn lock(transaction: u64, name: &str, target: u64) -> Op {
+    let name = name.to_owned().into();
+    Op::LockEdge(pb::LockEdge { transaction, directory: ROOT, name, target })
+}
+
+fn unlock(transaction: u64, name: &str) -> Op {
+    Op::UnlockEdge(pb::UnlockEdge { transaction, directory: ROOT, name: name.to_owned().into() })
+}
+
+fn link_edge(transaction: u64, directory: u64, name: &str, target: u64, replace: pb::Replace) -> Op {
+    let (name, replace) = (name.to_owned().into(), replace as i32);
+    Op::LinkEdge(pb::LinkEdge { transaction, directory, name, target, replace })
+}
+
+fn unlink_edge(transaction: u64, directory: u64, name: &str, target: u64, owned: bool) -> Op {
+    let name = name.to_owned().into();
+    Op::UnlinkEdge(pb::UnlinkEdge { transaction, directory, name, target, owned })
+}
+
+fn remove(transaction: u64, directory: u64, owner: u64) -> Op {
+    Op::RemoveDirectory(pb::RemoveDirectory { transaction, directory, owner })
+}
+
+fn restore(transaction: u64, directory: u64, owner: u64) -> Op {
+    Op::RestoreDirectory(pb::RestoreDirectory { transaction, directory, owner })
+}
+
+fn create(transaction: u64, owner: u64) -> Op {
+    Op::CreateDirectory(pb::CreateDirectory { transaction, owner, attributes: None })
+}
+
+fn forget(transactions: &[u64], floor: u64) -> Op {
+    Op::ForgetTransactions(pb::ForgetTransactions { transactions: transactions.to_vec(), floor })
+}
+
+fn foreign(kind: InodeType) -> u64 {
+    InodeId::new(kind, ShardId(9), 5).0
+}
+
+#[test]
+fn a_repeated_step_gives_its_first_answer() {
+    let mut shard = Shard::default();
+    let first = shard.one(create(1, ROOT));
+    let rows = shard.rows();
+    assert_eq!(shard.one(create(1, ROOT)), first);
+    assert_eq!(shard.rows(), rows);
+    // A refusal, too, even when it would succeed by now.
+    let refused = shard.one(lock(2, "f", 77));
+    assert_eq!(refused.1, Err(ShardError::NotFound));
+    let file = shard.put(ROOT, "f", b"");
+    assert_eq!(shard.one(lock(2, "f", file)), refused);
+    shard.ok(lock(3, "f", file));
+    shard.verify();
+}
+
+#[test]
+fn forgotten_steps_do_not_run_again() {
+    let mut shard = Shard::default();
+    let directory = shard.mkdir(5, ROOT, "d");
+    shard.ok(forget(&[5], 0));
+    assert!(!shard.table.iter().any(|(key, _)| key[0] == b'T'));
+    // Transaction 6 and above may still come; 5 and below are over.
+    shard.ok(forget(&[], 6));
+    let rows = shard.rows();
+    assert_eq!(shard.one(create(5, ROOT)).1, Err(ShardError::StaleSession));
+    assert_eq!(
+        shard.one(link_edge(4, ROOT, "e", directory, pb::Replace::Refuse)).1,
+        Err(ShardError::StaleSession)
+    );
+    assert_eq!(shard.rows(), rows);
+    // The floor never falls.
+    shard.ok(forget(&[], 1));
+    assert_eq!(shard.one(create(5, ROOT)).1, Err(ShardError::StaleSession));
+    shard.ok(create(6, ROOT));
+    assert_eq!(shard.one(create(0, ROOT)).1, Err(ShardError::Malformed));
+    shard.verify();
+}
+
+#[test]
+fn a_directory_is_made_and_discarded() {
+    let mut shard = Shard::default();
+    let (time, answer) = shard.one(create(1, ROOT));
+    let directory = link(answer.unwrap()).inode;
+    let attributes = shard.stat(directory).unwrap();
+    assert_eq!((attributes.parent, attributes.created_at), (Some(ROOT), time.0));
+    let discard = |transaction| Op::DiscardDirectory(pb::DiscardDirectory { transaction, directory });
+    assert_eq!(shard.refused(discard(2)), ShardError::Changed);
+    shard.ok(discard(1));
+    assert_eq!(shard.stat(directory), None);
+    assert_eq!(shard.refused(create(3, 0)), ShardError::Malformed);
+    assert_eq!(shard.refused(create(4, foreign(InodeType::File))), ShardError::Malformed);
+    shard.verify();
+}
+
+#[test]
+fn a_discard_keeps_what_is_in_use() {
+    let mut shard = Shard::default();
+    let directory = link(shard.ok(create(1, ROOT))).inode;
+    shard.put(directory, "f", b"");
+    let discard = Op::DiscardDirectory(pb::DiscardDirectory { transaction: 1, directory });
+    assert_eq!(shard.refused(discard), ShardError::NotEmpty);
+}
+
+#[test]
+fn an_empty_directory_is_removed_and_takes_nothing_more() {
+    let mut shard = Shard::default();
+    let directory = shard.mkdir(1, ROOT, "d");
+    shard.put(directory, "f", b"1");
+    assert_eq!(shard.refused(remove(2, directory, ROOT)), ShardError::NotEmpty);
+    shard.ok(unlink(directory, "f"));
+    assert_eq!(shard.refused(remove(3, directory, directory)), ShardError::Changed);
+    assert_eq!(shard.refused(remove(4, ROOT, ROOT)), ShardError::IsRoot);
+    let eden = eden(shard.ok(start(directory, None)));
+    shard.ok(remove(5, directory, ROOT));
+    assert_eq!(shard.stat(directory).unwrap().parent, Some(0));
+    let link_eden = Op::LinkEden(pb::LinkEden {
+        file: eden.file,
+        cookie: eden.cookie,
+        directory,
+        name: "g".into(),
+        ..Default::default()
+    });
+    let entries = [
+        link_eden,
+        put_small(directory, "g", b"", pb::Replace::File),
+        link_edge(6, directory, "g", foreign(InodeType::File), pb::Replace::Refuse),
+        start(directory, None),
+        remove(7, directory, ROOT),
+        Op::SetOwner(pb::SetOwner { transaction: 8, directory, owner: ROOT }),
+    ];
+    for op in entries {
+        assert_eq!(shard.refused(op), ShardError::NotFound);
+    }
+    let (died, _) = shard.one(unlink_edge(5, ROOT, "d", directory, true));
+    // What was in it can still be seen.
+    let at = died.0 - 1;
+    let walk = |at, name: &'static str| pb::Walk {
+        start: ROOT,
+        components: vec!["d".into(), name.into()],
+        at,
+        ..Default::default()
+    };
+    assert_eq!(shard.walk(&walk(at, "f")).unwrap().consumed, 1, "it was unlinked by then");
+    let created = shard.list(pb::List { directory, dead: true, ..Default::default() })[0].created_at;
+    assert_eq!(shard.walk(&walk(created, "f")).unwrap().consumed, 2);
+    assert_eq!(shard.walk(&walk(0, "f")).unwrap().consumed, 0);
+    shard.verify();
+}
+
+#[test]
+fn a_removal_is_undone() {
+    let mut shard = Shard::default();
+    let directory = shard.mkdir(1, ROOT, "d");
+    shard.ok(remove(2, directory, ROOT));
+    shard.ok(restore(2, directory, ROOT));
+    assert_eq!(shard.stat(directory).unwrap().parent, Some(ROOT));
+    shard.put(directory, "f", b"");
+    // Undoing what was refused gives nothing back.
+    shard.one(remove(3, directory, ROOT)).1.unwrap_err();
+    shard.ok(restore(3, directory, directory + 1));
+    assert_eq!(shard.stat(directory).unwrap().parent, Some(ROOT));
+    // Undone before it came: it must not come any more.
+    shard.ok(unlink(directory, "f"));
+    shard.ok(restore(4, directory, ROOT));
+    assert_eq!(shard.one(remove(4, directory, ROOT)).1, Err(ShardError::StaleSession));
+    shard.verify();
+}
+
+#[test]
+fn a_locked_edge_waits_for_its_transaction() {
+    let mut shard = Shard::default();
+    let file = shard.put(ROOT, "f", b"");
+    shard.put(ROOT, "g", b"");
+    assert_eq!(shard.refused(lock(1, "f", file + 9)), ShardError::Changed);
+    shard.ok(lock(2, "f", file));
+    shard.verify();
+    let changes = [
+        put_small(ROOT, "f", b"", pb::Replace::File),
+        unlink(ROOT, "f"),
+        rename(ROOT, "f", "h", pb::Replace::File),
+        rename(ROOT, "g", "f", pb::Replace::File),
+        lock(3, "f", file),
+        unlink_edge(4, ROOT, "f", file, true),
+        link_edge(5, ROOT, "f", foreign(InodeType::File), pb::Replace::File),
+    ];
+    for op in changes {
+        assert_eq!(shard.refused(op), ShardError::Locked);
+    }
+    // Somebody else's unlock does nothing.
+    shard.ok(unlock(6, "f"));
+    assert_eq!(shard.refused(unlink(ROOT, "f")), ShardError::Locked);
+    assert_eq!(shard.one(lock(6, "f", file)).1, Err(ShardError::StaleSession));
+    shard.ok(unlock(2, "f"));
+    shard.ok(unlink(ROOT, "f"));
+    shard.ok(unlock(7, "never was"));
+    shard.verify();
+}
+
+#[test]
+fn a_file_moves_away_and_lives_on() {
+    let mut shard = Shard::default();
+    let directory = shard.mkdir(1, ROOT, "d");
+    let file = shard.put(ROOT, "f", b"1");
+    let old = shard.put(directory, "g", b"2");
+    shard.ok(lock(2, "f", file));
+    assert_eq!(link(shard.ok(link_edge(2, directory, "g", file, pb::Replace::File))).replaced, old);
+    shard.ok(unlink_edge(2, ROOT, "f", file, false));
+    let dead = shard.list(pb::List { directory: ROOT, dead: true, ..Default::default() });
+    assert_eq!((dead[0].target, dead[0].owned), (file, false));
+    let dead = shard.list(pb::List { directory, dead: true, ..Default::default() });
+    assert_eq!((dead[0].target, dead[0].owned), (old, true));
+    shard.ok(forget(&[1, 2], 3));
+    shard.verify();
+}
+
+#[test]
+fn what_a_link_refuses() {
+    let mut shard = Shard::default();
+    let file = shard.put(ROOT, "f", b"");
+    let directory = shard.mkdir(1, ROOT, "d");
+    let (foreign_file, foreign_directory) = (foreign(InodeType::File), foreign(InodeType::Directory));
+    let cases = [
+        ("f", foreign_file, pb::Replace::Refuse, ShardError::Exists),
+        ("f", file, pb::Replace::File, ShardError::Exists),
+        ("f", foreign_directory, pb::Replace::File, ShardError::NotDirectory),
+        ("d", foreign_file, pb::Replace::File, ShardError::IsDirectory),
+        ("d", foreign_directory, pb::Replace::File, ShardError::Exists),
+        ("n", 0, pb::Replace::File, ShardError::Malformed),
+        ("n", ROOT, pb::Replace::File, ShardError::Malformed),
+        ("n", u64::MAX, pb::Replace::File, ShardError::Malformed),
+        ("n", file + 1, pb::Replace::File, ShardError::NotFound),
+        ("n", directory + 1, pb::Replace::File, ShardError::NotFound),
+        ("n/", foreign_file, pb::Replace::File, ShardError::InvalidName),
+    ];
+    for ((name, target, replace, error), transaction) in cases.into_iter().zip(10..) {
+        assert_eq!(
+            shard.refused(link_edge(transaction, ROOT, name, target, replace)),
+            error,
+            "{name} {target}"
+        );
+    }
+    shard.ok(link_edge(30, ROOT, "n", foreign_file, pb::Replace::Refuse));
+    assert_eq!(shard.refused(unlink_edge(31, ROOT, "n", file, true)), ShardError::Changed);
+    shard.verify();
+}
+
+#[test]
+fn an_owner_is_set() {
+    let mut shard = Shard::default();
+    let (a, b) = (shard.mkdir(1, ROOT, "a"), shard.mkdir(2, ROOT, "b"));
+    let set = |transaction, directory, owner| Op::SetOwner(pb::SetOwner { transaction, directory, owner });
+    shard.ok(set(3, a, b));
+    assert_eq!(shard.stat(a).unwrap().parent, Some(b));
+    assert_eq!(shard.refused(set(4, ROOT, a)), ShardError::IsRoot);
+    assert_eq!(shard.refused(set(5, a, 0)), ShardError::Malformed);
+    assert_eq!(shard.refused(set(6, a, a)), ShardError::Malformed);
+}
+
+#[test]
+fn times_of_steps_are_their_own() {
+    let mut shard = Shard::default();
+    let results = shard.batch(vec![create(1, ROOT), create(2, ROOT), create(1, ROOT)]);
+    assert_eq!(results[1].time, results[0].time + 1);
+    assert_eq!(results[2], results[0]);
+    assert!(Time(results[0].time) > Time::ZERO);
+    assert!(matches!(results[0].result, Some(Answer::Link(_))));
+}
