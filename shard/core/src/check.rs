@@ -33,22 +33,23 @@ pub fn check<T: Table + ?Sized>(
 ) -> Result<pb::CheckReply, TableError> {
     let limit = if op.limit_rows == 0 { ROWS } else { op.limit_rows.min(ROWS_MAX) } as usize;
     let first = [eggs_machine::table::RESERVED + 1];
-    let from = if op.cursor.is_empty() { first.to_vec() } else { after(&op.cursor) };
-    let from = from.max(first.to_vec());
+    let from = if op.cursor.is_empty() { first.to_vec() } else { after(&op.cursor).max(first.to_vec()) };
     let mut checker = Checker::new(shard, view)?;
     if op.cursor.is_empty() {
         checker.counters();
     }
-    let rows = view.page(&from, &[], limit)?;
-    let mut cursor = if rows.len() < limit { None } else { rows.last().map(|(key, _)| key.clone()) };
-    for (key, value) in rows {
+    let mut left = limit;
+    let mut cursor = None;
+    scan(view, &from, &[], |key, value| {
         checker.reply.rows += 1;
-        checker.row(&key, value)?;
-        if checker.reply.findings.len() >= FINDINGS_MAX {
-            cursor = Some(key);
-            break;
+        checker.row(key, value.clone())?;
+        left -= 1;
+        let full = left == 0 || checker.reply.findings.len() >= FINDINGS_MAX;
+        if full {
+            cursor = Some(key.clone());
         }
-    }
+        Ok(!full)
+    })?;
     checker.reply.cursor = cursor.unwrap_or_default();
     Ok(checker.reply)
 }

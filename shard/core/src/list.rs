@@ -116,14 +116,8 @@ impl<'a, T: Table + ?Sized> Page<'a, T> {
                         continue;
                     }
                     // As it was then: living.
-                    pb::Entry {
-                        name,
-                        target: edge.target,
-                        created_at: edge.created_at,
-                        died_at: died_at.0,
-                        owned: edge.owned,
-                        attributes: None,
-                    }
+                    let (target, created_at) = (edge.target, edge.created_at);
+                    pb::Entry { name, target, created_at, ..Default::default() }
                 }
                 (_, Some(name)) => {
                     let Some((_, value)) = living.next()? else { return Ok(()) };

@@ -22,7 +22,6 @@ use crate::{schema, span};
 /// # Errors
 /// The whole request is refused and nothing is to be logged. An operation that is refused on its own
 /// is logged as such, so that its batch keeps its answers in order.
-#[allow(clippy::too_many_arguments)]
 pub fn prepare<T: Table + ?Sized>(
     shard: ShardId,
     view: &T,

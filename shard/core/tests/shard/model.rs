@@ -136,7 +136,7 @@ impl World {
         let alive = self.model.alive(directory);
         let expected = alive.and_then(|()| self.model.replaceable(directory, name, false, replace));
         let (time, answer) = self.shard.one(op);
-        assert_eq!(answer.as_ref().map(|_| ()), expected.as_ref().map(|()| ()));
+        assert_eq!(answer.clone().map(|_| ()), expected);
         if let Ok(answer) = answer {
             let reply = link(answer);
             assert_eq!(
