@@ -250,7 +250,13 @@ impl Disk {
             }
             StoreError::Refused(_) | StoreError::Io { .. } => return Refusal::new(code, what),
         }
-        self.look();
+        // Not a look: one that is under way must not be waited for, nor its answer missed.
+        let current = self.state().store.clone();
+        if let Ok(store) = current
+            && let Err(why) = store.check()
+        {
+            self.lose(&why);
+        }
         self.store().err().unwrap_or_else(|| Refusal::new(code, what))
     }
 
@@ -312,6 +318,9 @@ impl Disk {
 
     fn lose(&self, why: &str) {
         let mut state = self.state();
+        if state.store.as_ref().err().map(String::as_str) == Some(why) {
+            return;
+        }
         tracing::error!(path = %self.path().display(), why, "disk is lost");
         state.store = Err(why.to_owned());
         state.space = Space::default();
