@@ -5,6 +5,7 @@ use std::process::Command;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
+use crate::layers;
 use crate::sim;
 use crate::steps::{Steps, cargo, cargo_has, run};
 
@@ -29,6 +30,7 @@ pub struct Ci {
 enum Step {
     Fmt,
     Clippy,
+    Layers,
     Deny,
     Test,
     Sim,
@@ -37,13 +39,14 @@ enum Step {
 impl Ci {
     pub fn run(&self) -> Result<()> {
         let mut steps = Steps::default();
-        for step in [Step::Fmt, Step::Clippy, Step::Deny, Step::Test, Step::Sim] {
+        for step in [Step::Fmt, Step::Clippy, Step::Layers, Step::Deny, Step::Test, Step::Sim] {
             if self.skip.contains(&step) {
                 continue;
             }
             match step {
                 Step::Fmt => steps.step("fmt", || run(cargo(&["fmt", "--all", "--check"]))),
                 Step::Clippy => steps.step("clippy", || run(clippy())),
+                Step::Layers => steps.step("layers", layers::check),
                 Step::Deny => steps.step("deny", || self.deny()),
                 Step::Test => steps.step("test", test),
                 Step::Sim => steps.step("sim", || sim::sweep_in_child(SEEDS)),

@@ -7,6 +7,7 @@
 mod bench;
 mod ci;
 mod dev;
+mod layers;
 mod release;
 mod sim;
 mod steps;
