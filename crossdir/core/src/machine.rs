@@ -254,3 +254,7 @@ fn pending<T: Table + ?Sized>(view: &T) -> Result<Vec<(Pending, Option<pb::Cross
         })
         .collect()
 }
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

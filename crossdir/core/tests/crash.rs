@@ -206,6 +206,31 @@ fn a_stuck_transaction_holds_up_only_those_that_conflict_with_it() {
     world.check();
 }
 
+/// XD-8: an answered move of a directory whose end is not recorded is run again after a crash, and must
+/// not find the tree as later moves made it.
+#[test]
+fn a_move_run_again_finds_the_tree_as_it_was() {
+    let mut world = World::new(1, Weather::default());
+    let tree = plant(&mut world);
+    world.mute = true;
+    let moves = [
+        rename((tree.a, b"d"), tree.d, (tree.b, b"d"), pb::Replace::Refuse),
+        rename((tree.b, b"d"), tree.d, (ROOT, b"d"), pb::Replace::Refuse),
+        rename((ROOT, b"b"), tree.b, (tree.d, b"b"), pb::Replace::Refuse),
+    ];
+    let begun: Vec<_> = (1..).zip(&moves).map(|(n, op)| world.begin(op, n, 1).unwrap()).collect();
+    world.run_until(1, |world| begun.iter().all(|transaction| world.answers.contains_key(transaction)));
+    assert!(world.answers.contains_key(&begun[0]), "answered, not recorded");
+    world.mute = false;
+    world.kill();
+    world.settle();
+    for transaction in begun {
+        assert_eq!(code(&world.answers[&transaction]), 0, "{transaction}");
+    }
+    assert_eq!(world.lookup(tree.d, b"b"), Some(tree.b));
+    world.check();
+}
+
 /// XD-10, and SH-13 on the shards' side.
 #[test]
 fn a_step_that_comes_after_the_end_does_not_run() {

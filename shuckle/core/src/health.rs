@@ -386,6 +386,8 @@ impl Health {
         if !fresh && problem.is_empty() && Self::fresh(host_seen, now) {
             "its host no longer has it".clone_into(&mut problem);
         }
+        // Not heard of yet, but believed to be there: it will refuse what it has no room for.
+        let unheard = if fresh { row.capacity_bytes } else { 0 };
         let stale = if fresh { 0 } else { flags::STALE };
         let lost = if problem.is_empty() { 0 } else { flags::LOST };
         let reports = self.reports.get(&id);
@@ -396,7 +398,7 @@ impl Health {
             address: row.address,
             flags: row.flags | stale | lost,
             capacity_bytes: health.map_or(row.capacity_bytes, |health| health.capacity_bytes),
-            available_bytes: health.map_or(0, |health| health.available_bytes),
+            available_bytes: health.map_or(unheard, |health| health.available_bytes),
             used_bytes: health.map_or(0, |health| health.used_bytes),
             blocks: health.map_or(0, |health| health.blocks),
             last_seen: health.map_or(0, |health| health.last_seen.0),
@@ -458,3 +460,7 @@ fn registered() -> Step {
 fn log(command: Command) -> Step {
     Step::Log(pb::RegistryCommand { command: Some(command) })
 }
+
+#[cfg(test)]
+#[path = "health_tests.rs"]
+mod tests;

@@ -185,3 +185,7 @@ pub fn hello<T: Table + ?Sized>(view: &T) -> Result<Option<pb::HelloReply>, Tabl
         version: PROTOCOL_VERSION,
     }))
 }
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+pub(crate) mod tests;

@@ -108,6 +108,8 @@ pub struct World {
     pub proposals: u64,
     /// Shards nothing gets through to.
     pub cut: BTreeSet<u8>,
+    /// Nothing is logged: proposals are lost.
+    pub mute: bool,
 }
 
 impl World {
@@ -133,6 +135,7 @@ impl World {
             writes: 0,
             proposals: 0,
             cut: BTreeSet::new(),
+            mute: false,
         }
     }
 
@@ -328,6 +331,7 @@ impl World {
             }
             Event::Request(other) => panic!("{other:?}"),
             Event::Reply(input) => self.input(input),
+            Event::Propose(_) if self.mute => {}
             Event::Propose(command) => self.propose(&command),
         }
     }
