@@ -139,8 +139,9 @@ fn encode(answer: Answer) -> Bytes {
 }
 
 pub(crate) fn decode(applied: Applied) -> Result<Answer, pb::Error> {
-    let Applied::Reply(reply) = applied else {
-        return Err(RegistryError::Internal.with("a session where none is used"));
+    let reply = match applied {
+        Applied::Reply(reply) | Applied::Refused(reply) => reply,
+        Applied::Stale => return Err(RegistryError::Internal.with("a session where none is used")),
     };
     let reply = pb::RegistryReply::decode(reply).map_err(|error| RegistryError::Internal.with(error))?;
     reply.result.ok_or_else(|| RegistryError::Internal.with("an empty reply"))

@@ -39,7 +39,9 @@ impl Shuckle {
 
     async fn join(&self, secret: Option<[u8; 32]>) -> Registry {
         let secret = secret.map(Secret::from_bytes);
-        Registry::join(&self.address.to_string(), secret, None, &self.stop).await.unwrap()
+        let address = self.address.to_string();
+        let joined = Registry::join(&address, secret, None, &self.stop);
+        tokio::time::timeout(Duration::from_secs(20), joined).await.expect("no answer to hello").unwrap()
     }
 
     async fn stop(self) {
