@@ -9,6 +9,11 @@
 //! `Finish` is logged (in batches) → the shards forget it (in batches) → `Retire` is logged (in
 //! batches).
 //!
+//! A call, as its shell sees it: [`Driver::admit`] → [`prepare`] and log, with the call's session → the
+//! machine's [`TransactionAccepted`](eggs_proto::pb::TransactionAccepted) → [`Driver::reply`], or wait for
+//! [`Output::Answer`]; a transaction the driver does not know is over: [`answer`]. When the caller's time
+//! is up first: `InProgress`; the same call again finds the same transaction.
+//!
 //! Reading order: [`machine`], `transaction/` (one file each, steps and undo at the top), [`locks`],
 //! [`driver`].
 //!

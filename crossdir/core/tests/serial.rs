@@ -161,6 +161,17 @@ fn seeds() -> std::ops::Range<u64> {
     from.parse().expect("a number")..to.parse().expect("a number")
 }
 
+/// Says how to run a seed again when its test fails.
+struct Seed(u64);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("replay: EGGS_SEEDS={}..{}", self.0, self.0 + 1);
+        }
+    }
+}
+
 fn storm(seed: u64) -> Weather {
     match seed % 3 {
         0 => Weather::default(),
@@ -173,6 +184,7 @@ fn storm(seed: u64) -> Weather {
 fn the_outcome_is_that_of_one_after_the_other() {
     let (mut kills, mut done, mut refusals) = (0, 0, BTreeMap::<u32, u32>::new());
     for seed in seeds() {
+        let _replay = Seed(seed);
         let mut world = World::new(seed, Weather::default());
         world.shard(InodeId::ROOT.shard());
         plant(&mut world);
@@ -221,6 +233,7 @@ fn the_outcome_is_that_of_one_after_the_other() {
 #[test]
 fn the_namespace_is_whole_whatever_clients_do_meanwhile() {
     for seed in seeds() {
+        let _replay = Seed(seed);
         let mut world = World::new(seed, Weather::default());
         world.shard(InodeId::ROOT.shard());
         plant(&mut world);

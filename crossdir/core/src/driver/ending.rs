@@ -15,8 +15,9 @@ use crate::transaction::Outcome;
 pub const FORGET_BATCH: usize = 256;
 /// How long the first for a shard waits for more.
 pub const FORGET_DELAY: Duration = Duration::from_millis(50);
-/// No message is later than this (connections have shorter deadlines): a transaction finished for
-/// longer may be forgotten although an older one is stuck (XD-10).
+/// No message is later than this: a transaction finished for longer may be forgotten although an older
+/// one is stuck (XD-10). The shell gives its requests deadlines far below. It is an assumption only
+/// for what finished above a stuck transaction; below the floor the shards refuse whatever comes.
 pub const LATE_MAX: Duration = Duration::from_secs(60);
 
 /// A finished transaction.
