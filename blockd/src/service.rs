@@ -1,20 +1,17 @@
 //! The requests, as plain functions over the messages: any transport can serve them.
-//!
-//! Each block in flight has one blocking thread and a short bounded queue of pieces between it and the
-//! network, so that the disk and the network work at the same time and neither runs ahead.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use eggs_blockd_core::admission::{admit_erase, check_header, check_range};
+use eggs_blockd_core::admission::{admit_erase, check_header};
 use eggs_blockd_core::{Identity, WriteAdmission};
 use eggs_daemon::CancellationToken;
 use eggs_proto::limits::PROTOCOL_VERSION;
 use eggs_proto::pb::write_block_request::Part;
 use eggs_proto::{BlockError, BlockId, BlockServiceId, ClusterId, ServiceError, mac, pb};
-use futures_util::{Stream, StreamExt};
+use futures_util::Stream;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -23,11 +20,12 @@ use tokio_util::sync::DropGuard;
 
 use crate::disk::{Disk, DiskConfig, Ids, Look, Refusal};
 use crate::limits::{
-    CHECK_INTERVAL, DRAIN_MAX, PIECES_QUEUED, READ_PIECE_BYTES, READS_MAX, SILENCE_MAX, TRANSFER_MAX,
-    WAIT_MAX, WAITING_MAX, WRITES_MAX,
+    CHECK_INTERVAL, DRAIN_MAX, PIECES_QUEUED, READS_MAX, SILENCE_MAX, TRANSFER_MAX, WAIT_MAX, WAITING_MAX,
+    WRITES_MAX,
 };
-use crate::store::{Begun, Contents, OpenError, OpenProblem, Store, StoreError, inspect};
+use crate::store::{Contents, OpenError, OpenProblem, inspect};
 use crate::telemetry::{self, Operation};
+use crate::transfer::{forward, give, next_part, outcome, receive, send};
 
 /// Between looks whether the threads have let go of the disks.
 const RELEASE_INTERVAL: Duration = Duration::from_millis(2);
@@ -245,7 +243,7 @@ impl Service {
         let forwarded = forward(&mut messages, &pieces, admission.size, deadline).await;
         // The thread ends with the queue: whole, or cut off.
         drop(pieces);
-        let result = task.await.map_err(|_| Refusal::new(BlockError::Internal, what()))?;
+        let result = outcome(task, deadline, what).await;
         match (forwarded, result) {
             // The reason it was cut off says more than that it was.
             (Err(refusal), Err(Refusal { code: BlockError::WrongSize, .. })) => Err(refusal),
@@ -280,17 +278,19 @@ impl Service {
         let disk = self.admit(request.header.as_ref(), request.block_service)?;
         let store = disk.store()?;
         let place = self.place(&disk.reads, &self.inner.reads).await?;
+        let deadline = Instant::now() + TRANSFER_MAX;
         let (block, offset, length) = (BlockId(request.block), request.offset, request.length);
         let (pieces, runtime) = (pieces.clone(), Handle::current());
         let task = tokio::task::spawn_blocking(move || {
             let _place = place;
-            let result = send(&store, block, offset, length, |piece| give(&runtime, &pieces, piece));
+            let result =
+                send(&store, block, offset, length, |piece| give(&runtime, &pieces, piece, deadline));
             if result.is_ok() {
                 telemetry::read(store.identity().service, length);
             }
             result.map_err(|error| disk.fault(&error))
         });
-        task.await.map_err(|_| Refusal::new(BlockError::Internal, format!("block {block}")))?
+        outcome(task, deadline, || format!("block {block}")).await
     }
 
     /// Removes a block; answered once that is durable (BL-5).
@@ -320,7 +320,7 @@ impl Service {
                 store.erase(block).map_err(|error| disk.fault(&error))
             })
         };
-        task.await.map_err(|_| Refusal::new(BlockError::Internal, what()))??;
+        outcome(task, Instant::now() + TRANSFER_MAX, what).await?;
         Ok(proof)
     }
 
@@ -378,119 +378,6 @@ fn stats_of(report: pb::BlockServiceReport) -> pb::BlockServiceStats {
         blocks: report.blocks,
         io_errors: report.io_errors,
         problem: report.problem,
-    }
-}
-
-/// The next message of a write; `None` at its end.
-async fn next_part<S, E>(messages: &mut S, deadline: Instant) -> Result<Option<Part>, Refusal>
-where
-    S: Stream<Item = Result<pb::WriteBlockRequest, E>> + Unpin,
-{
-    let wait = SILENCE_MAX.min(deadline.saturating_duration_since(Instant::now()));
-    match timeout(wait, messages.next()).await {
-        Err(_) => Err(Refusal::new(BlockError::Malformed, "the writer was silent for too long")),
-        Ok(None) => Ok(None),
-        Ok(Some(Err(_))) => Err(Refusal::new(BlockError::Malformed, "the writer broke off")),
-        Ok(Some(Ok(pb::WriteBlockRequest { part: None }))) => {
-            Err(Refusal::new(BlockError::Malformed, "a message of a write says nothing"))
-        }
-        Ok(Some(Ok(pb::WriteBlockRequest { part }))) => Ok(part),
-    }
-}
-
-/// From the network to the disk's thread. Ends at the last byte, not at the end of the stream: the
-/// writer may wait for the answer first.
-async fn forward<S, E>(
-    messages: &mut S,
-    pieces: &mpsc::Sender<Bytes>,
-    size: u32,
-    deadline: Instant,
-) -> Result<(), Refusal>
-where
-    S: Stream<Item = Result<pb::WriteBlockRequest, E>> + Unpin,
-{
-    let mut missing = u64::from(size);
-    while missing > 0 {
-        let part = tokio::select! {
-            // The thread knows better: refused, or stored already.
-            () = pieces.closed() => return Ok(()),
-            part = next_part(messages, deadline) => part?,
-        };
-        let piece = match part {
-            Some(Part::Data(piece)) => piece,
-            Some(Part::Start(_)) => return Err(Refusal::new(BlockError::Malformed, "a write has one start")),
-            None => return Ok(()),
-        };
-        missing = missing.saturating_sub(piece.len() as u64);
-        match timeout(SILENCE_MAX, pieces.send(piece)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Ok(()),
-            Err(_) => return Err(Refusal::new(BlockError::Busy, "the disk does not keep up")),
-        }
-    }
-    Ok(())
-}
-
-/// On the disk's thread: from the queue into the file.
-fn receive(
-    store: &Arc<Store>,
-    admission: WriteAdmission,
-    mut pieces: mpsc::Receiver<Bytes>,
-) -> Result<mac::Mac, StoreError> {
-    let mut incoming = match store.begin(admission)? {
-        Begun::Stored(proof) => return Ok(proof),
-        Begun::Arriving(incoming) => incoming,
-    };
-    while incoming.missing() > 0 {
-        match pieces.blocking_recv() {
-            Some(piece) => incoming.append(&piece)?,
-            None => break,
-        }
-    }
-    incoming.finish()
-}
-
-/// On the disk's thread: from the file to `give`, which says whether anybody still listens. The CRC of
-/// what was given.
-fn send(
-    store: &Store,
-    block: BlockId,
-    offset: u32,
-    length: u32,
-    mut give: impl FnMut(Bytes) -> bool,
-) -> Result<u32, StoreError> {
-    let block = store.read(block)?;
-    check_range(block.size(), offset, length)?;
-    if length > READ_PIECE_BYTES {
-        block.will_read(offset, length);
-    }
-    let mut hasher = crc32fast::Hasher::new();
-    let (mut at, end) = (offset, offset + length);
-    while at < end {
-        let piece = block.read_at(at, READ_PIECE_BYTES.min(end - at))?;
-        hasher.update(&piece);
-        at += piece.len() as u32;
-        if !give(piece) {
-            return Err(BlockError::Busy.into());
-        }
-    }
-    let crc = hasher.finalize();
-    if (offset, length) == (0, block.size()) {
-        block.check_crc(crc)?;
-    }
-    Ok(crc)
-}
-
-/// Hands a piece to the network from a thread; false when nobody takes it.
-fn give(runtime: &Handle, pieces: &mpsc::Sender<pb::FetchBlockReply>, piece: Bytes) -> bool {
-    let message = pb::FetchBlockReply { part: Some(pb::fetch_block_reply::Part::Data(piece)) };
-    match pieces.try_send(message) {
-        Ok(()) => true,
-        Err(mpsc::error::TrySendError::Closed(_)) => false,
-        Err(mpsc::error::TrySendError::Full(message)) => {
-            let sent = runtime.block_on(timeout(SILENCE_MAX, pieces.send(message)));
-            matches!(sent, Ok(Ok(())))
-        }
     }
 }
 

@@ -346,18 +346,19 @@ fn a_disk_that_vanishes_is_noticed_and_not_made_again() {
 
 #[test]
 fn the_scan_and_changes_meanwhile_agree() {
+    const BLOCKS: u64 = 60;
     let (folder, store) = disk();
     let bytes = contents(1, 100);
     let id = |n: u64| BlockId::new(ShardId((n % 7) as u8), n << 11);
-    for n in 0..300 {
+    for n in 0..BLOCKS {
         write(&store, id(n), &bytes).unwrap();
     }
     drop(store);
-    for round in 0..5 {
+    for round in 0..3 {
         let store = open(folder.path());
         std::thread::scope(|scope| {
             let changing = scope.spawn(|| {
-                for n in (0..300).rev() {
+                for n in (0..BLOCKS).rev() {
                     store.erase(id(n)).unwrap();
                     if (n + round) % 3 > 0 {
                         write(&store, id(n), &bytes).unwrap();
@@ -372,7 +373,7 @@ fn the_scan_and_changes_meanwhile_agree() {
         let store = open(folder.path());
         assert_eq!(counted, scanned(&store), "round {round}");
         assert_eq!(counted.used_bytes, counted.blocks * 4196);
-        for n in 0..300 {
+        for n in 0..BLOCKS {
             write(&store, id(n), &bytes).unwrap();
         }
     }
@@ -408,11 +409,10 @@ fn many_writers_do_not_disturb_each_other() {
 struct Tmpfs(TempDir);
 
 impl Tmpfs {
-    fn mount(megabytes: u32) -> Option<Tmpfs> {
+    fn mount(option: &str) -> Option<Tmpfs> {
         let folder = tempfile::tempdir().unwrap();
-        let option = format!("size={megabytes}m");
         let mount =
-            Command::new("mount").args(["-t", "tmpfs", "-o", &option, "tmpfs"]).arg(folder.path()).output();
+            Command::new("mount").args(["-t", "tmpfs", "-o", option, "tmpfs"]).arg(folder.path()).output();
         if mount.is_ok_and(|output| output.status.success()) {
             return Some(Tmpfs(folder));
         }
@@ -429,7 +429,7 @@ impl Drop for Tmpfs {
 
 #[test]
 fn a_full_disk_refuses_and_stays_clean() {
-    let Some(tmpfs) = Tmpfs::mount(8) else { return };
+    let Some(tmpfs) = Tmpfs::mount("size=8m") else { return };
     format(tmpfs.0.path(), &identity()).unwrap();
     let store = open(tmpfs.0.path());
     let bytes = contents(1, 1 << 20);
@@ -451,23 +451,45 @@ fn a_full_disk_refuses_and_stays_clean() {
     drop(arriving);
     write(&store, block(101), &bytes).unwrap();
 
-    // Somebody else fills the file system while a block arrives.
+    // Somebody else fills the file system while a block arrives: it has its room already.
     store.erase(block(1)).unwrap();
-    let mut caught = begin(&store, block(102), &bytes);
+    let mut arriving = begin(&store, block(102), &bytes);
     let hog = tmpfs.0.path().join("lost+found");
     let _ = fs::write(&hog, vec![1; 8 << 20]);
-    assert_eq!(code(caught.append(&bytes)), Some(BlockError::NoSpace));
-    drop(caught);
-    assert_eq!(leftovers(&tmpfs.0), 0);
     assert_eq!(store.space().unwrap().available_bytes(), 0);
+    assert_eq!(code(store.begin(admission(block(103), b"x"))), Some(BlockError::NoSpace));
+    arriving.append(&bytes).unwrap();
+    arriving.finish().unwrap();
+    assert_eq!(leftovers(&tmpfs.0), 0);
     assert_eq!(read(&store, block(2)).unwrap(), bytes);
     fs::remove_file(&hog).unwrap();
-    write(&store, block(102), &bytes).unwrap();
+    store.erase(block(2)).unwrap();
+    write(&store, block(103), &bytes).unwrap();
+}
+
+#[test]
+fn a_disk_that_fills_in_spite_of_its_reserve_leaves_nothing_behind() {
+    // Bytes enough, but few inodes: making files and folders fails at every step once.
+    for inodes in 5..16 {
+        let Some(tmpfs) = Tmpfs::mount(&format!("size=8m,nr_inodes={inodes}")) else { return };
+        format(tmpfs.0.path(), &identity()).unwrap();
+        let store = open(tmpfs.0.path());
+        let all: Vec<_> = (0..20).map(|n| BlockId::new(ShardId(n as u8), n << 12)).collect();
+        let results: Vec<_> = all.iter().map(|&id| code(write(&store, id, b"bytes"))).collect();
+        assert!(results.contains(&Some(BlockError::NoSpace)), "{results:?}");
+        assert!(results.iter().flatten().all(|&error| error == BlockError::NoSpace), "{results:?}");
+        assert_eq!(leftovers(&tmpfs.0), 0);
+        for (&id, result) in all.iter().zip(&results) {
+            assert_eq!(read(&store, id).is_ok(), result.is_none());
+        }
+        assert_eq!(scanned(&store).blocks, results.iter().filter(|result| result.is_none()).count() as u64);
+        store.check().unwrap();
+    }
 }
 
 #[test]
 fn a_disk_mounted_read_only_has_no_room_but_reads() {
-    let Some(tmpfs) = Tmpfs::mount(8) else { return };
+    let Some(tmpfs) = Tmpfs::mount("size=8m") else { return };
     format(tmpfs.0.path(), &identity()).unwrap();
     let store = open(tmpfs.0.path());
     write(&store, block(1), b"kept").unwrap();
