@@ -10,9 +10,6 @@ use crate::cli::Global;
 use crate::failure::{Failure, Outcome, posix_words};
 use crate::output::Out;
 
-/// How long background work of the library may take after a command is over.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// One per process.
 #[derive(Debug)]
 pub struct Context {
@@ -43,9 +40,9 @@ impl Context {
     }
 
     /// Lets the library finish what it does in the background.
-    pub async fn close(&self) {
+    pub async fn close(&self, patience: Duration) {
         if let Some(client) = self.client.get()
-            && tokio::time::timeout(CLOSE_TIMEOUT, client.close()).await.is_err()
+            && tokio::time::timeout(patience, client.close()).await.is_err()
         {
             tracing::debug!("background work of the client was left undone");
         }

@@ -2,7 +2,7 @@
 //! is known (and known to be ours) only once the cluster has started.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -27,7 +27,12 @@ pub fn start(verbose: u8) {
         _ => "trace",
     };
     // Fails only when there is a subscriber already.
-    let _ = fmt().with_env_filter(filter_or(filter)).with_writer(to_stderr).with_target(false).try_init();
+    let _ = fmt()
+        .with_env_filter(filter_or(filter))
+        .with_writer(to_stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .try_init();
 }
 
 /// Logs of `up`: everything from info to the file it will have, warnings to standard error too.
@@ -38,6 +43,7 @@ pub fn start_up(verbose: u8, background: bool) -> LogFile {
     let shown = if background { "off" } else { ["warn", "info", "debug"][usize::from(verbose.min(2))] };
     let to_screen = fmt::layer()
         .with_writer(to_stderr)
+        .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .with_filter(EnvFilter::builder().parse_lossy(shown));
     let _ = tracing_subscriber::registry().with(to_file).with(to_screen).try_init();

@@ -28,6 +28,8 @@ use crate::cli::{Cli, Command};
 use crate::context::Context;
 use crate::failure::{DONE, Failure, Outcome};
 
+/// How long background work of the library may take after a command is over.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Tasks that were dropped half-way get this long to take away their temporary files.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -61,7 +63,8 @@ async fn run(command: Command, context: &Context) -> u8 {
         }
     };
     output::take_bar();
-    context.close().await;
+    let patience = if code < 128 { CLOSE_TIMEOUT } else { CLEANUP_TIMEOUT };
+    context.close(patience).await;
     code
 }
 

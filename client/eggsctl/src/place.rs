@@ -75,6 +75,25 @@ impl Running {
         Ok(if running.is_gone()? { None } else { Some(running) })
     }
 
+    /// Whether some process has the directory open, though none of ours says so: one that is starting
+    /// or stopping, or another program. Only its id, when it left one.
+    pub fn unnamed(data: &Path) -> io::Result<Option<String>> {
+        let mut file = match File::open(data.join("LOCK")) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+            Err(TryLockError::WouldBlock) => {
+                let mut text = String::new();
+                (&mut file).take(32).read_to_string(&mut text)?;
+                Ok(Some(text.trim().to_owned()))
+            }
+        }
+    }
+
     /// Its lock is free: it has ended.
     pub fn is_gone(&self) -> io::Result<bool> {
         match self.file.try_lock_shared() {

@@ -29,7 +29,13 @@ impl Down {
             return Err(Failure::refused(data.display(), "no cluster is running here: no such directory"));
         }
         let Some(running) = Running::find(&data).map_err(on_data)? else {
-            return Err(Failure::refused(data.display(), "no cluster is running here"));
+            let reason = match Running::unnamed(&data).map_err(on_data)? {
+                Some(pid) => {
+                    format!("process {pid} has it open but is starting or stopping; try again in a moment")
+                }
+                None => "no cluster is running here".to_owned(),
+            };
+            return Err(Failure::refused(data.display(), reason));
         };
         let started = Instant::now();
         running.terminate().map_err(on_data)?;

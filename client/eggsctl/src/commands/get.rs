@@ -169,7 +169,7 @@ impl GetTree {
         if self.no_clobber && local.symlink_metadata().is_ok() {
             return Err(Failure::refused(local.display(), "file exists"));
         }
-        let metadata = file.metadata();
+        let metadata = file.metadata().clone();
         let partial = Partial::beside(&local);
         let output = partial.create().map_err(on_local)?;
         if file.size() <= SMALL_BYTES {

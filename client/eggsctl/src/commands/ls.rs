@@ -22,11 +22,11 @@ const LINKS_AT_ONCE: usize = 16;
 
 /// List directories
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Times are RFC 3339, '2026-11-21 14:30' (local), '5m ago', @SECONDS or nanoseconds since 1970.\n\
-    --dead prints what died: the name, and with -l when it died, when it was made, whether it was deleted or\n\
-    moved away, and the inode. The same name may have died many times."
-)]
+#[command(after_help = format!(
+    "Times are {}.\n--dead prints what died: the name, and with -l when it died, when it was made, whether it was deleted \
+     or moved away, and the inode. The same name may have died many times.",
+    times::FORMS
+))]
 pub struct Ls {
     /// Permissions, owner, size and modification time too
     #[arg(short, long)]

@@ -46,6 +46,9 @@ async fn move_one(
     replace: Replace,
 ) -> Outcome {
     let to = if into { inside(source, destination)? } else { destination.clone() };
+    if source == &to {
+        return Err(Failure::refused(source, "source and destination are the same file"));
+    }
     if destination.means_directory() && !into {
         // `mv file new/` is a mistake, `mv directory new/` is not.
         let found = client.stat(source.as_bytes()).await.map_err(|error| failure(source, error))?;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use clap::Args;
 use eggs_client::{AttributeChanges, Client, Directory, Refusal, Replace, SmallFile};
+use tokio::io::AsyncRead;
 
 use super::cp::make_or_find;
 use crate::context::{Context, attributes, create_options, failure};
@@ -62,8 +63,6 @@ struct Node {
     local_metadata: Metadata,
     path: ClusterPath,
     place: Place,
-    /// Known once entered.
-    made: tokio::sync::OnceCell<Directory>,
 }
 
 enum Place {
@@ -141,7 +140,17 @@ impl Put {
         trees: &mut Vec<Node>,
     ) -> Outcome {
         let metadata = std::fs::metadata(source).map_err(|error| Failure::io(source.display(), &error))?;
-        if !metadata.is_dir() {
+        if !metadata.is_dir() && !metadata.is_file() {
+            // A pipe or device that was named is read to its end, as `cat` would.
+            let to = match found {
+                Some(_) => destination.join(own_name(source)?.as_bytes()),
+                None => destination.clone(),
+            };
+            let input = tokio::fs::File::open(source).await;
+            let input = input.map_err(|error| Failure::io(source.display(), &error))?;
+            return sender.put_stream(input, &to).await;
+        }
+        if metadata.is_file() {
             let name = Bytes::copy_from_slice(own_name(source)?.as_bytes());
             sender.progress.expect_bytes(metadata.len());
             files.push(LocalFile { path: source.to_owned(), name, metadata });
@@ -161,8 +170,7 @@ impl Put {
                 (destination.clone(), Place::In(parent.map_err(|error| failure(&above, error))?))
             }
         };
-        let made = tokio::sync::OnceCell::new();
-        trees.push(Node { local: source.to_owned(), local_metadata: metadata, path, place, made });
+        trees.push(Node { local: source.to_owned(), local_metadata: metadata, path, place });
         Ok(())
     }
 }
@@ -197,11 +205,14 @@ impl PutTree {
                 "is a directory; standard input needs the name of a file",
             ));
         }
+        self.put_stream(tokio::io::stdin(), destination).await
+    }
+
+    async fn put_stream(&self, mut input: impl AsyncRead + Unpin + Send, to: &ClusterPath) -> Outcome {
         let options = create_options(0o644, None, self.replace);
         let mut count = self.counter();
-        let mut input = tokio::io::stdin();
-        let put = self.client.put(destination.as_bytes(), &mut input, &options, &mut count).await;
-        put.map_err(|error| failure(destination, error))?;
+        let put = self.client.put(to.as_bytes(), &mut input, &options, &mut count).await;
+        put.map_err(|error| failure(to, error))?;
         self.progress.files(1);
         Ok(())
     }
@@ -361,11 +372,9 @@ impl Visitor for PutTree {
                 local: found.path,
                 local_metadata: found.metadata,
                 place: Place::In(directory.clone()),
-                made: tokio::sync::OnceCell::new(),
             })
             .collect();
         let broken = self.put_files(&directory, &node.path, files).await? | !unreadable.is_empty();
-        let _ = node.made.set(directory);
         Ok(Entered { children, broken })
     }
 
@@ -409,8 +418,9 @@ fn read_small(path: &Path, limit: u64) -> std::io::Result<Option<Bytes>> {
 
 /// The longest file that lives in the metadata of this directory.
 fn inline_bytes(directory: &Directory) -> u64 {
-    let rules = directory.policies().span.map(|span| span.rules).unwrap_or_default();
-    let inline = rules.first().filter(|rule| rule.data == 0).map_or(0, |rule| rule.max_size);
+    let policies = directory.policies();
+    let rule = policies.span.as_ref().and_then(|span| span.rules.first());
+    let inline = rule.filter(|rule| rule.data == 0).map_or(0, |rule| rule.max_size);
     u64::from(inline.min(eggs_proto::limits::INLINE_BYTES_MAX))
 }
 
