@@ -3,12 +3,12 @@
 //! Ids are hexadecimal text (JavaScript's numbers end at 2^53), ages are milliseconds before the
 //! answer was made, so that a reader's clock does not matter.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use eggs_proto::limits::SHARDS;
 use eggs_proto::{BlockServiceId, ClusterId, Time, flags, pb};
-use eggs_shuckle_core::State;
 use eggs_shuckle_core::summary::{class_name, summarize};
+use eggs_shuckle_core::{Capacity, State};
 use serde::Serialize;
 
 /// What is known of the cluster at one moment.
@@ -40,7 +40,9 @@ pub struct Summary {
     pub health: Health,
     pub shard_counts: ShardCounts,
     pub block_service_counts: BlockServiceCounts,
+    pub total: Space,
     pub classes: Vec<Class>,
+    pub failure_domains: Vec<FailureDomain>,
     pub crossdir: Crossdir,
 }
 
@@ -133,19 +135,47 @@ pub struct BlockService {
     pub problem: String,
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Serialize)]
 pub struct Class {
     pub storage_class: u32,
     pub name: String,
-    pub block_services: usize,
-    pub failure_domains: usize,
-    /// Block services that take new blocks.
-    pub writable: usize,
-    pub lost: usize,
+    #[serde(flatten)]
+    pub space: Space,
+}
+
+#[derive(Debug, Serialize)]
+pub struct FailureDomain {
+    pub name: String,
+    #[serde(flatten)]
+    pub space: Space,
+}
+
+/// Disks and their space; lost and stale ones count as disks, not as space.
+#[derive(Debug, Serialize)]
+pub struct Space {
+    pub block_services: u32,
+    /// Heard of, and not lost.
+    pub alive: u32,
+    /// Take new blocks.
+    pub writable: u32,
     pub capacity_bytes: u64,
     pub available_bytes: u64,
     pub used_bytes: u64,
     pub blocks: u64,
+}
+
+impl From<Capacity> for Space {
+    fn from(capacity: Capacity) -> Space {
+        Space {
+            block_services: capacity.disks,
+            alive: capacity.disks_alive,
+            writable: capacity.disks_writable,
+            capacity_bytes: capacity.capacity_bytes,
+            available_bytes: capacity.available_bytes,
+            used_bytes: capacity.used_bytes,
+            blocks: capacity.blocks,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -157,40 +187,30 @@ pub struct Crossdir {
 }
 
 impl Known {
-    fn health(&self) -> Health {
-        let summary = summarize(&self.map);
-        let lost = self.map.block_services.iter().any(|disk| disk.flags & flags::LOST != 0);
-        let reason = |reason: eggs_shuckle_core::Reason| Reason {
-            state: reason.state.as_str(),
-            lost: lost && reason.text.split(' ').nth(2) == Some("lost:"),
-            text: reason.text,
-        };
-        Health {
-            state: summary.state.as_str(),
-            level: match summary.state {
-                State::Healthy => 0,
-                State::Degraded => 1,
-                State::Unavailable => 2,
-            },
-            reasons: summary.reasons.into_iter().map(reason).collect(),
-        }
-    }
-
     pub fn cluster(&self) -> Cluster {
         Cluster { summary: self.summary(), shards: self.shards(), block_services: self.block_services() }
     }
 
     pub fn summary(&self) -> Summary {
         let map = &self.map;
+        let summary = summarize(map);
+        let class = |(storage_class, capacity): (u32, Capacity)| Class {
+            storage_class,
+            name: class_name(storage_class),
+            space: capacity.into(),
+        };
+        let domain = |(name, capacity): (String, Capacity)| FailureDomain { name, space: capacity.into() };
         Summary {
             version: eggs_daemon::VERSION,
             cluster_id: self.cluster.to_string(),
             created_at_ns: self.created_at.0,
             uptime_ms: milliseconds(self.now, self.started),
-            health: self.health(),
+            health: health(summary.state, summary.reasons),
             shard_counts: self.shard_counts(),
             block_service_counts: self.block_service_counts(),
-            classes: self.classes(),
+            total: summary.total.into(),
+            classes: summary.classes.into_iter().map(class).collect(),
+            failure_domains: summary.failure_domains.into_iter().map(domain).collect(),
             crossdir: Crossdir {
                 address: map.crossdir_address.clone(),
                 alive: map.crossdir_alive,
@@ -275,28 +295,6 @@ impl Known {
         counts
     }
 
-    fn classes(&self) -> Vec<Class> {
-        let mut classes: BTreeMap<u32, (Class, BTreeSet<&str>)> = BTreeMap::new();
-        for disk in &self.map.block_services {
-            let (class, domains) = classes.entry(disk.storage_class).or_default();
-            class.block_services += 1;
-            class.writable += usize::from(flags::writable(disk.flags));
-            class.lost += usize::from(disk.flags & flags::LOST != 0);
-            class.capacity_bytes = class.capacity_bytes.saturating_add(disk.capacity_bytes);
-            class.available_bytes = class.available_bytes.saturating_add(disk.available_bytes);
-            class.used_bytes = class.used_bytes.saturating_add(disk.used_bytes);
-            class.blocks = class.blocks.saturating_add(disk.blocks);
-            domains.insert(&disk.failure_domain);
-        }
-        let finish = |(storage_class, (class, domains)): (u32, (Class, BTreeSet<&str>))| Class {
-            storage_class,
-            name: class_name(storage_class),
-            failure_domains: domains.len(),
-            ..class
-        };
-        classes.into_iter().map(finish).collect()
-    }
-
     fn age(&self, seen: u64) -> Option<u64> {
         (seen != 0).then(|| milliseconds(self.now, Time(seen)))
     }
@@ -321,10 +319,10 @@ impl Known {
         }
         for class in summary.classes {
             for (name, value) in [
-                ("eggs_shuckle_capacity_bytes", class.capacity_bytes),
-                ("eggs_shuckle_available_bytes", class.available_bytes),
-                ("eggs_shuckle_used_bytes", class.used_bytes),
-                ("eggs_shuckle_blocks", class.blocks),
+                ("eggs_shuckle_capacity_bytes", class.space.capacity_bytes),
+                ("eggs_shuckle_available_bytes", class.space.available_bytes),
+                ("eggs_shuckle_used_bytes", class.space.used_bytes),
+                ("eggs_shuckle_blocks", class.space.blocks),
             ] {
                 metrics::gauge!(name, "class" => class.name.clone()).set(value as f64);
             }
@@ -333,6 +331,26 @@ impl Known {
         metrics::gauge!("eggs_shuckle_transactions").set(f64::from(summary.crossdir.transactions));
         metrics::gauge!("eggs_shuckle_health").set(f64::from(summary.health.level));
     }
+}
+
+fn health(state: State, reasons: Vec<eggs_shuckle_core::Reason>) -> Health {
+    let level = match state {
+        State::Healthy => 0,
+        State::Degraded => 1,
+        State::Unavailable => 2,
+    };
+    let reason = |reason: eggs_shuckle_core::Reason| Reason {
+        state: reason.state.as_str(),
+        lost: is_about_lost_disks(&reason.text),
+        text: reason.text,
+    };
+    Health { state: state.as_str(), level, reasons: reasons.into_iter().map(reason).collect() }
+}
+
+/// "1 disk lost: …", "3 disks lost: …".
+fn is_about_lost_disks(text: &str) -> bool {
+    let mut words = text.split(' ').skip(1);
+    matches!(words.next(), Some("disk" | "disks")) && words.next() == Some("lost:")
 }
 
 fn disk_state(disk: &pb::BlockServiceInfo) -> DiskState {

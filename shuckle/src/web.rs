@@ -35,8 +35,8 @@ pub fn router(registry: Registry) -> Router {
 
 fn api() -> Router<Registry> {
     Router::new()
-        .route("/cluster", get(|registry| answer(registry, |known| known.cluster())))
-        .route("/status", get(|registry| answer(registry, |known| known.summary())))
+        .route("/cluster", get(|registry| answer(registry, Known::cluster)))
+        .route("/status", get(|registry| answer(registry, Known::summary)))
         .route("/shards", get(|registry| answer(registry, |known| json!({ "shards": known.shards() }))))
         .route(
             "/block-services",

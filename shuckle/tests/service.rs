@@ -272,7 +272,13 @@ async fn the_page_and_the_api_say_what_is() {
         assert_eq!(cluster["block_services"][1]["state"], "lost");
         assert_eq!(cluster["block_services"][1]["problem"], "<script>alert(1)</script>");
         assert_eq!(cluster["block_services"][0]["reported_blocks"], 1);
-        assert_eq!(cluster["classes"][0]["capacity_bytes"], 2000);
+        // The lost disk counts as a disk, not as space.
+        assert_eq!(cluster["classes"][0]["block_services"], 2);
+        assert_eq!(cluster["classes"][0]["capacity_bytes"], 1000);
+        assert_eq!(cluster["total"]["blocks"], 7);
+        assert_eq!(cluster["failure_domains"][1]["name"], "domain-2");
+        let reasons = cluster["health"]["reasons"].as_array().unwrap();
+        assert_eq!(reasons.iter().filter(|reason| reason["lost"] == true).count(), 1, "{reasons:?}");
         assert_eq!(shuckle.json(&format!("{prefix}/status")).await["shard_counts"]["alive"], 200);
         assert_eq!(shuckle.json(&format!("{prefix}/shards")).await["shards"][0]["address"], "host:5001");
         assert_eq!(shuckle.json(&format!("{prefix}/block-services")).await["block_services"][0]["blocks"], 7);

@@ -6,6 +6,7 @@ const REFRESH_MS = 2000;
 const TIMEOUT_MS = 5000;
 const ROWS_MAX = 500;
 const SHARDS = 256;
+const DOMAINS_MAX = 12;
 
 const $ = (id) => document.getElementById(id);
 
@@ -145,10 +146,10 @@ function showTiles(state) {
   tile("disks", count(disks.length - lost - stale), `of ${count(disks.length)}`,
     notes.join(", ") || (disks.length ? "all of them" : "none registered"), lost ? "bad" : stale ? "warn" : "");
 
-  const sum = (field) => state.classes.reduce((total, one) => total + one[field], 0);
-  const [used, capacity, available] = [sum("used_bytes"), sum("capacity_bytes"), sum("available_bytes")];
-  tile("space", bytes(used), "", `${bytes(available)} free of ${bytes(capacity)}`);
-  tile("blocks", count(sum("blocks")), "", `on ${new Set(disks.map((disk) => disk.failure_domain)).size} failure domains`);
+  const total = state.total;
+  tile("space", bytes(total.used_bytes), "", `${bytes(total.available_bytes)} free of ${bytes(total.capacity_bytes)}`);
+  const domains = state.failure_domains.length;
+  tile("blocks", count(total.blocks), "", `on ${count(domains)} failure domain${domains === 1 ? "" : "s"}`);
 
   const coordinator = state.crossdir;
   tile("transactions", coordinator.address ? count(coordinator.transactions) : "–", "",
@@ -206,9 +207,8 @@ function showShards(state) {
 function showCapacity(state) {
   fill($("capacity"), state.classes, (one) => `${one.storage_class}`, (one) => {
     const value = percent(one.used_bytes, one.capacity_bytes);
-    const notes = [`${count(one.block_services)} disks on ${count(one.failure_domains)} failure domains`,
+    const notes = [`${count(one.alive)} of ${count(one.block_services)} disks alive`,
       `${count(one.writable)} take new blocks`];
-    if (one.lost) notes.push(`${one.lost} lost`);
     return element("div", "class",
       element("div", "top",
         element("span", "name", one.name),
@@ -219,6 +219,17 @@ function showCapacity(state) {
   if (state.classes.length === 0) {
     $("capacity").replaceChildren(element("p", "empty", "No disk has registered yet."));
   }
+  const away = (domain) => domain.block_services - domain.alive;
+  const domains = [...state.failure_domains].sort((a, b) => away(b) - away(a) || a.name.localeCompare(b.name, "en", { numeric: true }));
+  fill($("domains"), domains.slice(0, DOMAINS_MAX), (domain) => domain.name, (domain) => {
+    const missing = away(domain);
+    return element("div", "domain",
+      element("span", "name", domain.name),
+      domain.capacity_bytes > 0 ? bar(percent(domain.used_bytes, domain.capacity_bytes)) : element("span", "bar none"),
+      element("span", missing ? "tag warn" : "quiet", `${count(domain.alive)} of ${count(domain.block_services)}`));
+  });
+  const more = domains.length - DOMAINS_MAX;
+  text($("domains-note"), more > 0 ? `and ${count(more)} more, with fewer disks away` : domains.length ? "" : "None yet.");
   const coordinator = state.crossdir;
   const facts = [
     ["Address", coordinator.address || "none registered"],
