@@ -74,6 +74,8 @@ pub enum Refusal {
     /// The time to finish the file has passed.
     Expired,
     PermissionDenied,
+    /// The cluster says the request makes no sense.
+    Invalid,
     /// Anything else: version, cluster, internal.
     Other,
 }
@@ -146,6 +148,9 @@ impl ClientError {
             E::Expired => Refusal::Expired,
             E::NoBlockServices => Refusal::NoSpace,
             E::Unauthorized => Refusal::PermissionDenied,
+            E::Malformed => {
+                return ClientError::refused(Refusal::Invalid, shortened(&error.message), path);
+            }
             _ => return ClientError::unknown(error, path),
         };
         ClientError::refused(kind, code, path)
@@ -179,6 +184,11 @@ impl ClientError {
             _ => Refusal::Other,
         };
         ClientError::refused(kind, shortened(&error.message), "registry")
+    }
+
+    /// A reply of another kind than was asked for.
+    pub(crate) fn other_reply(what: &str) -> ClientError {
+        ClientError::Protocol(format!("{what}: the answer is to something else"))
     }
 
     fn unknown(error: &pb::Error, path: impl fmt::Display) -> ClientError {

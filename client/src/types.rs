@@ -68,22 +68,26 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    pub(crate) fn unknown() -> Metadata {
-        Metadata {
-            inode: InodeId::NULL,
-            kind: InodeType::File,
-            size: 0,
-            created_at: Time::ZERO,
-            mtime: Time::ZERO,
-            atime: Time::ZERO,
-            mode: 0,
-            uid: 0,
-            gid: 0,
-            crc: None,
-            parent: None,
-            xattrs: Vec::new(),
-            policies: None,
-        }
+    /// Of an inode as asked for; an answer about another one is none.
+    pub(crate) fn from_wire(inode: InodeId, wire: pb::Attributes) -> Result<Metadata, crate::ClientError> {
+        let kind = inode.kind().filter(|_| InodeId(wire.inode) == inode);
+        let kind = kind.ok_or_else(|| crate::ClientError::other_reply("attributes"))?;
+        let directory = kind == InodeType::Directory;
+        Ok(Metadata {
+            inode,
+            kind,
+            size: wire.size,
+            created_at: Time(wire.created_at),
+            mtime: Time(wire.mtime),
+            atime: Time(wire.atime),
+            mode: wire.mode,
+            uid: wire.uid,
+            gid: wire.gid,
+            crc: wire.crc,
+            parent: wire.parent.filter(|_| directory).map(InodeId),
+            xattrs: wire.xattrs.into_iter().map(|xattr| (xattr.name, xattr.value)).collect(),
+            policies: if directory { Some(wire.policies.unwrap_or_default()) } else { None },
+        })
     }
 
     pub fn is_directory(&self) -> bool {
@@ -152,6 +156,15 @@ pub enum Replace {
     Refuse,
     /// A file or symlink moves to the dead map; a directory is refused.
     File,
+}
+
+impl Replace {
+    pub(crate) fn to_wire(self) -> i32 {
+        match self {
+            Replace::Refuse => pb::Replace::Refuse as i32,
+            Replace::File => pb::Replace::File as i32,
+        }
+    }
 }
 
 /// How to make a file.

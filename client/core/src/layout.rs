@@ -57,11 +57,13 @@ impl Layout {
         if !(1..=DATA_BLOCKS_MAX).contains(&data) || parity > PARITY_BLOCKS_MAX {
             return Err(LayoutError::Blocks { data, parity });
         }
-        if !(1..=STRIPES_MAX).contains(&stripes) || !(CELL_BYTES_MIN..=CELL_BYTES_MAX).contains(&cell_size) {
+        if !(1..=STRIPES_MAX).contains(&stripes) || !(1..=CELL_BYTES_MAX).contains(&cell_size) {
             return Err(LayoutError::Cells { stripes, cell_size });
         }
         let capacity = u64::from(data) * u64::from(stripes) * u64::from(cell_size);
-        if size == 0 || capacity < u64::from(size) || capacity > CAPACITY_MAX {
+        let stripe = u64::from(data) * u64::from(cell_size);
+        let size_fits = capacity >= u64::from(size) && capacity - stripe < u64::from(size);
+        if size == 0 || !size_fits || capacity > CAPACITY_MAX {
             return Err(LayoutError::Capacity { capacity, size });
         }
         Ok(Layout { data, parity, stripes, cell_size })
@@ -170,6 +172,13 @@ impl Rules {
         self.in_blocks(size, rule.data, rule.parity)
     }
 
+    /// A span of `size` bytes in blocks however short it is: by the first rule that has blocks.
+    pub fn smallest_in_blocks(&self, size: u32) -> Result<Storage, LayoutError> {
+        let rule = self.span.iter().find(|rule| rule.data > 0);
+        let (data, parity) = rule.map_or((1, 2), |rule| (rule.data, rule.parity));
+        self.in_blocks(size, data, parity)
+    }
+
     /// A span of `size` bytes in (data, parity) blocks, whatever the span policy says.
     pub fn in_blocks(&self, size: u32, data: u32, parity: u32) -> Result<Storage, LayoutError> {
         let layout = Layout::choose(size, data, parity, self.cell_target)?;
@@ -222,7 +231,7 @@ mod tests {
             (4, 2, 0, 4096, 1),
             (4, 2, 257, 4096, 1),
             (4, 2, 1, 0, 1),
-            (4, 2, 1, 4095, 1),
+            (4, 2, 2, 4096, 4 * 4096),
             (4, 2, 1, u32::MAX, 1),
             (16, 2, 256, 16 << 20, 1),
             (4, 2, 1, 4096, 4 * 4096 + 1),
