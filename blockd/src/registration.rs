@@ -12,6 +12,8 @@ use crate::disk::Disk;
 use crate::service::Service;
 use crate::telemetry;
 
+const PROBLEM_BYTES_MAX: usize = 1000;
+
 impl Service {
     /// Registers the disks at `address` with shuckle and keeps telling it how they feel, until `stop`.
     /// `registered` is called once, when shuckle has taken the first report.
@@ -70,7 +72,7 @@ impl Service {
                 used_bytes: report.totals.used_bytes,
                 blocks: report.totals.blocks,
                 io_errors: report.io_errors,
-                problem: report.problem,
+                problem: shortened(report.problem),
             })
         });
         told.collect()
@@ -88,6 +90,12 @@ impl Service {
             Err(error) => tracing::debug!(%error, "the ids of lost disks are not known yet"),
         }
     }
+}
+
+/// Paths can be long, and the registry takes no more than a kibibyte.
+fn shortened(mut problem: String) -> String {
+    problem.truncate(problem.floor_char_boundary(PROBLEM_BYTES_MAX));
+    problem
 }
 
 /// The one block service that was at this path, in this failure domain, of this class, and that nobody serves now.
