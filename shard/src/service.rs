@@ -140,7 +140,7 @@ impl Service {
         while map.changed().await {
             self.cluster.send_replace(Arc::new(Cluster::from_map(&map.get())));
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     async fn expire(&self, stop: CancellationToken) {

@@ -1,0 +1,86 @@
+//! `cluster.toml`: what an embedded cluster consists of.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+const FILE: &str = "cluster.toml";
+const TEXT: &str = "# An EggsFS cluster in one process, made by `eggsctl up`. Its parts are in the folders beside this file.\n";
+/// Version of this file.
+const FORMAT: u32 = 1;
+
+/// Disks of a new cluster: RS(4,2) has two to spare.
+pub(crate) const DISKS_DEFAULT: usize = 8;
+/// Two digits name a disk's folder.
+pub(crate) const DISKS_MAX: usize = 100;
+
+/// What the file says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Manifest {
+    format: u32,
+    /// Folders `disks/00` up to this many.
+    pub(crate) disks: usize,
+}
+
+impl Manifest {
+    pub(crate) fn new(disks: usize) -> Self {
+        Manifest { format: FORMAT, disks }
+    }
+
+    /// `None`: the cluster was never completed.
+    pub(crate) fn read(directory: &Path) -> io::Result<Option<Manifest>> {
+        let text = match fs::read_to_string(directory.join(FILE)) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let wrong = |what: String| io::Error::new(io::ErrorKind::InvalidData, format!("{FILE}: {what}"));
+        let manifest: Manifest = toml::from_str(&text).map_err(|error| wrong(error.message().to_owned()))?;
+        match manifest {
+            Manifest { format, .. } if format > FORMAT => {
+                Err(wrong(format!("format {format} is newer than this build knows ({FORMAT})")))
+            }
+            Manifest { disks, .. } if disks == 0 || disks > DISKS_MAX => {
+                Err(wrong(format!("{disks} disks are not 1 to {DISKS_MAX}")))
+            }
+            manifest => Ok(Some(manifest)),
+        }
+    }
+
+    pub(crate) fn write(&self, directory: &Path) -> io::Result<()> {
+        let aside = directory.join("cluster.toml.new");
+        let mut file = File::create(&aside)?;
+        let text = toml::to_string(self).map_err(io::Error::other)?;
+        file.write_all(TEXT.as_bytes())?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&aside, directory.join(FILE))?;
+        File::open(directory)?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_reads_what_it_wrote_and_nothing_newer() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(Manifest::read(directory.path()).unwrap(), None);
+        Manifest::new(8).write(directory.path()).unwrap();
+        assert_eq!(Manifest::read(directory.path()).unwrap(), Some(Manifest::new(8)));
+        for text in [
+            "format = 2\ndisks = 8",
+            "format = 1\ndisks = 0",
+            "format = 1",
+            "disks",
+            "format = 1\ndisks = 8\nx = 1",
+        ] {
+            fs::write(directory.path().join(FILE), text).unwrap();
+            assert!(Manifest::read(directory.path()).is_err(), "{text}");
+        }
+    }
+}

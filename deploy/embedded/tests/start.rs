@@ -1,0 +1,59 @@
+//! Starting and refusing to start.
+
+use std::fs;
+use std::path::Path;
+
+use eggs_embedded::{Cluster, Config};
+
+fn config(data: &Path) -> Config {
+    Config { data: data.to_owned(), listen: "127.0.0.1:0".parse().unwrap(), disks: None }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_keeps_its_id_and_has_one_process() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("cluster");
+    let first = Cluster::start(config(&data)).await.unwrap();
+    let id = first.id();
+    let second = Cluster::start(config(&data)).await.unwrap_err();
+    assert!(second.to_string().contains("in use"), "{second}");
+    let elsewhere = directory.path().join("elsewhere");
+    let same_port = Config { listen: first.address(), ..config(&elsewhere) };
+    let error = Cluster::start(same_port).await.unwrap_err();
+    assert!(error.to_string().contains("address in use"), "{error}");
+    assert!(!elsewhere.exists(), "a refused start leaves nothing");
+    first.stop().await;
+    let again = Cluster::start(config(&data)).await.unwrap();
+    assert_eq!(again.id(), id);
+    again.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_parts_are_not_made_anew_and_lost_disks_do_not_stop_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("cluster");
+    Cluster::start(config(&data)).await.unwrap().stop().await;
+    fs::rename(data.join("shard"), data.join("hidden")).unwrap();
+    let error = Cluster::start(config(&data)).await.unwrap_err();
+    assert!(error.to_string().contains("shard is missing"), "{error}");
+    fs::rename(data.join("hidden"), data.join("shard")).unwrap();
+    fs::remove_dir_all(data.join("disks/03")).unwrap();
+    let cluster = Cluster::start(config(&data)).await.unwrap();
+    assert!(!data.join("disks/03").exists(), "a lost disk is never made anew");
+    cluster.stop().await;
+    let fewer = Config { disks: Some(4), ..config(&data) };
+    let error = Cluster::start(fewer).await.unwrap_err();
+    assert!(error.to_string().contains("has 8 disks"), "{error}");
+    let more = Config { disks: Some(9), ..config(&data) };
+    Cluster::start(more).await.unwrap().stop().await;
+    assert!(data.join("disks/08").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_folder_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("thesis.txt"), "precious").unwrap();
+    let error = Cluster::start(config(directory.path())).await.unwrap_err();
+    assert!(error.to_string().contains(&directory.path().display().to_string()), "{error}");
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}
