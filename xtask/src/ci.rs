@@ -5,8 +5,9 @@ use std::process::Command;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
+use crate::docs;
 use crate::layers;
-use crate::sim;
+use crate::release;
 use crate::steps::{Steps, cargo, cargo_has, run};
 
 /// Seeds of the simulation that every change must pass.
@@ -31,6 +32,7 @@ enum Step {
     Fmt,
     Clippy,
     Layers,
+    Docs,
     Deny,
     Test,
     Sim,
@@ -39,7 +41,7 @@ enum Step {
 impl Ci {
     pub fn run(&self) -> Result<()> {
         let mut steps = Steps::default();
-        for step in [Step::Fmt, Step::Clippy, Step::Layers, Step::Deny, Step::Test, Step::Sim] {
+        for step in [Step::Fmt, Step::Clippy, Step::Layers, Step::Docs, Step::Deny, Step::Test, Step::Sim] {
             if self.skip.contains(&step) {
                 continue;
             }
@@ -47,9 +49,10 @@ impl Ci {
                 Step::Fmt => steps.step("fmt", || run(cargo(&["fmt", "--all", "--check"]))),
                 Step::Clippy => steps.step("clippy", || run(clippy())),
                 Step::Layers => steps.step("layers", layers::check),
+                Step::Docs => steps.step("docs", docs::check),
                 Step::Deny => steps.step("deny", || self.deny()),
                 Step::Test => steps.step("test", test),
-                Step::Sim => steps.step("sim", || sim::sweep_in_child(SEEDS)),
+                Step::Sim => steps.step("sim", || release::sim_seeds(SEEDS)),
             }
         }
         steps.finish()

@@ -34,18 +34,13 @@ impl Dev {
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let status = runtime.block_on(async {
+            let mut cluster = tokio::process::Command::new(eggsctl);
+            cluster.arg("up").arg("--data").arg(&data).args(&self.arguments).stdin(Stdio::null());
+            let mut cluster = cluster.spawn().context("cannot run eggsctl")?;
             // An interrupt reaches the cluster too, which drains and ends; only then may the directory go.
-            let mut child = tokio::process::Command::new(eggsctl)
-                .arg("up")
-                .arg("--data")
-                .arg(&data)
-                .args(&self.arguments)
-                .stdin(Stdio::null())
-                .spawn()
-                .context("cannot run eggsctl")?;
             loop {
                 tokio::select! {
-                    status = child.wait() => return anyhow::Ok(status?),
+                    status = cluster.wait() => return anyhow::Ok(status?),
                     interrupted = tokio::signal::ctrl_c() => interrupted?,
                 }
             }

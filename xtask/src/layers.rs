@@ -51,7 +51,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("eggs-tests", &["eggs-proto", "eggs-client"]),
-    ("xtask", &["eggs-proto", "eggs-client", "eggs-simulation"]),
+    ("eggs-bench", &["eggs-proto", "eggs-client"]),
+    ("xtask", &[]),
 ];
 
 const SERVICE_OF_SHARD: [&str; 6] = service("eggs-shard-core");

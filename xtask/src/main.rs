@@ -1,15 +1,14 @@
-//! What developers run daily: `cargo xtask ci | test | sim | dev | bench`.
+//! What developers run daily: `cargo xtask ci | test | sim | dev | bench | docs`.
 //!
-//! Reading order: this file (what can be typed), `steps` (running cargo with names and timings), then one file per
-//! command. `bench/` is the only part with ideas of its own: it starts a real cluster and loads it through the
-//! client library.
+//! Reading order: this file (what can be typed), `steps` (running cargo with names and timings), then `ci` and what it
+//! checks by itself (`layers`, `docs`), `dev`, and `release`, which builds and runs the programs behind `sim`
+//! (simulation/) and `bench` (xtask/bench/).
 
-mod bench;
 mod ci;
 mod dev;
+mod docs;
 mod layers;
 mod release;
-mod sim;
 mod steps;
 
 use std::process::ExitCode;
@@ -30,20 +29,23 @@ enum Command {
     /// Build the binaries and run every test (with cargo-nextest when it is there, with cargo test otherwise)
     Test(ci::Test),
     /// Run the simulation for a seed or a range of seeds
-    Sim(sim::Sim),
+    Sim(release::Rest),
     /// Build eggsctl and run a cluster in a directory that is thrown away
     Dev(dev::Dev),
+    /// Gather the crates' invariants in docs/ARCHITECTURE.md
+    Docs(docs::Docs),
     /// Measure a release build of a cluster and print the figures beside their floors
-    Bench(bench::Bench),
+    Bench(release::Rest),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Ci(command) => command.run(),
         Command::Test(command) => command.run(),
-        Command::Sim(command) => command.run(),
+        Command::Sim(rest) => release::sim(&rest),
         Command::Dev(command) => command.run(),
-        Command::Bench(command) => command.run(),
+        Command::Docs(command) => command.run(),
+        Command::Bench(rest) => release::bench(&rest),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

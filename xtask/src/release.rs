@@ -1,34 +1,56 @@
-//! Going on in an optimised build of ourselves.
+//! Building and running programs of the release build.
 //!
-//! `cargo xtask` is a development build, so that it starts quickly. Figures and long simulations need the release
-//! build: the same program is built again and takes over.
+//! `cargo xtask` itself is a development build of few dependencies, so that it starts at once. Figures and long
+//! simulations come from programs of their own, optimised.
 
+use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use clap::Args;
 
 use crate::steps::{cargo, run};
 
-/// Builds `packages` and ourselves for release and replaces this process by the release build, with the same
-/// arguments. Returns when it already is the release build.
-pub fn take_over(packages: &[&str]) -> Result<()> {
-    let mut arguments = vec!["build", "--release", "--locked", "--package", "xtask"];
+/// What the program behind a command takes; its own help says what.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
+pub struct Rest {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+    arguments: Vec<OsString>,
+}
+
+/// Load the release build of a cluster and print figures beside their floors.
+pub fn bench(rest: &Rest) -> Result<()> {
+    build(&["eggsctl", "eggs-bench"])?;
+    let error = Command::new(binary("eggs-bench")?).args(&rest.arguments).exec();
+    bail!("cannot run eggs-bench: {error}");
+}
+
+/// One seed replays a run of the simulation, a range of seeds looks for trouble.
+pub fn sim(rest: &Rest) -> Result<()> {
+    build(&["eggs-simulation"])?;
+    let mut simulation = Command::new(binary("eggs-simulation")?);
+    simulation.args(&rest.arguments);
+    run(simulation)
+}
+
+/// The seeds that every change must pass.
+pub fn sim_seeds(range: &str) -> Result<()> {
+    sim(&Rest { arguments: vec!["--seeds".into(), range.into()] })
+}
+
+fn build(packages: &[&str]) -> Result<()> {
+    let mut arguments = vec!["build", "--release", "--locked"];
     for package in packages {
         arguments.extend(["--package", package]);
     }
-    if !cfg!(debug_assertions) {
-        return Ok(());
-    }
-    run(cargo(&arguments))?;
-    let program = binary("xtask")?;
-    let error = Command::new(&program).args(std::env::args_os().skip(1)).exec();
-    bail!("cannot run {}: {error}", program.display());
+    run(cargo(&arguments))
 }
 
 /// A program of the release build.
-pub fn binary(name: &str) -> Result<PathBuf> {
+fn binary(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().context("where this program lies")?;
     let target = own.parent().and_then(|profile| profile.parent()).context("no target directory")?;
     Ok(target.join("release").join(name))

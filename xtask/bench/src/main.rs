@@ -17,17 +17,19 @@ mod report;
 mod start;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, ValueEnum};
+use clap::{Parser, ValueEnum};
 
-use crate::release;
 use cluster::{Cluster, Scratch};
 use report::Report;
 
-#[derive(Debug, Args)]
-pub struct Bench {
+/// Loads a release build of a cluster through the client library and prints figures beside their floors
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench", max_term_width = 100)]
+struct Bench {
     /// What to measure
     suite: Suite,
     /// Write the figures as JSON here
@@ -45,6 +47,9 @@ pub struct Bench {
     /// Load a cluster that runs already (meta and data): its CPU is not seen
     #[arg(long, value_name = "HOST:PORT")]
     addr: Option<String>,
+    /// The program that is the cluster [default: the eggsctl beside this program]
+    #[arg(long, value_name = "FILE")]
+    eggsctl: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -87,18 +92,21 @@ impl Setup {
 }
 
 impl Bench {
-    pub fn run(&self) -> Result<()> {
+    fn run(&self) -> Result<()> {
         if self.suite == Suite::Start && self.addr.is_some() {
             bail!("the suite start measures a start of its own: leave --addr out");
         }
         if !(self.seconds.is_finite() && self.seconds > 0.0 && self.seconds <= 3600.0) {
             bail!("--seconds: more than 0, at most 3600");
         }
-        release::take_over(&["eggsctl"])?;
+        let eggsctl = match &self.eggsctl {
+            Some(eggsctl) => eggsctl.clone(),
+            None => std::env::current_exe()?.with_file_name("eggsctl"),
+        };
         let setup = Setup {
             runs: self.runs,
             run_time: Duration::from_secs_f64(self.seconds),
-            eggsctl: release::binary("eggsctl")?,
+            eggsctl,
             scratch: Scratch::new(self.data.as_deref())?,
             addr: self.addr.clone(),
         };
@@ -116,5 +124,18 @@ impl Bench {
             report.write(file).with_context(|| file.display().to_string())?;
         }
         Ok(())
+    }
+}
+
+fn main() -> ExitCode {
+    if cfg!(debug_assertions) {
+        eprintln!("this is not an optimised build: its figures mean nothing");
+    }
+    match Bench::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
