@@ -169,6 +169,42 @@ fn blocks_are_replaced_in_mid_write() {
     shard.verify();
 }
 
+/// Two replacements chosen on one state: the second may not put two blocks on one service.
+#[test]
+fn replacements_that_cross_each_other_stay_apart() {
+    let mut shard = Shard::default();
+    let file = eden(shard.ok(start(ROOT, Some(blocks_span(0, 1000, 1, 4, 2)))));
+    let unused: Vec<u64> =
+        (1..=8).filter(|id| file.blocks.iter().all(|block| block.block_service != *id)).collect();
+    let replace = |index| {
+        let replace =
+            pb::ReplaceBlocks { file: file.file, cookie: file.cookie, indexes: vec![index], avoid: vec![] };
+        let op = Some(pb::WriteOp { op: Some(Op::ReplaceBlocks(replace)) });
+        pb::ChosenOp { op, block_services: vec![unused[0]], ..Default::default() }
+    };
+    let results = shard.apply(&pb::ShardCommand { ops: vec![replace(0), replace(1), replace(0)] });
+    assert!(answer(&results[0]).is_ok());
+    assert_eq!(answer(&results[1]), Err(ShardError::Changed));
+    assert!(answer(&results[2]).is_ok());
+    shard.verify();
+}
+
+#[test]
+fn expiry_goes_round_and_keeps_to_its_limit() {
+    let mut shard = Shard::default();
+    for _ in 0..5 {
+        shard.ok(start(ROOT, Some(inline_span(0, b"x"))));
+    }
+    shard.now += 2 * limits::EDEN_DEADLINE.as_nanos() as u64;
+    let mut left = Vec::new();
+    for limit in [2, 2, 1] {
+        shard.ok(Op::ExpireEden(pb::ExpireEden { limit }));
+        left.push(eden_files(&shard).iter().filter(|file| !file.expired).count());
+    }
+    assert_eq!(left, [3, 1, 0]);
+    shard.verify();
+}
+
 #[test]
 fn there_must_be_enough_block_services() {
     let mut shard = Shard::default();
