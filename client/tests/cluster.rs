@@ -1,0 +1,374 @@
+//! The library against a whole cluster in this process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use eggs_client::{
+    AttributeChanges, Client, ClientError, CreateOptions, ListOptions, Options, Policies, PolicyKind,
+    Refusal, Replace, SmallFile,
+};
+use eggs_embedded::{Cluster, Config};
+use eggs_proto::Time;
+use eggs_proto::pb::{SpanPolicy, SpanRule};
+use tempfile::TempDir;
+
+struct World {
+    cluster: Cluster,
+    client: Client,
+    directory: TempDir,
+}
+
+fn config(data: &Path, port: u16) -> Config {
+    Config { data: data.to_owned(), listen: ([127, 0, 0, 1], port).into(), disks: None }
+}
+
+fn options(address: impl ToString) -> Options {
+    Options { timeout: Duration::from_secs(10), ..Options::new(address.to_string()) }
+}
+
+impl World {
+    async fn start() -> World {
+        let directory = tempfile::tempdir().unwrap();
+        let cluster = Cluster::start(config(&directory.path().join("cluster"), 0)).await.unwrap();
+        let client = Client::connect(options(cluster.address())).await.unwrap();
+        World { cluster, client, directory }
+    }
+
+    fn disks(&self) -> Vec<PathBuf> {
+        let disks = self.directory.path().join("cluster/disks");
+        let mut disks: Vec<PathBuf> =
+            fs::read_dir(disks).unwrap().map(|entry| entry.unwrap().path()).collect();
+        disks.sort();
+        disks
+    }
+
+    async fn stop(self) {
+        self.client.close().await;
+        self.cluster.stop().await;
+    }
+}
+
+fn bytes(size: usize, seed: u32) -> Bytes {
+    (0..size as u32).map(|n| (n.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 11) as u8).collect()
+}
+
+fn kind<T: std::fmt::Debug>(result: Result<T, ClientError>) -> Refusal {
+    result.unwrap_err().refusal().unwrap()
+}
+
+/// Every file under a folder of this host.
+fn files_under(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    files
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names() {
+    let world = World::start().await;
+    let client = &world.client;
+    let plain = CreateOptions::default();
+    client.mkdir_all("/a/b/c").await.unwrap();
+    client.mkdir_all("/a/b/c").await.unwrap();
+    assert_eq!(kind(client.mkdir("/a", None).await), Refusal::Exists);
+    assert_eq!(kind(client.mkdir("/", None).await), Refusal::Exists);
+    assert_eq!(kind(client.mkdir("/x/y", None).await), Refusal::NotFound);
+    client.put_bytes("/a/f", "one".into(), &plain).await.unwrap();
+    let error = client.put_bytes("/a/f", "two".into(), &plain).await.unwrap_err();
+    assert_eq!(error.to_string(), "file exists: /a/f");
+    let replacing = CreateOptions { replace: Replace::File, ..CreateOptions::default() };
+    assert!(client.put_bytes("/a/f", "two".into(), &replacing).await.unwrap().replaced.is_some());
+    let error = client.stat("/a/f/g").await.unwrap_err();
+    assert_eq!(error.to_string(), "not a directory: /a/f/g");
+    assert_eq!(client.stat("/a/no").await.unwrap_err().to_string(), "no such file or directory: /a/no");
+    assert_eq!(kind(client.mkdir_all("/a/f").await), Refusal::Exists);
+    assert_eq!(kind(client.mkdir_all("/a/f/g").await), Refusal::NotDirectory);
+    assert_eq!(kind(client.unlink("/a/b").await), Refusal::IsDirectory);
+    assert_eq!(kind(client.rmdir("/a/f").await), Refusal::NotDirectory);
+    assert_eq!(kind(client.rmdir("/a/b").await), Refusal::NotEmpty);
+    assert_eq!(kind(client.rmdir("/").await), Refusal::IsRoot);
+    assert_eq!(kind(client.open("/a/b").await), Refusal::IsDirectory);
+    let long = format!("/a/{}", "x".repeat(256));
+    assert_eq!(kind(client.put_bytes(&long, Bytes::new(), &plain).await), Refusal::NameTooLong);
+    assert!(matches!(client.stat("a").await, Err(ClientError::Invalid(_))));
+
+    // Moves: within a directory, across, of a directory, into itself.
+    client.rename("/a/f", "/a/g", Replace::Refuse).await.unwrap();
+    client.rename("/a/g", "/a/b/g", Replace::Refuse).await.unwrap();
+    client.rename("/a/b/c", "/c", Replace::Refuse).await.unwrap();
+    assert_eq!(kind(client.rename("/a", "/a/b/a", Replace::Refuse).await), Refusal::Loop);
+    assert_eq!(kind(client.rename("/no", "/b", Replace::Refuse).await), Refusal::NotFound);
+    client.put_bytes("/c/g", Bytes::new(), &plain).await.unwrap();
+    let error = client.rename("/a/b/g", "/c/g", Replace::Refuse).await.unwrap_err();
+    assert_eq!(error.to_string(), "file exists: /c/g");
+    assert!(client.rename("/a/b/g", "/c/g", Replace::File).await.unwrap().is_some());
+    assert_eq!(client.open("/c/g").await.unwrap().read_all(100).await.unwrap(), "two");
+
+    // Links, followed on the way and when opened.
+    client.symlink("/a/link", "../c", &plain).await.unwrap();
+    client.symlink("/absolute", "/a/link/g", &plain).await.unwrap();
+    client.symlink("/circle", "circle", &plain).await.unwrap();
+    assert_eq!(client.read_link("/a/link").await.unwrap(), "../c");
+    assert!(client.stat("/a/link").await.unwrap().is_symlink());
+    assert_eq!(client.open("/absolute").await.unwrap().read_all(100).await.unwrap(), "two");
+    assert_eq!(client.list("/a/link", ListOptions::default()).await.unwrap().all().await.unwrap().len(), 1);
+    assert_eq!(kind(client.open("/circle").await), Refusal::TooDeep);
+    let a = client.directory("/a").await.unwrap();
+    assert!(a.directory("link").await.is_err(), "a relative link out of a directory handle has no way up");
+
+    // The dead map, and the past.
+    let before = client.now();
+    client.unlink("/c/g").await.unwrap();
+    assert_eq!(kind(client.open("/c/g").await), Refusal::NotFound);
+    assert_eq!(client.open_at("/c/g", before).await.unwrap().read_all(100).await.unwrap(), "two");
+    let dead = ListOptions { dead: true, attributes: true, ..ListOptions::default() };
+    let dead = client.list("/c", dead).await.unwrap().all().await.unwrap();
+    assert_eq!(dead.len(), 2, "the replaced one and the removed one");
+    assert!(dead.iter().all(|entry| entry.owned && entry.died_at.is_some() && entry.metadata.is_some()));
+    let since = ListOptions { dead: true, since: before, ..ListOptions::default() };
+    assert_eq!(client.list("/c", since).await.unwrap().all().await.unwrap().len(), 1);
+    client.rmdir("/c").await.unwrap();
+
+    let report = client.fsck(|_| {}).await.unwrap();
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
+    assert_eq!((report.shards_checked, report.directories_reached), (256, 3));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_listings_attributes_and_policies() {
+    let world = World::start().await;
+    let client = &world.client;
+    client.mkdir("/d", None).await.unwrap();
+    let directory = client.directory("/d").await.unwrap();
+    let mut files: Vec<SmallFile> = (0..1500)
+        .map(|n| SmallFile {
+            name: format!("{n:05}").into(),
+            contents: bytes(n, n as u32),
+            ..SmallFile::default()
+        })
+        .collect();
+    files.push(SmallFile { name: "large".into(), contents: bytes(100_000, 1), ..SmallFile::default() });
+    files.push(SmallFile { name: "00000".into(), ..SmallFile::default() });
+    let answers = directory.put_many(files).await;
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1501);
+    assert_eq!(kind(answers.last().unwrap().clone()), Refusal::Exists);
+    assert_eq!(client.open("/d/large").await.unwrap().read_all(1 << 20).await.unwrap(), bytes(100_000, 1));
+    directory.mkdir("sub", None).await.unwrap();
+    let paged = ListOptions { page: 100, attributes: true, ..ListOptions::default() };
+    let entries = directory.list(paged).all().await.unwrap();
+    assert_eq!(entries.len(), 1502);
+    assert!(entries.iter().all(|entry| entry.metadata.is_some()));
+    assert!(entries.is_sorted_by(|a, b| a.name < b.name));
+    let some = ListOptions { prefix: "0149".into(), ..ListOptions::default() };
+    assert_eq!(directory.list(some).all().await.unwrap().len(), 10);
+    let after = ListOptions { after: "01499".into(), ..ListOptions::default() };
+    assert_eq!(directory.list(after).all().await.unwrap().len(), 2);
+    assert_eq!(directory.open("01234").await.unwrap().read_all(1 << 20).await.unwrap(), bytes(1234, 1234));
+
+    let changes = AttributeChanges {
+        mode: Some(0o600),
+        mtime: Some(Time(5)),
+        set_xattrs: vec![("user.a".into(), "b".into())],
+        ..AttributeChanges::default()
+    };
+    client.set_attributes("/d/00007", changes).await.unwrap();
+    let metadata = client.stat("/d/00007").await.unwrap();
+    assert_eq!((metadata.mode, metadata.mtime, metadata.xattrs.len()), (0o600, Time(5), 1));
+    assert_eq!(client.stat_inode(metadata.inode).await.unwrap(), metadata);
+
+    // Mirrored in small spans from here on.
+    let rule = SpanRule { max_size: 10_000, data: 1, parity: 1 };
+    let policies = Policies { span: Some(SpanPolicy { rules: vec![rule] }), ..Policies::default() };
+    client.set_policy("/d", PolicyKind::PolicySpan, Some(policies.clone())).await.unwrap();
+    let found = client.policies("/d/sub").await.unwrap();
+    assert_eq!((found.own, found.effective.span), (Policies::default(), policies.span));
+    let published =
+        client.put_bytes("/d/sub/mirrored", bytes(25_000, 3), &CreateOptions::default()).await.unwrap();
+    let spans = client.spans(published.inode).await.unwrap();
+    assert_eq!(spans.iter().map(|span| span.size).collect::<Vec<_>>(), [10_000, 10_000, 5000]);
+    assert!(spans.iter().all(|span| span.blocks.as_ref().unwrap().blocks.len() == 2));
+    let reader = client.open("/d/sub/mirrored").await.unwrap();
+    assert_eq!(reader.read_at(9_999, 10_002).await.unwrap(), bytes(25_000, 3).slice(9_999..20_001));
+    client.set_policy("/d", PolicyKind::PolicySpan, None).await.unwrap();
+    assert_eq!(client.policies("/d").await.unwrap().own, Policies::default());
+
+    let names = (0..1500).map(|n| Bytes::from(format!("{n:05}"))).collect();
+    assert!(directory.unlink_many(names).await.iter().all(Result::is_ok));
+    assert_eq!(directory.list(ListOptions::default()).all().await.unwrap().len(), 2);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contents_of_all_sizes() {
+    let world = World::start().await;
+    let client = &world.client;
+    let folder = world.directory.path().join("local");
+    fs::create_dir(&folder).unwrap();
+    // Short spans, so that a few megabytes are many of them.
+    let rules = [(4096, 0, 0), (65_536, 1, 2), (1 << 20, 4, 2)];
+    let rules = rules.map(|(max_size, data, parity)| SpanRule { max_size, data, parity });
+    let policies = Policies { span: Some(SpanPolicy { rules: rules.to_vec() }), ..Policies::default() };
+    client.set_policy("/", PolicyKind::PolicySpan, Some(policies)).await.unwrap();
+    for size in [0, 1, 4096, 4097, 65_536, 65_537, 1 << 20, (1 << 20) + 1, 5_000_000, 4 << 20] {
+        let plain = bytes(size, size as u32);
+        let (by_stream, by_file) = (format!("/s{size}"), format!("/f{size}"));
+        let mut seen = 0;
+        let options = CreateOptions::default();
+        let published = client.put(&by_stream, &mut &plain[..], &options, &mut |n| seen = n).await.unwrap();
+        assert_eq!(
+            (published.size, published.crc, seen),
+            (size as u64, crc32fast::hash(&plain), size as u64)
+        );
+        let local = folder.join("in");
+        fs::write(&local, &plain).unwrap();
+        client.put_file(&by_file, &local, &options, &mut |n| seen = n).await.unwrap();
+        assert_eq!(seen, size as u64);
+        for path in [&by_stream, &by_file] {
+            let reader = client.open(path).await.unwrap();
+            assert_eq!(reader.read_all(1 << 30).await.unwrap(), plain, "{path}");
+            let mut out = Vec::new();
+            assert_eq!(reader.copy_to(&mut out, &mut |_| {}).await.unwrap(), size as u64);
+            assert_eq!(out, plain);
+            let local = fs::File::create(folder.join("out")).unwrap();
+            reader.copy_to_file(local, &mut |_| {}).await.unwrap();
+            assert_eq!(fs::read(folder.join("out")).unwrap(), plain);
+            for (at, length) in
+                [(0, 1), (size / 2, 100), (size.saturating_sub(1), 10), (size, 5), (size / 3, size / 2)]
+            {
+                let end = (at + length).min(size);
+                assert_eq!(reader.read_at(at as u64, length).await.unwrap(), plain.slice(at..end.max(at)));
+            }
+        }
+    }
+    client.copy("/s5000000", "/copy", &CreateOptions::default(), &mut |_| {}).await.unwrap();
+    assert_eq!(
+        client.open("/copy").await.unwrap().read_all(1 << 30).await.unwrap(),
+        bytes(5_000_000, 5_000_000)
+    );
+
+    let zeros =
+        client.put_bytes("/zeros", vec![0; 3_000_000].into(), &CreateOptions::default()).await.unwrap();
+    assert!(client.spans(zeros.inode).await.unwrap().iter().all(|span| span.storage_class == 0));
+    assert_eq!(client.open("/zeros").await.unwrap().read_all(1 << 30).await.unwrap(), vec![0; 3_000_000]);
+
+    let test = client.create_test_file("/hello.txt").await.unwrap();
+    assert_eq!(
+        client.open("/hello.txt").await.unwrap().read_all(100).await.unwrap(),
+        &b"hello, world\0\0\0\0\0\0\0\0\0\0"[..]
+    );
+    let classes: Vec<u32> =
+        client.spans(test.inode).await.unwrap().iter().map(|span| span.storage_class).collect();
+    assert_eq!(classes, [1, 3, 0]);
+
+    // A dropped writer leaves nothing, not even a file in writing.
+    let mut writer = client.create("/dropped", &CreateOptions::default()).await.unwrap();
+    writer.write(&bytes(3_000_000, 1)).await.unwrap();
+    drop(writer);
+    client.close().await;
+    assert_eq!(kind(client.stat("/dropped").await), Refusal::NotFound);
+    let eden = client.eden_files(1).await.unwrap();
+    assert!(eden.iter().all(|file| file.expired), "{eden:?}");
+    let report = client.fsck(|_| {}).await.unwrap();
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_and_corrupt_blocks() {
+    let world = World::start().await;
+    let client = &world.client;
+    let plain = bytes(10_000_000, 9);
+    client.put_bytes("/f", plain.clone(), &CreateOptions::default()).await.unwrap();
+    client.put_bytes("/mirrored", plain.slice(..50_000), &CreateOptions::default()).await.unwrap();
+    // A bit flips in every block of one disk; all of another are gone.
+    let disks = world.disks();
+    for path in files_under(&disks[0]) {
+        let mut contents = fs::read(&path).unwrap();
+        if contents.len() > 100_000 {
+            let middle = contents.len() / 2;
+            contents[middle] ^= 1;
+            fs::write(&path, contents).unwrap();
+        }
+    }
+    for path in files_under(&disks[1]) {
+        if fs::metadata(&path).unwrap().len() > 4096 {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    for _ in 0..3 {
+        let reader = client.open("/f").await.unwrap();
+        assert_eq!(reader.read_all(1 << 30).await.unwrap(), plain);
+        assert_eq!(reader.read_at(1_234_567, 1_000_000).await.unwrap(), plain.slice(1_234_567..2_234_567));
+        let reader = client.open("/mirrored").await.unwrap();
+        assert_eq!(reader.read_all(1 << 30).await.unwrap(), plain.slice(..50_000));
+    }
+    // Two more whole disks: too many.
+    client.close().await;
+    let map = client.cluster_map().await.unwrap();
+    let reported: u64 = map.block_services.iter().map(|service| service.reported_blocks).sum();
+    let inode = client.resolve("/f").await.unwrap();
+    let spans = client.spans(inode).await.unwrap();
+    let holders: Vec<u64> =
+        spans[0].blocks.as_ref().unwrap().blocks.iter().map(|block| block.block_service).collect();
+    let hit = map.block_services.iter().filter(|service| {
+        let path = Path::new(&service.path);
+        holders[..4].contains(&service.id)
+            && disks[..2].iter().any(|disk| path.ends_with(disk.file_name().unwrap()))
+    });
+    assert!(reported >= hit.count() as u64, "what readers found is reported");
+    for disk in &disks[1..6] {
+        for path in files_under(disk) {
+            if fs::metadata(&path).unwrap().len() > 4096 {
+                fs::remove_file(path).unwrap();
+            }
+        }
+    }
+    let error = client.open("/f").await.unwrap().read_all(1 << 30).await.unwrap_err();
+    assert!(matches!(&error, ClientError::DataLost { path, .. } if path == "/f"), "{error}");
+    assert!(error.to_string().contains("missing"), "{error}");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_in_the_middle_is_only_a_pause() {
+    let world = World::start().await;
+    let World { cluster, client, directory } = world;
+    let port = cluster.address().port();
+    let data = directory.path().join("cluster");
+    let mut writer = client.create("/f", &CreateOptions::default()).await.unwrap();
+    let plain = bytes(70 << 20, 4);
+    writer.write(&plain[..65 << 20]).await.unwrap();
+    cluster.stop().await;
+    let making = tokio::spawn({
+        let client = client.clone();
+        async move { client.mkdir("/made", None).await }
+    });
+    let cluster = Cluster::start(config(&data, port)).await.unwrap();
+    making.await.unwrap().unwrap();
+    writer.write(&plain[65 << 20..]).await.unwrap();
+    writer.finish().await.unwrap();
+    assert!(client.open("/f").await.unwrap().read_all(1 << 30).await.unwrap() == plain);
+    client.close().await;
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_there() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let options = Options { timeout: Duration::from_millis(300), ..options(address) };
+    let error = Client::connect(options).await.unwrap_err();
+    assert!(error.is_unreachable(), "{error}");
+    assert!(error.to_string().contains(&address.to_string()), "{error}");
+    assert!(error.to_string().to_lowercase().contains("refused"), "{error}");
+}
