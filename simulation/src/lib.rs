@@ -1,1 +1,177 @@
-//! placeholder
+//! A whole cluster in one deterministic thread: every core, under faults, from one seed.
+//!
+//! Reading order: [`kernel`] (virtual clock, event queue, network), [`replica`] and [`disk`] (what a crash
+//! leaves), `nodes/` (each daemon's shell in plain calls), `client/` (workload), [`world`] (faults and the
+//! loop), `check/` (what must hold; `check/edges.rs` says how a history is checked), [`bug`] (bugs planted to
+//! see the checkers find them).
+//!
+//! One seed makes one run: the same seed and options give the same events in the same order, which the
+//! hash of the trace says. All chance comes from one generator, all time from one clock; nothing here
+//! reads the machine's clock, environment or entropy.
+
+mod bug;
+mod check;
+mod client;
+mod disk;
+mod history;
+mod kernel;
+mod nodes;
+mod replica;
+mod trace;
+mod world;
+
+use std::fmt;
+use std::panic::AssertUnwindSafe;
+
+pub use bug::Bug;
+
+use history::Outcome;
+use trace::Trace;
+use world::World;
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Operations of all clients together; those that only look count too.
+    pub operations: usize,
+    pub clients: usize,
+    /// 1 to 256.
+    pub shards: usize,
+    pub shard_hosts: usize,
+    /// Each has two disks.
+    pub block_hosts: usize,
+    /// Crashes, partitions, loss, damage.
+    pub faults: bool,
+    pub bug: Option<Bug>,
+    /// Print every event.
+    pub print: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            operations: 400,
+            clients: 4,
+            shards: 8,
+            shard_hosts: 2,
+            block_hosts: 5,
+            faults: true,
+            bug: None,
+            print: false,
+        }
+    }
+}
+
+/// A run in which all was as it should be.
+#[derive(Debug, Clone)]
+pub struct Report {
+    pub seed: u64,
+    /// Of everything that happened, in order.
+    pub trace_hash: u64,
+    pub events: u64,
+    /// Virtual time until all was quiet.
+    pub virtual_ms: u64,
+    pub acknowledged: usize,
+    pub refused: usize,
+    /// Their clients were never told.
+    pub unknown: usize,
+    pub crashes: u64,
+    pub disks_lost: u64,
+    pub bits_flipped: u64,
+    /// Files compared byte for byte in the end.
+    pub files: usize,
+    /// Versions of edges, living and dead.
+    pub versions: usize,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "seed {}: {} acknowledged, {} refused, {} unknown; {} crashes, {} disks lost, {} bits flipped; \
+             {} files, {} versions; {} events in {:.1} s, trace {:016x}",
+            self.seed,
+            self.acknowledged,
+            self.refused,
+            self.unknown,
+            self.crashes,
+            self.disks_lost,
+            self.bits_flipped,
+            self.files,
+            self.versions,
+            self.events,
+            self.virtual_ms as f64 / 1e3,
+            self.trace_hash
+        )
+    }
+}
+
+/// A run in which something was wrong.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    pub seed: u64,
+    /// What, in words; at least one.
+    pub wrong: Vec<String>,
+    /// The last events.
+    pub trace: Vec<String>,
+    pub trace_hash: u64,
+    pub events: u64,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "seed {} fails after {} events:", self.seed, self.events)?;
+        self.wrong.iter().try_for_each(|wrong| writeln!(f, "  {wrong}"))
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Events a failure shows.
+const TRACE_TAIL: usize = 40;
+
+/// Runs one seed to its end and checks everything. A panic of a core is a failure like any other.
+///
+/// # Errors
+/// What was found wrong.
+pub fn run(seed: u64, options: &Options) -> Result<Report, Failure> {
+    let trace = Trace::new(options.print);
+    let attempt = AssertUnwindSafe(|| run_world(seed, options, trace.clone()));
+    let result = std::panic::catch_unwind(attempt).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Err(vec![format!("panic: {}", text.unwrap_or_default())])
+    });
+    result.map_err(|wrong| Failure {
+        seed,
+        wrong,
+        trace: trace.tail(TRACE_TAIL),
+        trace_hash: trace.hash(),
+        events: trace.events(),
+    })
+}
+
+fn run_world(seed: u64, options: &Options, trace: Trace) -> Result<Report, Vec<String>> {
+    let one = |wrong: String| vec![wrong];
+    let mut world = World::new(seed, options, trace.clone()).map_err(one)?;
+    world.run_clients().map_err(one)?;
+    world.quiet().map_err(one)?;
+    let virtual_ms = world.kernel.now / kernel::MILLISECOND;
+    let audited = check::run(&mut world)?;
+    let history = world.common.history.borrow();
+    let count = |outcome| history.operations.iter().filter(|operation| operation.outcome == outcome).count();
+    Ok(Report {
+        seed,
+        trace_hash: trace.hash(),
+        events: trace.events(),
+        virtual_ms,
+        acknowledged: count(Outcome::Acknowledged),
+        refused: count(Outcome::Refused),
+        unknown: count(Outcome::Unknown),
+        crashes: world.counts.crashes,
+        disks_lost: world.counts.disks_lost,
+        bits_flipped: world.counts.bits_flipped,
+        files: audited.files,
+        versions: audited.versions,
+    })
+}

@@ -1,0 +1,95 @@
+//! What must hold when all is quiet.
+//!
+//! [`edges`] holds the clients' history against what the shards remember, [`tree`] looks at the rows as
+//! they are, [`run`] adds the audit of every file and the rebuilding of every state.
+
+pub(crate) mod edges;
+pub(crate) mod facts;
+pub(crate) mod tree;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use eggs_proto::InodeId;
+
+use crate::client::calls::Calls;
+use crate::client::files::FileError;
+use crate::client::port::Port;
+use crate::history::contents;
+use crate::kernel::SECOND;
+use crate::world::{Node, World};
+use facts::Facts;
+
+/// Files whose bytes were compared by the audit.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Audited {
+    pub files: usize,
+    pub versions: usize,
+}
+
+/// All checks; what is wrong, in words.
+pub(crate) fn run(world: &mut World) -> Result<Audited, Vec<String>> {
+    let facts = Facts::read(world).map_err(|error| vec![error])?;
+    let mut wrong = Vec::new();
+    tree::check(world, &facts, &mut wrong);
+    edges::check(&world.common.history.borrow(), &facts, &mut wrong);
+    if wrong.is_empty() {
+        audit(world, &facts, &mut wrong);
+    }
+    if wrong.is_empty() {
+        rebuild(world, &mut wrong);
+    }
+    wrong.extend(world.common.history.borrow().failures.iter().cloned());
+    let versions = facts.versions.values().map(Vec::len).sum();
+    if wrong.is_empty() { Ok(Audited { files: facts.files.len(), versions }) } else { Err(wrong) }
+}
+
+/// Every file that has or had a name reads back byte for byte.
+fn audit(world: &mut World, facts: &Facts, wrong: &mut Vec<String>) {
+    let files: Vec<(InodeId, u64, Vec<u8>)> = facts
+        .files
+        .iter()
+        .filter_map(|(&inode, file)| {
+            let size = world.common.history.borrow().get(file.uid)?.size;
+            Some((inode, file.size, contents(world.seed, file.uid, size)))
+        })
+        .collect();
+    let found: Rc<RefCell<Vec<String>>> = Rc::default();
+    let (shards, report) = (world.common.shards, Rc::clone(&found));
+    let task = move |port: Port| -> crate::client::Task {
+        Box::pin(async move {
+            let calls = Calls::new(port);
+            calls.join(shards).await;
+            for (inode, size, expected) in files {
+                let until = calls.port.now() + 60 * SECOND;
+                let problem = match calls.read_file(inode, size, until).await {
+                    Ok(bytes) if bytes == expected => continue,
+                    Ok(bytes) => format!("{} bytes that are not the {} written", bytes.len(), expected.len()),
+                    Err(FileError::GaveUp) => "no answer".to_owned(),
+                    Err(error) => format!("{error:?}"),
+                };
+                report.borrow_mut().push(format!("file {inode}: {problem}"));
+            }
+        })
+    };
+    if let Err(error) = world.run_task(task) {
+        wrong.push(error);
+    }
+    wrong.extend(found.borrow().iter().take(10).cloned());
+}
+
+/// Snapshot and log alone give the state that is served.
+fn rebuild(world: &mut World, wrong: &mut Vec<String>) {
+    let kernel = &world.kernel;
+    for node in &mut world.nodes {
+        let (id, result) = match node {
+            Node::Shards(host) => (host.me.id, host.replica.rebuild_equals(host.me.wall(kernel))),
+            Node::Coordinator(node) => (node.me.id, node.replica.rebuild_equals(node.me.wall(kernel))),
+            Node::Registry(node) => (node.me.id, node.replica.rebuild_equals(node.me.wall(kernel))),
+            Node::Blocks(_) | Node::Client(_) => continue,
+        };
+        if let Err(error) = result {
+            wrong.push(format!("{id} rebuilt from snapshots and log: {error}"));
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The rows as they are: every directory has one edge and its owner agrees, nothing is orphaned,
+//! locked or left over from a transaction, and fsck finds nothing.
+
+use std::collections::BTreeMap;
+
+use eggs_proto::{InodeId, pb};
+
+use super::facts::Facts;
+use crate::history::Edge;
+use crate::nodes::shards::group_of;
+use crate::world::World;
+
+pub(crate) fn check(world: &World, facts: &Facts, wrong: &mut Vec<String>) {
+    fsck(world, wrong);
+    let mut living: BTreeMap<InodeId, Vec<&Edge>> = BTreeMap::new();
+    let mut named: BTreeMap<InodeId, ()> = BTreeMap::new();
+    for (edge, versions) in &facts.versions {
+        for version in versions {
+            named.insert(version.target, ());
+            if version.died.is_none() {
+                living.entry(version.target).or_default().push(edge);
+            }
+        }
+    }
+    directories(facts, &living, wrong);
+    for (target, edges) in &living {
+        if edges.len() > 1 {
+            wrong.push(format!("{target} has several living names: {edges:?}"));
+        }
+        let there = if target.is_directory() {
+            facts.directories.contains_key(target)
+        } else {
+            facts.files.contains_key(target)
+        };
+        if !there {
+            wrong.push(format!("{edges:?} lead to {target}, which is not there"));
+        }
+    }
+    for file in facts.files.keys() {
+        if !named.contains_key(file) {
+            wrong.push(format!("file {file} is published and never had a name"));
+        }
+    }
+    for (edge, transaction) in &facts.locked {
+        wrong.push(format!("{edge:?} is still locked by transaction {transaction}"));
+    }
+    for (shard, transaction) in facts.outcomes.iter().take(5) {
+        wrong.push(format!("shard {shard} still remembers transaction {transaction}"));
+    }
+    coordinator(world, wrong);
+}
+
+fn directories(facts: &Facts, living: &BTreeMap<InodeId, Vec<&Edge>>, wrong: &mut Vec<String>) {
+    for (&directory, &(owner, _)) in &facts.directories {
+        let edges = living.get(&directory).map_or(&[][..], Vec::as_slice);
+        if directory == InodeId::ROOT {
+            if owner != directory || !edges.is_empty() {
+                wrong.push(format!("the root is owned by {owner}, named {edges:?}"));
+            }
+        } else if owner.is_null() {
+            if !edges.is_empty() {
+                wrong.push(format!("directory {directory} was removed and is still at {edges:?}"));
+            }
+        } else if edges.is_empty() {
+            wrong.push(format!("directory {directory} (owner {owner}) is an orphan"));
+        } else if edges[0].directory != owner {
+            wrong.push(format!("directory {directory} at {edges:?} says it is owned by {owner}"));
+        }
+        if !owner.is_null() && climbs_to_root(facts, directory).is_none() {
+            wrong.push(format!("directory {directory} does not lead up to the root"));
+        }
+    }
+}
+
+fn climbs_to_root(facts: &Facts, mut directory: InodeId) -> Option<()> {
+    for _ in 0..=facts.directories.len() {
+        if directory == InodeId::ROOT {
+            return Some(());
+        }
+        directory = facts.directories.get(&directory)?.0;
+    }
+    None
+}
+
+fn fsck(world: &World, wrong: &mut Vec<String>) {
+    for host in world.shard_hosts() {
+        for &shard in &host.shards {
+            let Some(view) = host.replica.view(group_of(shard)) else {
+                wrong.push(format!("shard {shard} is not led"));
+                continue;
+            };
+            let mut op = pb::Check { limit_rows: 500, ..pb::Check::default() };
+            loop {
+                match eggs_shard_core::check(shard, view, &op) {
+                    Ok(reply) => {
+                        let findings = reply.findings.iter().take(5);
+                        wrong.extend(findings.map(|f| format!("shard {shard}: {}: {}", f.invariant, f.message)));
+                        op.cursor = reply.cursor;
+                    }
+                    Err(error) => wrong.push(format!("shard {shard}: check: {error}")),
+                }
+                if op.cursor.is_empty() {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+fn coordinator(world: &World, wrong: &mut Vec<String>) {
+    let Some(view) = world.coordinator().and_then(|node| node.view()) else {
+        return wrong.push("the coordinator is not led".to_owned());
+    };
+    match eggs_crossdir_core::unfinished(view) {
+        Ok(unfinished) if unfinished.is_empty() => {}
+        other => wrong.push(format!("unfinished transactions: {other:?}")),
+    }
+    match eggs_crossdir_core::finished_not_retired(view) {
+        Ok(finished) if finished.is_empty() => {}
+        other => wrong.push(format!("transactions not retired: {other:?}")),
+    }
+}

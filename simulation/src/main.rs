@@ -1,0 +1,107 @@
+//! `eggs-simulation --seed 7` replays a run, `--seeds 1..200` looks for trouble, `--bug NAME` plants some.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use eggs_simulation::{Bug, Options, run};
+
+#[derive(Debug, Parser)]
+#[command(about = "Runs a whole cluster in one deterministic thread and checks it")]
+struct Args {
+    /// One seed
+    #[arg(long, conflicts_with = "seeds", required_unless_present = "seeds")]
+    seed: Option<u64>,
+    /// A range of seeds, both ends included
+    #[arg(long, value_name = "A..B", value_parser = range)]
+    seeds: Option<(u64, u64)>,
+    /// Put a bug in on purpose, to see it caught
+    #[arg(long, value_name = "NAME")]
+    bug: Option<Bug>,
+    /// Operations of all clients together
+    #[arg(long, default_value_t = Options::default().operations)]
+    operations: usize,
+    /// Clients
+    #[arg(long, default_value_t = Options::default().clients)]
+    clients: usize,
+    /// Metadata shards
+    #[arg(long, default_value_t = Options::default().shards)]
+    shards: usize,
+    /// Hosts the shards are spread over
+    #[arg(long, default_value_t = Options::default().shard_hosts)]
+    shard_hosts: usize,
+    /// Nothing goes wrong
+    #[arg(long)]
+    no_faults: bool,
+    /// Print every event
+    #[arg(long)]
+    trace: bool,
+}
+
+fn range(text: &str) -> Result<(u64, u64), String> {
+    let wrong = || format!("'{text}' is no range of seeds: expected 1..200");
+    let (first, last) = text.split_once("..").ok_or_else(wrong)?;
+    let last = last.strip_prefix('=').unwrap_or(last);
+    match (first.trim().parse(), last.trim().parse()) {
+        (Ok(first), Ok(last)) if first <= last => Ok((first, last)),
+        _ => Err(wrong()),
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let options = Options {
+        operations: args.operations,
+        clients: args.clients.max(1),
+        shards: args.shards.clamp(1, 256),
+        shard_hosts: args.shard_hosts.max(1),
+        faults: !args.no_faults,
+        bug: args.bug,
+        print: args.trace,
+        ..Options::default()
+    };
+    let (first, last) = args.seeds.or(args.seed.map(|seed| (seed, seed))).unwrap_or((1, 1));
+    let mut caught = Vec::new();
+    for seed in first..=last {
+        match run(seed, &options) {
+            Ok(report) => println!("{report}"),
+            Err(failure) => {
+                caught.push(seed);
+                if args.bug.is_some() && first != last {
+                    println!("seed {seed}: caught: {}", failure.wrong[0]);
+                    continue;
+                }
+                println!("the last events:");
+                failure.trace.iter().for_each(|line| println!("  {line}"));
+                println!("{failure}");
+                println!("to replay: {}", replay(&args, seed));
+            }
+        }
+    }
+    let all = last - first + 1;
+    match args.bug {
+        Some(bug) => println!("{bug}: {} of {all} seeds caught it: {caught:?}", caught.len()),
+        None if caught.is_empty() => println!("{all} seeds, nothing wrong"),
+        None => println!("{} of {all} seeds fail: {caught:?}", caught.len()),
+    }
+    // A bug planted must be found, else none.
+    if caught.is_empty() == args.bug.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn replay(args: &Args, seed: u64) -> String {
+    let mut command = format!("cargo run -p eggs-simulation -- --seed {seed} --trace");
+    let defaults = Options::default();
+    let mut option = |differs: bool, text: String| {
+        if differs {
+            command.push_str(&text);
+        }
+    };
+    option(args.operations != defaults.operations, format!(" --operations {}", args.operations));
+    option(args.clients != defaults.clients, format!(" --clients {}", args.clients));
+    option(args.shards != defaults.shards, format!(" --shards {}", args.shards));
+    option(args.shard_hosts != defaults.shard_hosts, format!(" --shard-hosts {}", args.shard_hosts));
+    option(args.no_faults, " --no-faults".to_owned());
+    if let Some(bug) = args.bug {
+        option(true, format!(" --bug {bug}"));
+    }
+    command
+}
