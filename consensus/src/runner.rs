@@ -292,6 +292,7 @@ where
         let started = Instant::now();
         let truncations = self.host.truncations();
         let answers = self.host.turn()?;
+        self.catch_up(&answers)?;
         if !answers.is_empty() {
             metrics::counter!("eggs_consensus_turns_total", "host" => self.name).increment(1);
             metrics::counter!("eggs_consensus_commands_total", "host" => self.name)
@@ -304,6 +305,18 @@ where
         }
         if self.host.truncations() > truncations {
             self.purge();
+        }
+        Ok(())
+    }
+
+    /// A command's instant can be later than the clock was when it was proposed (those before it in the
+    /// turn used instants too): whoever is told of it must not be told an earlier time with it.
+    fn catch_up(&self, answers: &[Answer<M::Effect>]) -> Result<(), HostError> {
+        for run in answers.chunk_by(|a, b| a.group == b.group) {
+            let group = run[0].group;
+            let Some(view) = self.host.view(group) else { continue };
+            let time = group::clock(view).map_err(|error| HostError { group, error: error.into() })?;
+            self.clock.raise(time);
         }
         Ok(())
     }
