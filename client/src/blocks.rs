@@ -139,10 +139,11 @@ impl Shared {
 
     /// Tells the registry of a damaged block, in the background, once.
     pub fn report(self: &Arc<Self>, file: InodeId, bad: &BadBlock) {
-        tracing::warn!(file = %file, block = %bad.block, block_service = %bad.service, damage = ?bad.damage, "damaged block");
         if !self.first_report(bad.service.0, bad.block.0) {
             return;
         }
+        let (block, service, damage) = (bad.block, bad.service, bad.damage);
+        tracing::warn!(%file, %block, block_service = %service, ?damage, "damaged block");
         let kind = match bad.damage {
             Damage::Missing => pb::BadBlockKind::BadBlockMissing,
             Damage::Corrupt => pb::BadBlockKind::BadBlockCorrupt,

@@ -188,7 +188,6 @@ impl Shared {
         (session, sequence): (SessionId, u64),
     ) -> Result<Result<shard_reply::Result, pb::Error>> {
         let mut tries = Tries::new(self.options.timeout);
-        let mut op = Some(op);
         loop {
             let map = self.map();
             let seen = self.map_time();
@@ -197,14 +196,14 @@ impl Shared {
                 Some(peer) => {
                     let mut header = self.header();
                     (header.session, header.sequence) = (session.0, sequence);
-                    // The last copy is not needed, but which one is the last is not known before.
-                    let op = op.clone();
-                    let request = pb::ShardRequest { header: Some(header), shard: shard.0.into(), op };
+                    let (shard, op) = (shard.0.into(), Some(op.clone()));
+                    let request = pb::ShardRequest { header: Some(header), shard, op };
                     self.shard_try(peer, request, tries.left().min(TRY_MAX)).await
                 }
             };
             let why = match outcome {
                 Outcome::Done(answer) => return Ok(answer),
+                Outcome::Later(why @ ClientError::Protocol(_)) => return Err(why),
                 Outcome::Later(why) => why,
                 Outcome::Elsewhere(words) => {
                     let place = map.shard(shard).map_or("shuckle's map", |peer| &peer.address);
@@ -213,12 +212,6 @@ impl Shared {
                     why
                 }
             };
-            if matches!(why, ClientError::Protocol(_)) {
-                op = None;
-            }
-            if op.is_none() {
-                return Err(why);
-            }
             tries.pause(why).await?;
         }
     }

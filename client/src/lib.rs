@@ -24,6 +24,7 @@ mod admin;
 mod blocks;
 mod call;
 mod connection;
+mod directory;
 mod eden;
 mod error;
 mod listing;

@@ -118,7 +118,8 @@ impl Client {
                 .await?
                 .map_err(|error| ClientError::from_shard(&error, what))?;
             let step = reply.consumed as usize;
-            if step > names.len() {
+            let stays = reply.inode == walked.inode.0;
+            if step > names.len() || (step == 0 && !stays) {
                 return Err(ClientError::other_reply("walk"));
             }
             consumed += step;

@@ -339,6 +339,31 @@ async fn lost_and_corrupt_blocks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn disks_that_die_while_writing_are_replaced() {
+    let world = World::start().await;
+    let client = &world.client;
+    let rule = SpanRule { max_size: 1 << 20, data: 4, parity: 2 };
+    let policies = Policies { span: Some(SpanPolicy { rules: vec![rule] }), ..Policies::default() };
+    client.set_policy("/", PolicyKind::PolicySpan, Some(policies)).await.unwrap();
+    let mut writer = client.create("/f", &CreateOptions::default()).await.unwrap();
+    let plain = bytes(20 << 20, 4);
+    for (n, piece) in plain.chunks(1 << 20).enumerate() {
+        if n == 5 || n == 10 {
+            fs::remove_dir_all(&world.disks()[0]).unwrap();
+        }
+        writer.write(piece).await.unwrap();
+    }
+    writer.finish().await.unwrap();
+    assert!(client.open("/f").await.unwrap().read_all(1 << 30).await.unwrap() == plain);
+    // Six disks are left, as many as a span needs; of five no file can be made.
+    fs::remove_dir_all(&world.disks()[0]).unwrap();
+    let error = client.put_bytes("/g", plain.slice(..1 << 20), &CreateOptions::default()).await.unwrap_err();
+    assert_eq!(error.refusal(), Some(Refusal::NoSpace), "{error}");
+    assert_eq!(kind(client.stat("/g").await), Refusal::NotFound);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restart_in_the_middle_is_only_a_pause() {
     let world = World::start().await;
     let World { cluster, client, directory } = world;
