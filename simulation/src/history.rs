@@ -57,6 +57,9 @@ pub(crate) enum Claim {
     Saw { edge: Edge, expect: Expect, at: Option<Time> },
     /// A version of the edge was listed as dead.
     Version { edge: Edge, target: InodeId, created_at: Time, died_at: Time, owned: bool },
+    /// The mode became the operation's number.
+    Set { inode: InodeId },
+    Mode { inode: InodeId, mode: u32 },
     /// The directory was not there.
     Gone(InodeId),
     /// The directory had an entry.

@@ -41,7 +41,6 @@ pub(crate) enum Rpc {
     Registry,
     WriteBlock,
     FetchBlock,
-    EraseBlock,
 }
 
 /// Encoded messages on their way; a stream is several.
@@ -138,12 +137,17 @@ impl Kernel {
     /// The next event; the clock moves to it.
     pub fn next(&mut self) -> Option<Event> {
         let ((when, _), event) = self.queue.pop_first()?;
-        self.now = when;
+        self.now = self.now.max(when);
         Some(event)
     }
 
     pub fn chance(&mut self, permille: u32) -> bool {
         permille > 0 && self.rng.random_range(0..1000) < permille
+    }
+
+    /// Nothing happens for a long time; what was due meanwhile is late.
+    pub fn jump(&mut self, duration: u64) {
+        self.now += duration;
     }
 
     /// Hands a message to the network: it comes late, twice, never, or out of order.

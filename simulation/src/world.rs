@@ -13,7 +13,7 @@ use crate::client::workload::{self, Common};
 use crate::client::{Client, Task};
 use crate::history::History;
 use crate::kernel::{Event, Kernel, MILLISECOND, NodeId, SECOND, Weather};
-use crate::nodes::blocks::BlockHost;
+use crate::nodes::blocks::{BlockHost, Disk};
 use crate::nodes::coordinator::Coordinator;
 use crate::nodes::registry::Registry;
 use crate::nodes::shards::ShardHost;
@@ -500,6 +500,18 @@ impl World {
             Node::Coordinator(node) => Some(&**node),
             _ => None,
         })
+    }
+
+    /// Disks that faults did not spoil.
+    pub fn good_disks(&self) -> Vec<&Disk> {
+        let mut good = Vec::new();
+        for node in &self.nodes {
+            if let Node::Blocks(host) = node {
+                let is_good = |(disk, _): &(usize, &Disk)| !self.bad_disks.contains(&(host.me.id, *disk));
+                good.extend(host.disks.iter().enumerate().filter(is_good).map(|(_, disk)| disk));
+            }
+        }
+        good
     }
 
     pub fn shard_hosts(&self) -> impl Iterator<Item = &ShardHost> {

@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 use eggs_proto::{InodeId, Time};
 
 use super::facts::{Facts, Version};
+use crate::client::workload::MODE_BITS;
 use crate::history::{Claim, Edge, Expect, History, Operation, Outcome};
 
 /// Something that happened to an edge, and the operation it is put down to.
@@ -202,7 +203,7 @@ impl<'a> Checker<'a> {
             let operation = &self.history.operations[n];
             let fits = |claim: &Claim| match claim {
                 Claim::Born { edge: born, target, at: None } if born == edge => match target {
-                    Some(target) => *target == version.target,
+                    Some(target) => *target == version.target && self.left(operation, version),
                     None => match operation.claims.first() {
                         // A rename: what had the old name until then.
                         Some(Claim::Died { edge: old, owned: false, .. }) => self
@@ -217,16 +218,40 @@ impl<'a> Checker<'a> {
         })
     }
 
+    /// Whether a moved inode left its old name after it got the new one, with nobody known to have taken it.
+    fn left(&self, operation: &Operation, new: &Version) -> bool {
+        operation.claims.iter().all(|claim| match claim {
+            Claim::Died { edge, target: Some(target), at: None, owned } => {
+                let versions = self.facts.versions.get(edge).map_or(&[][..], Vec::as_slice);
+                versions.iter().any(|old| match old.died {
+                    Some((died, died_owned)) => {
+                        old.target == *target
+                            && died_owned == *owned
+                            && (new.created_at..=operation.heard).contains(&died)
+                            && self.deaths.get(&(edge, died)) == Some(&None)
+                    }
+                    None => false,
+                })
+            }
+            _ => true,
+        })
+    }
+
     fn maker_of_death(&self, edge: &Edge, version: &Version) -> Option<usize> {
         let (died_at, died_owned) = version.died?;
         self.candidates(died_at).into_iter().find(|&n| {
+            let operation = &self.history.operations[n];
+            // Births come first: who has two effects must have had the other.
+            if operation.claims.len() > 1 && self.effects[n] == 0 {
+                return false;
+            }
             let fits = |claim: &Claim| match claim {
                 Claim::Died { edge: died, target, at: None, owned } => {
                     died == edge && *owned == died_owned && target.is_none_or(|t| t == version.target)
                 }
                 _ => false,
             };
-            self.history.operations[n].claims.iter().any(fits) && !self.taken(n, false)
+            operation.claims.iter().any(fits) && !self.taken(n, false)
         })
     }
 
@@ -364,7 +389,8 @@ impl Sight<'_> {
     fn holds(&self, claim: &Claim) -> bool {
         match claim {
             // Checked elsewhere.
-            Claim::Born { .. } | Claim::Died { .. } => true,
+            Claim::Born { .. } | Claim::Died { .. } | Claim::Set { .. } => true,
+            Claim::Mode { inode, mode } => self.mode(*inode, *mode),
             Claim::Saw { edge, expect, at: Some(at) } => expect.holds(self.facts.at(edge, *at)),
             Claim::Saw { edge, expect, at: None } => self.meanwhile(edge, *expect),
             Claim::Version { edge, target, created_at, died_at, owned } => {
@@ -385,6 +411,29 @@ impl Sight<'_> {
         let all = self.changes.get(edge).map_or(&[][..], Vec::as_slice);
         let (first, last) = window(self.history, all, self.operation);
         (first..=last).any(|position| expect.holds(state(all, position)))
+    }
+
+    /// Whether the mode can have been so: set by somebody (or made so), and not certainly set anew since.
+    fn mode(&self, inode: InodeId, mode: u32) -> bool {
+        let sets = |other: &&Operation| {
+            other.outcome != Outcome::Refused
+                && matches!(other.claims[..], [Claim::Set { inode: set }] if set == inode)
+        };
+        let setters: Vec<&Operation> = self.history.operations.iter().filter(sets).collect();
+        // From when on it was overwritten for sure, when `since` is when it had been set for sure.
+        let overwritten = |since: Option<u64>| {
+            setters.iter().any(|other| {
+                let follows = since.is_none_or(|since| since < other.invoked);
+                follows && other.returned.is_some_and(|returned| returned < self.operation.invoked)
+            })
+        };
+        let invoked = |other: &Operation| self.operation.returned.is_none_or(|returned| other.invoked < returned);
+        let by_setter = setters.iter().any(|other| {
+            let kept = other.returned.is_none_or(|returned| !overwritten(Some(returned)));
+            other.id & MODE_BITS == mode && invoked(other) && kept
+        });
+        let first = if inode.is_directory() { 0o755 } else { 0o644 };
+        by_setter || (mode == first && !overwritten(None))
     }
 
     /// Removed, or just then being removed: what is undone later was gone for a while.

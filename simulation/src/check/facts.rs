@@ -35,6 +35,10 @@ pub(crate) struct Facts {
     pub files: BTreeMap<InodeId, FileFact>,
     /// Edges that are locked, and by which transaction.
     pub locked: Vec<(Edge, u64)>,
+    /// Blocks of published files.
+    pub blocks: Vec<(InodeId, pb::Block)>,
+    /// Files in writing, and whether they lost their writer.
+    pub eden: Vec<(InodeId, bool)>,
     /// Outcomes of coordinator's steps that are still remembered.
     pub outcomes: Vec<(ShardId, u64)>,
 }
@@ -81,6 +85,11 @@ impl Facts {
                 let row = pb::FileRow::decode(value)?;
                 self.files.insert(file, FileFact { uid: row.uid, size: row.size });
             }
+            Some(Key::Span(file, _)) => {
+                let blocks = pb::Span::decode(value)?.blocks.map(|blocks| blocks.blocks).unwrap_or_default();
+                self.blocks.extend(blocks.into_iter().map(|block| (file, block)));
+            }
+            Some(Key::Eden(file)) => self.eden.push((file, pb::EdenRow::decode(value)?.expired)),
             Some(Key::Transaction(transaction, _)) => self.outcomes.push((shard, transaction.0)),
             _ => {}
         }

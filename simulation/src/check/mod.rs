@@ -10,7 +10,8 @@ pub(crate) mod tree;
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use eggs_proto::InodeId;
+use eggs_proto::limits::EDEN_DEADLINE;
+use eggs_proto::{BlockId, BlockServiceId, InodeId};
 
 use crate::client::calls::Calls;
 use crate::client::files::FileError;
@@ -33,8 +34,12 @@ pub(crate) fn run(world: &mut World) -> Result<Audited, Vec<String>> {
     let mut wrong = Vec::new();
     tree::check(world, &facts, &mut wrong);
     edges::check(&world.common.history.borrow(), &facts, &mut wrong);
+    durable(world, &facts, &mut wrong);
     if wrong.is_empty() {
         audit(world, &facts, &mut wrong);
+    }
+    if wrong.is_empty() {
+        expiry(world, &mut wrong);
     }
     if wrong.is_empty() {
         rebuild(world, &mut wrong);
@@ -42,6 +47,40 @@ pub(crate) fn run(world: &mut World) -> Result<Audited, Vec<String>> {
     wrong.extend(world.common.history.borrow().failures.iter().cloned());
     let versions = facts.versions.values().map(Vec::len).sum();
     if wrong.is_empty() { Ok(Audited { files: facts.files.len(), versions }) } else { Err(wrong) }
+}
+
+/// A block that was proved is whole on its disk, when nothing has spoiled the disk.
+fn durable(world: &World, facts: &Facts, wrong: &mut Vec<String>) {
+    let good = world.good_disks();
+    let missing = facts.blocks.iter().filter(|(file, block)| {
+        facts.files.contains_key(file)
+            && good.iter().any(|disk| disk.identity.service.0 == block.block_service)
+            && !good.iter().any(|disk| {
+                disk.identity.service.0 == block.block_service && disk.has(BlockId(block.block), block.crc)
+            })
+    });
+    let lines = missing.map(|(file, block)| {
+        let (service, block) = (BlockServiceId(block.block_service), BlockId(block.block));
+        format!("block {block} of file {file} was proved and is not on {service}")
+    });
+    wrong.extend(lines.take(5));
+}
+
+/// Files whose writers went away lose them when their time is over, and nothing else changes.
+fn expiry(world: &mut World, wrong: &mut Vec<String>) {
+    world.kernel.jump(3 * EDEN_DEADLINE.as_nanos() as u64);
+    if let Err(error) = world.quiet() {
+        return wrong.push(error);
+    }
+    match Facts::read(world) {
+        Ok(facts) => {
+            for (file, _) in facts.eden.iter().filter(|(_, expired)| !expired) {
+                wrong.push(format!("file {file} in writing is past its deadline and has not expired"));
+            }
+            tree::check(world, &facts, wrong);
+        }
+        Err(error) => wrong.push(error),
+    }
 }
 
 /// Every file that has or had a name reads back byte for byte.

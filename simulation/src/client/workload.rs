@@ -12,7 +12,7 @@ use eggs_proto::pb::crossdir_reply::Result as CrossdirAnswer;
 use eggs_proto::pb::shard_reply::Result as ShardAnswer;
 use eggs_proto::pb::write_op::Op;
 use eggs_proto::pb::write_result::Result as WriteAnswer;
-use eggs_proto::{CrossdirError, InodeId, ServiceError, ShardError, Time, pb};
+use eggs_proto::{CrossdirError, InodeId, Retry, ServiceError, ShardError, Time, pb};
 use rand::Rng;
 
 use super::calls::{Calls, GaveUp, refusal};
@@ -29,6 +29,9 @@ const OWN_NAMES: usize = 4;
 const DIRECTORIES_MAX: usize = 24;
 const FILE_BYTES_MAX: usize = 100_000;
 const SMALL_BYTES_MAX: usize = 256;
+
+/// Bits of a mode.
+pub(crate) const MODE_BITS: u32 = 0o7777;
 
 /// What all clients of a run share.
 pub(crate) struct Common {
@@ -85,17 +88,19 @@ impl Workload {
 
     async fn one(&self) {
         match self.port().below(100) {
-            0..14 => self.mkdir().await,
-            14..22 => self.rmdir().await,
-            22..36 => self.put_small().await,
-            36..50 => self.put_file().await,
-            50..57 => self.unlink().await,
-            57..64 => self.rename().await,
-            64..73 => self.move_entry().await,
-            73..82 => self.read_file().await,
-            82..88 => self.list().await,
-            88..91 => self.list_dead().await,
-            91..97 => self.look_at_the_past().await,
+            0..13 => self.mkdir().await,
+            13..21 => self.rmdir().await,
+            21..34 => self.put_small().await,
+            34..47 => self.put_file().await,
+            47..54 => self.unlink().await,
+            54..61 => self.rename().await,
+            61..70 => self.move_entry().await,
+            70..78 => self.read_file().await,
+            78..83 => self.list().await,
+            83..86 => self.list_dead().await,
+            86..91 => self.look_at_the_past().await,
+            91..94 => self.walk_path().await,
+            94..97 => self.attributes_of().await,
             _ => self.batch().await,
         }
     }
@@ -218,7 +223,7 @@ impl Workload {
             ShardError::IsDirectory => saw(Expect::Directory),
             ShardError::NotFound => vec![Claim::Gone(edge.directory)],
             // Answered "later" until the patience was over: it did not happen.
-            ShardError::Locked | ShardError::NoBlockServices => Vec::new(),
+            error if error.retry() != Retry::Never => Vec::new(),
             error => return self.fail(id, &format!("refused with {error:?}")),
         };
         self.end(id, Outcome::Refused, claims);
@@ -713,5 +718,86 @@ impl Workload {
     async fn look_at_the_past(&self) {
         let edge = self.used_edge();
         self.walk(&edge, Some(self.past()), false).await;
+    }
+
+    /// Several components, over as many hosts as it takes; the last edge is what is claimed.
+    async fn walk_path(&self) {
+        let start = if self.port().chance(70) { InodeId::ROOT } else { self.directory() };
+        let path: Vec<Bytes> = (0..1 + self.port().below(4)).map(|_| self.name()).collect();
+        let at = self.port().chance(30).then(|| self.past());
+        let id = self.begin(format!("walk {start} {path:?} at {at:?}"), Vec::new());
+        let until = self.calls.patience();
+        let (mut here, mut rest) = (start, &path[..]);
+        let claim = loop {
+            let walk = pb::shard_request::Op::Walk(pb::Walk {
+                start: here.0,
+                components: rest.to_vec(),
+                at: at.map_or(0, |at| at.0),
+                ..pb::Walk::default()
+            });
+            let reply = match self.calls.shard(here.shard(), walk, None, until).await {
+                Ok(Ok(ShardAnswer::Walk(reply))) if reply.consumed as usize <= rest.len() => reply,
+                Err(GaveUp) => return self.gave_up(id),
+                other => return self.fail(id, &format!("answered {other:?}")),
+            };
+            let (walked, left) = rest.split_at(reply.consumed as usize);
+            let reached = InodeId(reply.inode);
+            match (&reply.stopped, left.first()) {
+                (Some(error), Some(name)) if error.code == ShardError::NotFound.code() => {
+                    let edge = Edge { directory: reached, name: name.clone() };
+                    let absent = Claim::Saw { edge, expect: Expect::Absent, at };
+                    break if at.is_some() { absent } else { Claim::AnyOf(vec![absent, Claim::Gone(reached)]) };
+                }
+                (Some(error), Some(_)) if error.code == ShardError::NotDirectory.code() => {
+                    if reached.is_directory() {
+                        return self.fail(id, "a directory is said to be none");
+                    }
+                    break Claim::AnyOf(vec![]);
+                }
+                (None, _) => {}
+                other => return self.fail(id, &format!("stopped by {other:?}")),
+            }
+            if let (None, Some(name)) = (left.first(), walked.last()) {
+                let edge = Edge { directory: InodeId(reply.directory), name: name.clone() };
+                break Claim::Saw { edge, expect: Expect::Is(reached), at };
+            }
+            if walked.is_empty() {
+                return self.fail(id, "a walk does not get on");
+            }
+            (here, rest) = (reached, left);
+        };
+        let claims = if matches!(&claim, Claim::AnyOf(all) if all.is_empty()) { Vec::new() } else { vec![claim] };
+        self.end(id, Outcome::Acknowledged, claims);
+    }
+
+    // ---- attributes ----
+
+    /// Sets the mode to the operation's number, or looks what it is.
+    async fn attributes_of(&self) {
+        let edge = self.used_edge();
+        let Some(inode) = self.find(&edge).await else { return };
+        let until = self.calls.patience();
+        if self.port().chance(50) {
+            let id = self.begin(format!("set mode of {inode}"), vec![Claim::Set { inode }]);
+            let mode = Some(id & MODE_BITS);
+            let op = pb::SetAttributes { inode: inode.0, mode, ..pb::SetAttributes::default() };
+            let written = self.calls.write(inode.shard(), vec![Op::SetAttributes(op)], until).await;
+            let Ok(Ok(result)) = written.map(one) else { return self.gave_up(id) };
+            return match refusal(&result) {
+                None => self.end(id, Outcome::Acknowledged, vec![Claim::Set { inode }]),
+                Some(ShardError::NotFound) => self.end(id, Outcome::Refused, vec![Claim::Gone(inode)]),
+                Some(error) => self.fail(id, &format!("refused with {error:?}")),
+            };
+        }
+        let id = self.begin(format!("stat {inode}"), Vec::new());
+        let stat = pb::shard_request::Op::Stat(pb::Stat { inode: inode.0 });
+        match self.calls.shard(inode.shard(), stat, None, until).await {
+            Ok(Ok(ShardAnswer::Stat(pb::StatReply { attributes: Some(attributes) }))) => {
+                let claim = Claim::Mode { inode, mode: attributes.mode };
+                self.end(id, Outcome::Acknowledged, vec![claim]);
+            }
+            Err(GaveUp) => self.gave_up(id),
+            other => self.fail(id, &format!("answered {other:?}")),
+        }
     }
 }

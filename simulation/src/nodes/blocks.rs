@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use eggs_blockd_core::admission::{Space, admit_erase, check_header, check_range};
+use eggs_blockd_core::admission::{Space, check_header, check_range};
 use eggs_blockd_core::header::HEADER_USED_BYTES;
 use eggs_blockd_core::{BlockHeader, BlockPath, HEADER_BYTES, Identity, Receiving, WriteAdmission};
 use eggs_proto::limits::CLASS_FLASH;
@@ -176,7 +176,7 @@ impl BlockHost {
         self.next_step(kernel, number);
     }
 
-    // ---- reads and erasure ----
+    // ---- reads ----
 
     fn fetch(&self, request: &Envelope) -> Result<Bytes, BlockError> {
         let fetch: pb::FetchBlockRequest = decode(&request.parts).ok_or(BlockError::Malformed)?;
@@ -189,15 +189,6 @@ impl BlockHost {
             return Err(BlockError::Corrupt);
         }
         Ok(range)
-    }
-
-    fn erase(&mut self, request: &Envelope) -> Result<Bytes, BlockError> {
-        let erase: pb::EraseBlockRequest = decode(&request.parts).ok_or(BlockError::Malformed)?;
-        check_header(erase.header.as_ref(), self.cluster.id)?;
-        let at = self.disk(erase.block_service)?;
-        let proof = admit_erase(&self.disks[at].identity, &erase)?;
-        self.disks[at].files.remove(&BlockPath::new(BlockId(erase.block)).to_string());
-        Ok(Bytes::copy_from_slice(&proof))
     }
 
     fn heartbeat(&mut self, kernel: &mut Kernel) {
@@ -238,6 +229,11 @@ impl Disk {
             size: admission.size,
             crc: admission.crc,
         }
+    }
+
+    /// Whether the block is there, whole, with this CRC.
+    pub fn has(&self, block: BlockId, crc: u32) -> bool {
+        self.read(block).is_ok_and(|(header, bytes)| header.crc == crc && crc32fast::hash(&bytes) == crc)
     }
 
     /// A block's header and bytes, as `eggs-blockd` reads them.
@@ -301,14 +297,6 @@ impl Daemon for BlockHost {
                 vec![encode(&write_reply(self.now(kernel), result))]
             }
             Rpc::FetchBlock => fetch_reply(self.fetch(&request)),
-            Rpc::EraseBlock => {
-                let result = match self.erase(&request) {
-                    Ok(proof) => pb::erase_block_reply::Result::Proof(proof),
-                    Err(error) => pb::erase_block_reply::Result::Error(error.bare()),
-                };
-                let header = reply_header(self.now(kernel));
-                vec![encode(&pb::EraseBlockReply { header, result: Some(result) })]
-            }
             Rpc::Shard | Rpc::Crossdir | Rpc::Registry => return Ok(()),
         };
         self.me.reply(kernel, request.from, request.tag, request.rpc, parts);

@@ -25,6 +25,8 @@ pub(crate) struct ShardHost {
     /// Block services as the registry last told.
     services: eggs_shard_core::Cluster,
     joined: bool,
+    /// Reads of an instant that may still change: they wait for the next turn.
+    parked: Vec<(Waiter, pb::ShardRequest)>,
     /// The next write to the log fails.
     pub fail_next_write: bool,
 }
@@ -39,7 +41,7 @@ impl ShardHost {
         let machine = |&shard: &ShardId| (group_of(shard), BuggyShard { machine: ShardMachine { shard }, bug });
         let replica = Replica::new(shards.iter().map(machine).collect(), bug == Some(Bug::SkipFsync));
         let services = eggs_shard_core::Cluster::default();
-        ShardHost { me, cluster, shards, replica, services, joined: false, fail_next_write: false }
+        ShardHost { me, cluster, shards, replica, services, joined: false, parked: Vec::new(), fail_next_write: false }
     }
 
     pub fn view(&self, shard: ShardId) -> Option<&MemoryTable> {
@@ -75,6 +77,11 @@ impl ShardHost {
         if let Op::Write(write) = op {
             return self.write(kernel, shard, &header, write, waiter);
         }
+        if self.view(shard).is_some() && !self.settle(kernel, shard, &op)? {
+            let request = pb::ShardRequest { header: Some(header), shard: request.shard, op: Some(op) };
+            self.parked.push((waiter, request));
+            return Ok(None);
+        }
         let now = self.replica.clock.now(self.me.wall(kernel));
         let Some(view) = self.view(shard) else { return refused(ShardError::NotLeader) };
         let answer = match &op {
@@ -83,6 +90,37 @@ impl ShardHost {
             op => eggs_shard_core::read(shard, view, op, now),
         };
         answer.map(Some).map_err(|error| Stop::Storage(error.to_string()))
+    }
+
+    /// Whether what the read looks at is past for good. If not, a group's clock is moved beyond it by an
+    /// empty command: writes that are proposed already may get earlier instants, and so may later ones after
+    /// a crash (SH-12).
+    fn settle(&mut self, kernel: &mut Kernel, shard: ShardId, op: &Op) -> Result<bool, Stop> {
+        let (at, shards) = match op {
+            // It may lead through all shards here.
+            Op::Walk(walk) => (Time(walk.at), self.shards.clone()),
+            Op::List(list) => (Time(list.at), vec![shard]),
+            _ => return Ok(true),
+        };
+        let wall = self.me.wall(kernel);
+        if at.is_unset() || at > self.replica.clock.now(wall) {
+            return Ok(true);
+        }
+        let mut settled = true;
+        for shard in shards {
+            let Some(view) = self.view(shard) else { continue };
+            if group::clock(view).map_err(|error| Stop::Storage(error.to_string()))? < at {
+                settled = false;
+                let empty = encode(&pb::ShardCommand::default());
+                self.replica
+                    .write(group_of(shard), SessionId(0), 0, wall, None, |_, _| Ok(empty))
+                    .map_err(Stop::Storage)?;
+            }
+        }
+        if !settled {
+            self.schedule_turn(kernel);
+        }
+        Ok(settled)
     }
 
     fn write(
@@ -179,8 +217,32 @@ impl ShardHost {
                 self.answer(kernel, waiter, result);
             }
         }
+        for (waiter, request) in std::mem::take(&mut self.parked) {
+            if let Some(answer) = self.take(kernel, waiter, request)? {
+                self.answer(kernel, waiter, answer);
+            }
+        }
         if self.replica.has_work() {
             self.schedule_turn(kernel);
+        }
+        Ok(())
+    }
+
+    /// As the daemon's housekeeping: files whose writers are gone.
+    fn expire(&mut self, kernel: &mut Kernel) -> Result<(), Stop> {
+        let wall = self.me.wall(kernel);
+        let now = self.replica.clock.now(wall);
+        for shard in self.shards.clone() {
+            let Some(view) = self.view(shard) else { continue };
+            if eggs_shard_core::expirable(view, now).map_err(|error| Stop::Storage(error.to_string()))? {
+                let op = pb::write_op::Op::ExpireEden(pb::ExpireEden { limit: 100 });
+                let op = pb::ChosenOp { op: Some(pb::WriteOp { op: Some(op) }), ..pb::ChosenOp::default() };
+                let command = encode(&pb::ShardCommand { ops: vec![op] });
+                self.replica
+                    .write(group_of(shard), SessionId(0), 0, wall, None, |_, _| Ok(command))
+                    .map_err(Stop::Storage)?;
+                self.schedule_turn(kernel);
+            }
         }
         Ok(())
     }
@@ -231,6 +293,7 @@ impl Daemon for ShardHost {
 
     fn crash(&mut self, kernel: &mut Kernel) -> Result<(), String> {
         self.fail_next_write = false;
+        self.parked.clear();
         let state = self.replica.random_state_after(kernel);
         kernel.note(format_args!("{} state store: {state:?}", self.me.id));
         self.replica.crash(state)
@@ -257,7 +320,10 @@ impl Daemon for ShardHost {
     fn on_timer(&mut self, kernel: &mut Kernel, timer: Timer) -> Result<(), Stop> {
         match timer {
             Timer::Turn => self.turn(kernel)?,
-            Timer::Heartbeat => self.heartbeat(kernel),
+            Timer::Heartbeat => {
+                self.expire(kernel)?;
+                self.heartbeat(kernel);
+            }
             Timer::Tick | Timer::Expired(_) | Timer::Disk(_) => {}
         }
         Ok(())
