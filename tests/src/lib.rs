@@ -1,1 +1,63 @@
-//! placeholder
+//! What tests with real programs need: the binaries, processes that never outlive a test, clusters,
+//! trees of odd files, plain HTTP and HTTP/2.
+//!
+//! Tests are in `tests/`, a file for each theme. They start the real binaries (built once for a run, or
+//! those in `EGGS_BIN_DIR`) on free ports in scratch directories. Every wait has a deadline; chance comes
+//! from a seed that is printed and can be set with `EGGS_TEST_SEED`.
+
+mod binaries;
+mod command;
+mod daemons;
+mod h2;
+mod http;
+mod process;
+mod seed;
+mod tree;
+mod up;
+
+pub use binaries::binary;
+pub use command::{Ctl, Outcome, TOO_LONG, program, run, until};
+pub use daemons::{Daemons, SHUCKLE_RESTART};
+pub use h2::{Connection, Frame, answer_bytes, grpc_message};
+pub use http::{Page, get, json, send_raw};
+pub use process::Process;
+pub use seed::{bytes, rng, seed};
+pub use tree::{Tree, assert_same_tree, listing, odd_names};
+pub use up::Up;
+
+use std::path::PathBuf;
+
+/// A scratch directory, removed when dropped.
+///
+/// # Panics
+/// When there is no room for one.
+pub fn scratch() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("eggs-tests-").tempdir().expect("no scratch directory")
+}
+
+/// All files below a folder.
+///
+/// # Panics
+/// When it cannot be read.
+pub fn files_below(folder: &std::path::Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut waiting = vec![folder.to_owned()];
+    while let Some(folder) = waiting.pop() {
+        for entry in
+            std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+        {
+            let path = entry.expect("entry").path();
+            if path.is_dir() && !path.is_symlink() { waiting.push(path) } else { found.push(path) }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// A runtime for tests that use the client library.
+///
+/// # Panics
+/// When the system has no threads left.
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime")
+}
