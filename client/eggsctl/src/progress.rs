@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::JoinHandle;
@@ -90,18 +90,46 @@ impl Drop for Shown {
 }
 
 async fn show(counts: Arc<Counts>) {
+    let started = Instant::now();
     tokio::time::sleep(SHOWN_AFTER).await;
-    let bar = ProgressBar::new(0);
-    let style = ProgressStyle::with_template(
-        "{bar:28} {percent:>3} %  {bytes} of {total_bytes}  {msg}  {binary_bytes_per_sec}  {eta} left",
-    );
+    let bar = ProgressBar::no_length();
+    let style = ProgressStyle::with_template("{bar:28} {percent:>3} %  {bytes} of {total_bytes}  {msg}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     crate::output::set_bar(bar.clone());
     loop {
         let bytes = counts.bytes.load(Relaxed);
-        bar.set_length(counts.bytes_total.load(Relaxed).max(bytes));
+        let total = counts.bytes_total.load(Relaxed).max(bytes);
+        bar.set_length(total);
+        bar.set_message(rest(counts.files.load(Relaxed), bytes, total, started.elapsed()));
         bar.set_position(bytes);
-        bar.set_message(format!("{} files", counts.files.load(Relaxed)));
         tokio::time::sleep(REDRAWN_EVERY).await;
+    }
+}
+
+/// Files done, speed so far, time left at that speed.
+fn rest(files: u64, bytes: u64, total: u64, elapsed: Duration) -> String {
+    let files = if files > 0 { format!("{files} files  ") } else { String::new() };
+    let per_second = bytes as f64 / elapsed.as_secs_f64().max(0.001);
+    let speed = format!("{files}{}/s", crate::output::size(per_second as u64));
+    let left = (total.saturating_sub(bytes)) as f64 / per_second;
+    match Duration::try_from_secs_f64(left.ceil()) {
+        Ok(left) if bytes > 0 => format!("{speed}  {} left", humantime::format_duration(left)),
+        _ => speed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_said_at_the_speed_so_far() {
+        let second = Duration::from_secs(1);
+        assert_eq!(rest(0, 1 << 20, 3 << 20, second), "1.0 MiB/s  2s left");
+        assert_eq!(rest(7, 1 << 20, 1 << 20, second), "7 files  1.0 MiB/s  0s left");
+        assert_eq!(rest(0, 0, 1 << 20, second), "0 B/s");
+        assert_eq!(rest(0, 0, 0, Duration::ZERO), "0 B/s");
+        // Half a minute for one byte: the time left has no end worth printing.
+        assert!(rest(0, 1, u64::MAX, 30 * second).contains("/s"));
     }
 }

@@ -11,10 +11,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::failure::{Failure, Outcome};
 
 /// Memory for files in flight, all together.
-const BUDGET_MIB: u32 = 384;
+const BUDGET_MIB: u32 = 256;
 /// What one file may take of it: a span with its parity, twice.
 const FILE_MIB_MAX: u32 = 192;
-/// Even an empty file takes this much: at most 96 files are in flight.
+/// Even an empty file takes this much: at most 64 files are in flight.
 const FILE_MIB_MIN: u32 = 4;
 /// Files of one directory waiting for their turn at the same time.
 const FILES_AT_ONCE: usize = 32;

@@ -90,9 +90,7 @@ impl Df {
         let client = context.client().await?;
         let map = client.cluster_map().await.map_err(|error| failure("", error))?;
         let mut disks = map.block_services;
-        disks.sort_by(|a, b| {
-            (a.storage_class, &a.address, &a.path).cmp(&(b.storage_class, &b.address, &b.path))
-        });
+        in_order(&mut disks);
         let classes = classes(&disks);
         let mut out = context.out();
         if self.json.json {
@@ -106,6 +104,11 @@ impl Df {
         }
         out.finish()
     }
+}
+
+/// By class, host and folder: as people think of them.
+pub fn in_order(disks: &mut [BlockServiceInfo]) {
+    disks.sort_by(|a, b| (a.storage_class, &a.address, &a.path).cmp(&(b.storage_class, &b.address, &b.path)));
 }
 
 fn classes(disks: &[BlockServiceInfo]) -> Vec<Class> {

@@ -119,7 +119,13 @@ impl Get {
         files: &mut Vec<(ClusterPath, PathBuf)>,
         trees: &mut Vec<Node>,
     ) -> Outcome {
-        let found = client.stat(source.as_bytes()).await.map_err(|error| failure(source, error))?;
+        let mut found = client.stat(source.as_bytes()).await.map_err(|error| failure(source, error))?;
+        if found.is_symlink()
+            && let Ok(directory) = client.directory(source.as_bytes()).await
+        {
+            let behind = client.stat_inode(directory.inode()).await;
+            found = behind.map_err(|error| failure(source, error))?;
+        }
         let inside = || {
             let name = source
                 .name()

@@ -149,14 +149,15 @@ impl Ls {
     ) -> Outcome {
         let at = self.at.unwrap_or(Time::ZERO);
         let found = client.resolve_at(path.as_bytes(), at).await.map_err(|error| failure(path, error))?;
-        if self.directory || !found.inode.is_directory() {
-            if path.means_directory() && !found.inode.is_directory() {
+        let inode = self.behind_link(client, path, &found).await;
+        if self.directory || !inode.is_directory() {
+            if path.means_directory() && !inode.is_directory() {
                 return Err(crate::failure::Failure::refused(path, "not a directory"));
             }
             let row = row_of(path, found);
             return printer.page(client, vec![row]).await;
         }
-        let mut waiting = vec![(path.clone(), found.inode)];
+        let mut waiting = vec![(path.clone(), inode)];
         while let Some((path, inode)) = waiting.pop() {
             if titled {
                 printer.title(&path)?;
@@ -169,6 +170,16 @@ impl Ls {
             }
         }
         Ok(())
+    }
+
+    /// As `ls` does: a link to a directory is that directory when it was typed with a `/` at its end or
+    /// nothing is asked about the link itself.
+    async fn behind_link(&self, client: &Client, path: &ClusterPath, found: &Resolved) -> InodeId {
+        let follow = path.means_directory() || !(self.long || self.directory || self.json.json);
+        if !found.inode.is_symlink() || !follow || self.at.is_some() {
+            return found.inode;
+        }
+        client.directory(path.as_bytes()).await.map_or(found.inode, |directory| directory.inode())
     }
 
     async fn pages(

@@ -45,37 +45,30 @@ async fn make(client: &Client, path: &ClusterPath, attributes: NewAttributes) ->
     client.mkdir(path.as_bytes(), Some(attributes)).await.map(drop).map_err(|error| failure(path, error))
 }
 
-/// From the top: mostly everything but the last few is there, so the last is tried first.
-pub async fn make_with_parents(client: &Client, path: &ClusterPath, last: NewAttributes) -> Outcome {
+/// Mostly everything but the last few is there, so the last is tried first.
+async fn make_with_parents(client: &Client, path: &ClusterPath, last: NewAttributes) -> Outcome {
+    // Up and down again; more only when somebody else removes what was just made.
+    let mut tries = 4 * path.components().count() + 4;
     let mut missing = vec![path.clone()];
     while let Some(path) = missing.last().cloned() {
         if path.is_root() {
             missing.pop();
             continue;
         }
-        let attributes = if missing.len() == 1 { last.clone() } else { attributes(0o755, None) };
+        tries = tries.saturating_sub(1);
+        let attributes = if missing.len() == 1 { last } else { attributes(0o755, None) };
         match client.mkdir(path.as_bytes(), Some(attributes)).await {
             Ok(_) => drop(missing.pop()),
+            Err(error) if error.is_not_found() && tries > 0 => missing.push(path.parent()),
             Err(error) if error.is_exists() => {
-                match client.directory(path.as_bytes()).await {
-                    Ok(_) => {}
-                    Err(found) if found.refusal() == Some(Refusal::NotDirectory) => {
-                        return Err(failure(&path, error));
-                    }
-                    Err(found) => return Err(failure(&path, found)),
-                }
+                client.directory(path.as_bytes()).await.map_err(|found| match found.refusal() {
+                    Some(Refusal::NotDirectory | Refusal::NotFound) => failure(&path, error),
+                    _ => failure(&path, found),
+                })?;
                 missing.pop();
-            }
-            Err(error) if error.is_not_found() && missing.len() <= path_depth(missing.first()) => {
-                missing.push(path.parent());
             }
             Err(error) => return Err(failure(&path, error)),
         }
     }
     Ok(())
-}
-
-/// Bounds the way up: a directory removed by somebody else while we go down must not keep us here for ever.
-fn path_depth(path: Option<&ClusterPath>) -> usize {
-    path.map_or(0, |path| path.components().count())
 }

@@ -446,7 +446,7 @@ fn batches(files: Vec<LocalFile>) -> Vec<Vec<LocalFile>> {
 fn options_of(file: &LocalFile, replace: Replace) -> eggs_client::CreateOptions {
     let mtime = file.metadata.modified().ok().map(time_of);
     let attributes = attributes(file.metadata.permissions().mode(), mtime);
-    let size_hint = file.metadata.is_file().then(|| file.metadata.len());
+    let size_hint = file.metadata.is_file().then_some(file.metadata.len());
     eggs_client::CreateOptions { attributes: Some(attributes), replace, size_hint }
 }
 

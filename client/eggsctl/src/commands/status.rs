@@ -7,7 +7,7 @@ use eggs_proto::pb::{ClusterMapReply, ShardPlace};
 use eggs_proto::{Time, flags, limits};
 use serde::Serialize;
 
-use super::df::{JsonDisk, disk_state, disk_table};
+use super::df::{JsonDisk, disk_state, disk_table, in_order};
 use crate::cli::JsonFlag;
 use crate::context::{Context, failure};
 use crate::failure::{Failure, Outcome};
@@ -79,7 +79,8 @@ struct JsonCrossdir {
 impl Status {
     pub async fn run(self, context: &Context) -> Outcome {
         let client = context.client().await?;
-        let map = client.cluster_map().await.map_err(|error| failure("", error))?;
+        let mut map = client.cluster_map().await.map_err(|error| failure("", error))?;
+        in_order(&mut map.block_services);
         let (health, problems) = judge(&map, client.now());
         let mut out = context.out();
         if self.json.json {

@@ -20,7 +20,16 @@ pub struct Txn {
 #[derive(Debug, Subcommand)]
 enum TxnCommand {
     /// List the transactions in flight: mkdir, rmdir and mv that the coordinator has accepted
-    List(JsonFlag),
+    List(TxnList),
+}
+
+#[derive(Debug, Args)]
+struct TxnList {
+    #[command(flatten)]
+    json: JsonFlag,
+    /// Also those that have finished and are still remembered
+    #[arg(short, long)]
+    all: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -35,9 +44,10 @@ struct JsonTransaction {
 
 impl Txn {
     pub async fn run(self, context: &Context) -> Outcome {
-        let TxnCommand::List(JsonFlag { json }) = self.command;
+        let TxnCommand::List(TxnList { json: JsonFlag { json }, all }) = self.command;
         let client = context.client().await?;
-        let transactions = client.transactions().await.map_err(|error| failure("", error))?;
+        let mut transactions = client.transactions().await.map_err(|error| failure("", error))?;
+        transactions.retain(|found| all || !found.finished);
         let mut out = context.out();
         let id = |id: u64| TransactionId(id).to_string();
         if json {

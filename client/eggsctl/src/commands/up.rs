@@ -60,7 +60,11 @@ impl Up {
         }
         let started = Instant::now();
         let log = crate::logs::start_up(context.global.verbose, self.background);
-        let mut cluster = self.start(&data).await?;
+        let mut cluster = tokio::select! {
+            cluster = self.start(&data) => cluster?,
+            // It ends as in a crash: nothing has been acknowledged yet.
+            () = stop.cancelled() => return Err(interrupted(&data)),
+        };
         let on_data = |error: std::io::Error| Failure::io(data.display(), &error);
         let log = log.open(&data).map_err(on_data)?;
         let pid_file = PidFile::create(&data).map_err(on_data)?;
@@ -109,7 +113,7 @@ impl Up {
             said = said => said,
             () = stop.cancelled() => {
                 terminate(&mut child);
-                return Err(Failure::refused(data.display(), "interrupted before the cluster was ready"));
+                return Err(interrupted(data));
             }
         };
         let said = said.map_err(std::io::Error::other).and_then(|said| said);
@@ -141,6 +145,10 @@ impl Up {
         command.current_dir("/").env(PROGRAM, program());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()
     }
+}
+
+fn interrupted(data: &Path) -> Failure {
+    Failure::refused(data.display(), "interrupted before the cluster was ready")
 }
 
 /// Tells the background process how people call this program.
