@@ -165,6 +165,9 @@ impl<'a, T: Table + ?Sized> Checker<'a, T> {
         if !id.is_directory() {
             return self.find(1, format_args!("directory {id} has the id of a file"));
         }
+        if row.owner == 0 {
+            self.reply.removed_directories += 1;
+        }
         self.inode(id);
         self.instant(format_args!("directory {id}"), row.created_at);
         if (id == InodeId::ROOT) != (row.owner == id.0) {
