@@ -118,6 +118,7 @@ impl Client {
     /// may be reported.
     pub async fn fsck(&self, mut progress: impl FnMut(FsckProgress) + Send) -> Result<FsckReport> {
         let mut report = FsckReport::default();
+        let mut living: u64 = 0;
         let mut checks = stream::iter(ShardId::all())
             .map(|shard| async move { (shard, self.check_shard(shard).await) })
             .buffer_unordered(SHARDS_IN_FLIGHT);
@@ -126,6 +127,7 @@ impl Client {
             report.shards_checked += 1;
             report.rows += checked.rows;
             report.directories += checked.directories;
+            living += checked.directories.saturating_sub(checked.removed_directories);
             report.files += checked.files;
             for finding in checked.findings {
                 let (invariant, message) = (shortened(&finding.invariant), shortened(&finding.message));
@@ -135,6 +137,11 @@ impl Client {
         }
         drop(checks);
         self.check_tree(&mut report, &mut progress).await?;
+        report.orphans = living.saturating_sub(report.directories_reached);
+        if report.orphans > 0 {
+            let message = format!("{} directories have an owner, but no edge leads to them", report.orphans);
+            report.add("tree".to_owned(), "/".to_owned(), message);
+        }
         Ok(report)
     }
 
@@ -151,6 +158,7 @@ impl Client {
             sum.findings.extend(page.findings.into_iter().take(keep));
             sum.rows = sum.rows.saturating_add(page.rows);
             sum.directories = sum.directories.saturating_add(page.directories);
+            sum.removed_directories = sum.removed_directories.saturating_add(page.removed_directories);
             sum.files = sum.files.saturating_add(page.files);
             if page.cursor.is_empty() {
                 return Ok(sum);

@@ -139,7 +139,8 @@ async fn names() {
 
     let report = client.fsck(|_| {}).await.unwrap();
     assert!(report.findings.is_empty(), "{:?}", report.findings);
-    assert_eq!((report.shards_checked, report.directories_reached), (256, 3));
+    assert_eq!((report.shards_checked, report.directories, report.directories_reached), (256, 4, 3));
+    assert_eq!(report.orphans, 0);
     world.stop().await;
 }
 
