@@ -102,7 +102,7 @@ pub async fn is_directory(client: &Client, path: &ClusterPath) -> Outcome<bool> 
     match client.directory(path.as_bytes()).await {
         Ok(_) => Ok(true),
         Err(error) => match error.refusal() {
-            Some(Refusal::NotFound | Refusal::NotDirectory) => Ok(false),
+            Some(Refusal::NotFound | Refusal::NotDirectory | Refusal::TooDeep) => Ok(false),
             _ => Err(failure(path, error)),
         },
     }
