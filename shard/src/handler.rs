@@ -1,5 +1,7 @@
 //! From a request to its answer; knows nothing of the transport.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -14,6 +16,9 @@ use eggs_proto::{ClusterId, ServiceError, SessionId, ShardError, ShardId, Time, 
 use eggs_shard_core::Cluster;
 use prost::Message;
 use tokio::sync::watch;
+
+/// Walks of one request: a settled shard stays settled, but a walk may come to others then.
+const WALKS_MAX: usize = 8;
 
 /// What every request needs; cheap to clone.
 #[derive(Debug, Clone)]
@@ -113,22 +118,51 @@ impl Handler {
     }
 
     async fn walk(&self, shard: ShardId, walk: pb::Walk) -> Result<Answer, pb::Error> {
-        let answer = self
-            .consensus
-            .read(move |views, now| {
-                // A walk that begins where this host does not lead is sent on, not answered empty.
-                views.get(group(shard))?;
-                Some(eggs_shard_core::walk(|shard| views.get(group(shard)), &walk, now))
-            })
-            .await
-            .map_err(|error| refused(shard, error))?;
-        match answer {
-            None => Err(refused(shard, ConsensusError::NotLeader)),
-            Some(walked) => walked.map_err(|error| internal(shard, &error))?.map(Answer::Walk),
+        let at = self.past(walk.at)?;
+        // Once more when an instant had to be settled first.
+        for _ in 0..WALKS_MAX {
+            let walk = walk.clone();
+            let answer = self
+                .consensus
+                .read(move |views, now| {
+                    // A walk that begins where this host does not lead is sent on, not answered empty.
+                    views.get(group(shard))?;
+                    let open = RefCell::new(BTreeSet::new());
+                    let view = |shard| {
+                        let view = views.get(group(shard))?;
+                        if !is_settled(view, at) {
+                            open.borrow_mut().insert(shard);
+                        }
+                        Some(view)
+                    };
+                    let walked = eggs_shard_core::walk(view, &walk, now);
+                    Some((walked, open.into_inner()))
+                })
+                .await
+                .map_err(|error| refused(shard, error))?;
+            let Some((walked, open)) = answer else {
+                return Err(refused(shard, ConsensusError::NotLeader));
+            };
+            if open.is_empty() {
+                return walked.map_err(|error| internal(shard, &error))?.map(Answer::Walk);
+            }
+            for open in open {
+                self.settle(open).await?;
+            }
         }
+        Err(refused(shard, ConsensusError::Busy))
     }
 
     async fn read(&self, shard: ShardId, op: Op) -> Result<Answer, pb::Error> {
+        if let Op::List(list) = &op
+            && let at = self.past(list.at)?
+            && !at.is_unset()
+        {
+            let settled = self.consensus.read(move |views, _| Some(is_settled(views.get(group(shard))?, at)));
+            if settled.await.map_err(|error| refused(shard, error))? == Some(false) {
+                self.settle(shard).await?;
+            }
+        }
         let answer: Option<Result<Answer, TableError>> = self
             .consensus
             .read(move |views, now| Some(eggs_shard_core::read(shard, views.get(group(shard))?, &op, now)))
@@ -138,6 +172,22 @@ impl Handler {
             None => Err(refused(shard, ConsensusError::NotLeader)),
             Some(answer) => answer.map_err(|error| internal(shard, &error)),
         }
+    }
+
+    /// The instant a read looks at, when it has come.
+    fn past(&self, at: u64) -> Result<Time, pb::Error> {
+        if Time(at) > self.consensus.now() {
+            return Err(ShardError::Malformed.with("that instant has not come yet"));
+        }
+        Ok(Time(at))
+    }
+
+    /// Moves the shard's own clock to now for good, by an empty command: no write that is on its way, nor
+    /// one after a crash, can get an earlier instant from then on (SH-12).
+    async fn settle(&self, shard: ShardId) -> Result<(), pb::Error> {
+        let empty = Bytes::from(pb::ShardCommand::default().encode_to_vec());
+        let written = self.consensus.write(group(shard), SessionId(0), 0, move |_, _| Ok(empty)).await;
+        written.map(drop).map_err(|error| refused(shard, error))
     }
 
     async fn status(&self, shard: ShardId) -> Result<Answer, pb::Error> {
@@ -154,6 +204,13 @@ impl Handler {
             snapshot_index: status.snapshot_index,
         }))
     }
+}
+
+/// Whether nothing can happen at `at` or before any more: the shard's own clock is past it. An instant
+/// later than that may be one of a write that is proposed and not applied yet.
+fn is_settled(view: &dyn Table, at: Time) -> bool {
+    // A row that cannot be read is the read's to say.
+    at.is_unset() || eggs_machine::group::clock(view).map_or(true, |clock| clock >= at)
 }
 
 /// The group that replicates a shard.
