@@ -1,13 +1,17 @@
 //! Bugs put in on purpose, to see that the checkers find them. None touches the cores' code: a bug is
 //! a store, a shell or a table that does not do what it should.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
 use eggs_machine::table::prefix_end;
 use eggs_machine::{Machine, Outcome, Table, TableError, Tx};
-use eggs_proto::Time;
+use eggs_proto::pb::write_op::Op;
+use eggs_proto::{Time, TransactionId, pb};
 use eggs_shard_core::ShardMachine;
+use eggs_shard_core::schema::{Step, transaction_key};
+use prost::Message;
 
 macro_rules! bugs {
     ($($(#[$doc:meta])* $variant:ident = $name:literal;)*) => {
@@ -32,10 +36,14 @@ bugs! {
     SkipFsync = "skip-fsync";
     /// A shard answers a write before it is in the log.
     AckBeforeCommit = "ack-before-commit";
-    /// Shards do not remember the outcome of a coordinator's step (T rows).
+    /// Shards run a coordinator's step again when it is repeated.
     NoTransactionCheck = "no-transaction-check";
     /// Shards do not remember the last reply of a session (C rows).
     NoSessionCheck = "no-session-check";
+    /// Now and then a read is answered from a state of some time ago.
+    StaleReads = "stale-reads";
+    /// A directory that was moved still says it belongs to its old parent.
+    NoSetOwner = "no-set-owner";
     /// Now and then a shard loses an entry of the dead map.
     ForgetDeadMap = "forget-dead-map";
     /// A shard's clock now and then goes back.
@@ -86,14 +94,16 @@ impl Machine for BuggyShard {
         command: &[u8],
     ) -> Result<Outcome<Self::Effect>, TableError> {
         let mut time = time;
+        let mut command = Cow::Borrowed(command);
         match self.bug {
+            Some(Bug::NoTransactionCheck) => forget_steps(tx, &command)?,
+            Some(Bug::NoSetOwner) => command = without_set_owner(&command).into(),
             Some(Bug::NoSessionCheck) => delete(tx, &[0, b'C'], 0, 1)?,
             Some(Bug::ClockGoesBack) if time.0.is_multiple_of(8) => time = Time(time.0 - 20_000_000),
             _ => {}
         }
-        let outcome = self.machine.apply(tx, time, command)?;
+        let outcome = self.machine.apply(tx, time, &command)?;
         match self.bug {
-            Some(Bug::NoTransactionCheck) => forget_steps(tx)?,
             // Deterministic, as a machine must be: by what is in the command's time.
             Some(Bug::ForgetDeadMap) => delete(tx, b"X", time.0, 8)?,
             _ => {}
@@ -106,7 +116,12 @@ impl Machine for BuggyShard {
 const ROWS_MAX: usize = 1 << 20;
 
 /// Deletes the rows under a prefix when `by` is a multiple of `one_in`.
-fn delete<T: Table + ?Sized>(tx: &mut Tx<'_, T>, prefix: &[u8], by: u64, one_in: u64) -> Result<(), TableError> {
+fn delete<T: Table + ?Sized>(
+    tx: &mut Tx<'_, T>,
+    prefix: &[u8],
+    by: u64,
+    one_in: u64,
+) -> Result<(), TableError> {
     if !by.is_multiple_of(one_in) {
         return Ok(());
     }
@@ -118,12 +133,35 @@ fn delete<T: Table + ?Sized>(tx: &mut Tx<'_, T>, prefix: &[u8], by: u64, one_in:
     Ok(())
 }
 
-/// All outcomes but those of LockEdge, which an undo reads (and `check` looks for).
-fn forget_steps<T: Table + ?Sized>(tx: &mut Tx<'_, T>) -> Result<(), TableError> {
-    for (key, _) in tx.page(b"T", b"U", ROWS_MAX)? {
-        if key.last() != Some(&24) {
-            tx.delete(key)?;
-        }
+/// The outcomes of the steps that are about to be repeated.
+fn forget_steps<T: Table + ?Sized>(tx: &mut Tx<'_, T>, command: &[u8]) -> Result<(), TableError> {
+    let command = pb::ShardCommand::decode(command).unwrap_or_default();
+    for op in command.ops.into_iter().filter_map(|op| op.op?.op) {
+        let (transaction, step) = match op {
+            Op::CreateDirectory(op) => (op.transaction, Step::CreateDirectory),
+            Op::DiscardDirectory(op) => (op.transaction, Step::DiscardDirectory),
+            Op::RemoveDirectory(op) => (op.transaction, Step::RemoveDirectory),
+            Op::RestoreDirectory(op) => (op.transaction, Step::RestoreDirectory),
+            Op::LockEdge(op) => (op.transaction, Step::LockEdge),
+            Op::UnlockEdge(op) => (op.transaction, Step::UnlockEdge),
+            Op::LinkEdge(op) => (op.transaction, Step::LinkEdge),
+            Op::UnlinkEdge(op) => (op.transaction, Step::UnlinkEdge),
+            Op::SetOwner(op) => (op.transaction, Step::SetOwner),
+            _ => continue,
+        };
+        tx.delete(transaction_key(TransactionId(transaction), step))?;
     }
     Ok(())
+}
+
+/// The command with an attribute change that changes nothing in the place of SetOwner.
+fn without_set_owner(command: &[u8]) -> Vec<u8> {
+    let mut command = pb::ShardCommand::decode(command).unwrap_or_default();
+    for op in command.ops.iter_mut().filter_map(|op| op.op.as_mut()) {
+        if let Some(Op::SetOwner(set)) = &op.op {
+            let nothing = pb::SetAttributes { inode: set.directory, ..pb::SetAttributes::default() };
+            op.op = Some(Op::SetAttributes(nothing));
+        }
+    }
+    command.encode_to_vec()
 }

@@ -50,16 +50,40 @@ impl Expect {
 #[derive(Debug, Clone)]
 pub(crate) enum Claim {
     /// `target` unknown: the inode made by this operation.
-    Born { edge: Edge, target: Option<InodeId>, at: Option<Time> },
+    Born {
+        edge: Edge,
+        target: Option<InodeId>,
+        at: Option<Time>,
+    },
     /// `target` unknown: whatever had the name.
-    Died { edge: Edge, target: Option<InodeId>, at: Option<Time>, owned: bool },
+    Died {
+        edge: Edge,
+        target: Option<InodeId>,
+        at: Option<Time>,
+        owned: bool,
+    },
     /// At the instant, or at some moment of the operation.
-    Saw { edge: Edge, expect: Expect, at: Option<Time> },
+    Saw {
+        edge: Edge,
+        expect: Expect,
+        at: Option<Time>,
+    },
     /// A version of the edge was listed as dead.
-    Version { edge: Edge, target: InodeId, created_at: Time, died_at: Time, owned: bool },
+    Version {
+        edge: Edge,
+        target: InodeId,
+        created_at: Time,
+        died_at: Time,
+        owned: bool,
+    },
     /// The mode became the operation's number.
-    Set { inode: InodeId },
-    Mode { inode: InodeId, mode: u32 },
+    Set {
+        inode: InodeId,
+    },
+    Mode {
+        inode: InodeId,
+        mode: u32,
+    },
     /// The directory was not there.
     Gone(InodeId),
     /// The directory had an entry.

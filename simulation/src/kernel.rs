@@ -72,7 +72,11 @@ pub(crate) enum Timer {
 pub(crate) enum Event {
     Deliver(Envelope),
     /// For this life of the node only.
-    Timer { node: NodeId, life: u64, timer: Timer },
+    Timer {
+        node: NodeId,
+        life: u64,
+        timer: Timer,
+    },
     Fault(Fault),
 }
 
@@ -153,7 +157,10 @@ impl Kernel {
     /// Hands a message to the network: it comes late, twice, never, or out of order.
     pub fn send(&mut self, envelope: Envelope) {
         if self.cut.contains(&(envelope.from, envelope.to)) || self.chance(self.weather.lost) {
-            self.note(format_args!("lost {} -> {} {:?} #{}", envelope.from, envelope.to, envelope.rpc, envelope.tag));
+            self.note(format_args!(
+                "lost {} -> {} {:?} #{}",
+                envelope.from, envelope.to, envelope.rpc, envelope.tag
+            ));
             return;
         }
         if self.chance(self.weather.duplicated) {

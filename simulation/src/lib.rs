@@ -50,8 +50,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
-            operations: 400,
-            clients: 4,
+            operations: 600,
+            clients: 5,
             shards: 8,
             shard_hosts: 2,
             block_hosts: 5,

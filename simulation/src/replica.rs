@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use eggs_consensus_core::memory::{MemoryLog, MemorySnapshots, MemoryState};
-use eggs_consensus_core::{Answer, GroupId, Host, Proposal, ProposalId};
+use eggs_consensus_core::{Answer, GroupId, Host, Proposal, ProposalId, StateStore};
 use eggs_machine::hash::StateHash;
 use eggs_machine::{Machine, MemoryTable, Table, group};
 use eggs_proto::time::HybridClock;
@@ -208,6 +208,11 @@ impl<M: Machine + Clone> Replica<M> {
         self.host.as_ref().is_some_and(MemoryHost::has_work)
     }
 
+    /// The state of some time ago, when it was remembered.
+    pub fn stale_view(&self, group: GroupId) -> Option<&MemoryTable> {
+        self.earlier.as_ref().map(|state| state.table(group))
+    }
+
     /// What chance leaves of the state store.
     pub fn random_state_after(&self, kernel: &mut Kernel) -> StateAfter {
         match kernel.rng.random_range(0..6) {
@@ -259,4 +264,3 @@ impl<M: Machine + Clone> Replica<M> {
         self.view(group).and_then(|view| view.page(&[], &[], usize::MAX).ok()).unwrap_or_default()
     }
 }
-

@@ -191,7 +191,9 @@ impl World {
                 Ok(())
             }
             node => match node.daemon() {
-                Some(daemon) => daemon.start(&mut self.kernel).map_err(|why| format!("{id} does not start: {why}")),
+                Some(daemon) => {
+                    daemon.start(&mut self.kernel).map_err(|why| format!("{id} does not start: {why}"))
+                }
                 None => Ok(()),
             },
         }
@@ -437,7 +439,8 @@ impl World {
         }
         for path in disk.files.paths() {
             if !path.starts_with("tmp/") && self.kernel.rng.random_range(0..4) == 0 {
-                let (at, bit) = (self.kernel.rng.random_range(0..1 << 20), self.kernel.rng.random_range(0..8));
+                let (at, bit) =
+                    (self.kernel.rng.random_range(0..1 << 20), self.kernel.rng.random_range(0..8));
                 disk.files.flip(&path, at, bit);
                 self.counts.bits_flipped += 1;
             }
@@ -484,7 +487,8 @@ impl World {
         let latest = self.kernel.now + QUIET_MAX;
         while self.kernel.now < earliest || !self.is_quiet() {
             if !self.turn()? || self.kernel.now > latest {
-                let list = self.coordinator().and_then(|node| node.driver.as_ref()).map(|driver| driver.list(5));
+                let list =
+                    self.coordinator().and_then(|node| node.driver.as_ref()).map(|driver| driver.list(5));
                 return Err(format!("transactions do not come to an end: {list:?}"));
             }
         }

@@ -95,7 +95,9 @@ impl<'a> Checker<'a> {
             }
             for claim in &operation.claims {
                 let (edge, at) = match claim {
-                    Claim::Born { edge, at: Some(at), .. } | Claim::Died { edge, at: Some(at), .. } => (edge, *at),
+                    Claim::Born { edge, at: Some(at), .. } | Claim::Died { edge, at: Some(at), .. } => {
+                        (edge, *at)
+                    }
                     _ => continue,
                 };
                 if at <= operation.seen || at > operation.heard {
@@ -126,7 +128,8 @@ impl<'a> Checker<'a> {
                     }
                     Some(Some(other)) if found => {
                         let other = describe(&self.history.operations[*other]);
-                        self.wrong.push(format!("{} and {other} have one effect at {at:?}", describe(operation)));
+                        self.wrong
+                            .push(format!("{} and {other} have one effect at {at:?}", describe(operation)));
                     }
                     _ => self.wrong.push(format!(
                         "{} was acknowledged, but {claim:?} is not so: {:?}",
@@ -156,7 +159,8 @@ impl<'a> Checker<'a> {
             // What took its name replaced it.
             if self.births.contains_key(&(edge, at)) {
                 if version.died.is_some_and(|(_, owned)| !owned) {
-                    self.wrong.push(format!("{edge:?} was replaced at {at:?}, but its inode is not owned there"));
+                    self.wrong
+                        .push(format!("{edge:?} was replaced at {at:?}, but its inode is not owned there"));
                 }
                 continue;
             }
@@ -277,7 +281,8 @@ impl<'a> Checker<'a> {
     fn makers(&mut self) {
         let mut made: BTreeMap<u32, Vec<InodeId>> = BTreeMap::new();
         let directories = self.facts.directories.iter().map(|(&inode, &(_, uid))| (inode, uid));
-        for (inode, uid) in directories.chain(self.facts.files.iter().map(|(&inode, file)| (inode, file.uid))) {
+        for (inode, uid) in directories.chain(self.facts.files.iter().map(|(&inode, file)| (inode, file.uid)))
+        {
             made.entry(uid).or_default().push(inode);
         }
         for (uid, inodes) in made {
@@ -330,9 +335,8 @@ fn window(history: &History, changes: &[Change], operation: &Operation) -> (usiz
     let by = |change: &Change| change.by.map(|n| &history.operations[n]);
     let before =
         |c: &Change| by(c).is_some_and(|o| o.returned.is_some_and(|returned| returned < operation.invoked));
-    let after = |c: &Change| {
-        by(c).is_some_and(|o| operation.returned.is_some_and(|returned| returned < o.invoked))
-    };
+    let after =
+        |c: &Change| by(c).is_some_and(|o| operation.returned.is_some_and(|returned| returned < o.invoked));
     let first = changes.iter().rposition(before).map_or(0, |at| at + 1);
     let last = changes.iter().position(after).unwrap_or(changes.len());
     (first, last)
@@ -343,12 +347,7 @@ fn state(changes: &[Change], position: usize) -> Option<InodeId> {
 }
 
 /// 4.
-fn seen(
-    history: &History,
-    facts: &Facts,
-    changes: &BTreeMap<Edge, Vec<Change>>,
-    wrong: &mut Vec<String>,
-) {
+fn seen(history: &History, facts: &Facts, changes: &BTreeMap<Edge, Vec<Change>>, wrong: &mut Vec<String>) {
     // Readers in the order they were invoked: (edge) → when it returned, how far it had seen.
     let mut readers: BTreeMap<&Edge, Vec<(u64, usize)>> = BTreeMap::new();
     for operation in &history.operations {
@@ -427,7 +426,8 @@ impl Sight<'_> {
                 follows && other.returned.is_some_and(|returned| returned < self.operation.invoked)
             })
         };
-        let invoked = |other: &Operation| self.operation.returned.is_none_or(|returned| other.invoked < returned);
+        let invoked =
+            |other: &Operation| self.operation.returned.is_none_or(|returned| other.invoked < returned);
         let by_setter = setters.iter().any(|other| {
             let kept = other.returned.is_none_or(|returned| !overwritten(Some(returned)));
             other.id & MODE_BITS == mode && invoked(other) && kept

@@ -106,9 +106,8 @@ impl Facts {
 
     /// What the edge led to at an instant.
     pub fn at(&self, edge: &Edge, at: Time) -> Option<InodeId> {
-        let visible = |version: &&Version| {
-            version.created_at <= at && version.died.is_none_or(|(died, _)| at < died)
-        };
+        let visible =
+            |version: &&Version| version.created_at <= at && version.died.is_none_or(|(died, _)| at < died);
         self.versions.get(edge)?.iter().find(visible).map(|version| version.target)
     }
 }

@@ -50,11 +50,8 @@ impl Calls {
 
     /// How long this client will try: mostly long enough for any crash, sometimes not.
     pub fn patience(&self) -> u64 {
-        let patience = if self.port.chance(4) {
-            self.port.below(2000) as u64 * MILLISECOND
-        } else {
-            300 * SECOND
-        };
+        let patience =
+            if self.port.chance(4) { self.port.below(2000) as u64 * MILLISECOND } else { 300 * SECOND };
         self.port.now() + patience
     }
 
@@ -67,9 +64,8 @@ impl Calls {
         let Some(reply) = reply.and_then(|parts| decode::<pb::RegistryReply>(&parts)) else { return };
         self.port.observe(Time(reply.header.map_or(0, |header| header.time)));
         let Some(pb::registry_reply::Result::Map(map)) = reply.result else { return };
-        let shard = |place: &pb::ShardPlace| {
-            Some((ShardId::try_from(place.shard).ok()?, node_at(&place.address)?))
-        };
+        let shard =
+            |place: &pb::ShardPlace| Some((ShardId::try_from(place.shard).ok()?, node_at(&place.address)?));
         let service = |info: &pb::BlockServiceInfo| {
             Some((BlockServiceId(info.id), (node_at(&info.address)?, info.flags)))
         };
@@ -170,9 +166,8 @@ impl Calls {
                 }
             };
             // Only whole requests are repeated here: what was done in one stays done.
-            let later = |result: &pb::WriteResult| {
-                refusal(result).is_some_and(|error| error.retry() != Retry::Never)
-            };
+            let later =
+                |result: &pb::WriteResult| refusal(result).is_some_and(|error| error.retry() != Retry::Never);
             if ops.len() > 1 || !results.iter().any(later) {
                 return Ok(results);
             }

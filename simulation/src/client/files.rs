@@ -85,7 +85,8 @@ impl Prepared {
                     return Err(FileError::Wrong("the encoder's CRC is not the span's".to_owned()));
                 }
                 let bad = calls.places.borrow();
-                let avoid = bad.services.iter().filter(|(_, (_, flags))| !eggs_proto::flags::writable(*flags));
+                let avoid =
+                    bad.services.iter().filter(|(_, (_, flags))| !eggs_proto::flags::writable(*flags));
                 let blocks = encoded.new_blocks(storage_class, avoid.map(|(id, _)| id.0).collect());
                 let span = span(pb::new_span::Body::Blocks(blocks.clone()));
                 Ok(Prepared::Blocks(span, blocks, Box::new(encoded)))
@@ -101,12 +102,7 @@ impl Prepared {
 }
 
 impl Calls {
-    async fn eden(
-        &self,
-        directory: InodeId,
-        op: Op,
-        until: u64,
-    ) -> Result<pb::EdenReply, FileError> {
+    async fn eden(&self, directory: InodeId, op: Op, until: u64) -> Result<pb::EdenReply, FileError> {
         let result = one(self.write(directory.shard(), vec![op], until).await?)?;
         match (refusal(&result), result.result) {
             (Some(error), _) => Err(FileError::Refused(error, result.time)),
@@ -205,8 +201,7 @@ impl Calls {
                         let (file, cookie) = (eden.file, eden.cookie);
                         let op = Op::ReplaceBlocks(pb::ReplaceBlocks { file, cookie, indexes, avoid });
                         let placed = self.eden(directory, op, until).await?;
-                        span.replaced(&placed.blocks)
-                            .map_err(|error| FileError::Wrong(error.to_string()))?;
+                        span.replaced(&placed.blocks).map_err(|error| FileError::Wrong(error.to_string()))?;
                     }
                     WriteStep::Ready(proofs) => {
                         self.port.forget(&flying.iter().map(|(tag, _)| *tag).collect::<Vec<_>>());
@@ -219,7 +214,8 @@ impl Calls {
             let (tag, parts) = self.port.any(&tags).await;
             let Some(at) = flying.iter().position(|(flying, _)| *flying == tag) else { continue };
             let (_, block) = flying.swap_remove(at);
-            match parts.and_then(|parts| decode::<pb::WriteBlockReply>(&parts)).and_then(|reply| reply.result) {
+            match parts.and_then(|parts| decode::<pb::WriteBlockReply>(&parts)).and_then(|reply| reply.result)
+            {
                 Some(pb::write_block_reply::Result::Proof(proof)) => {
                     span.written(block.index, block.attempt, proof);
                 }
@@ -360,7 +356,8 @@ impl Calls {
             data.push(bytes);
         }
         let cell = layout.cell_size();
-        let cells = (0..layout.stripes()).flat_map(|n| data.iter().map(move |b| &b[n * cell..(n + 1) * cell]));
+        let cells =
+            (0..layout.stripes()).flat_map(|n| data.iter().map(move |b| &b[n * cell..(n + 1) * cell]));
         let mut bytes = cells.collect::<Vec<_>>().concat();
         bytes.truncate(span.size as usize);
         Some(bytes)

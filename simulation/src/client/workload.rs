@@ -66,7 +66,8 @@ struct Workload {
 pub(crate) async fn run(client: usize, life: u64, port: Port, common: Rc<Common>) {
     let calls = Calls::new(port);
     calls.join(common.shards).await;
-    let workload = Workload { client, prefix: format!("c{client}.{life}-"), calls, common, own: Rc::default() };
+    let workload =
+        Workload { client, prefix: format!("c{client}.{life}-"), calls, common, own: Rc::default() };
     loop {
         {
             let mut left = workload.common.left.borrow_mut();
@@ -495,11 +496,9 @@ impl Workload {
                 return self.end(id, Outcome::Acknowledged, vec![died(Some(Time(removed.died_at)))]);
             }
             Err(CrossdirError::NotEmpty) => Claim::NotEmpty(target),
-            Err(CrossdirError::NotFound) => Claim::AnyOf(vec![
-                Claim::Gone(target),
-                Claim::Gone(edge.directory),
-                saw(Expect::Absent),
-            ]),
+            Err(CrossdirError::NotFound) => {
+                Claim::AnyOf(vec![Claim::Gone(target), Claim::Gone(edge.directory), saw(Expect::Absent)])
+            }
             // Another name, or another parent, by the time of one of the two steps.
             Err(CrossdirError::Changed) => saw(Expect::IsNot(target)),
             other => return self.fail(id, &format!("answered {other:?}")),
@@ -624,7 +623,8 @@ impl Workload {
             Ok(bytes) => {
                 let history = self.common.history.borrow();
                 let size = history.get(attributes.uid).map(|writer| writer.size);
-                let right = size.is_some_and(|size| contents(self.common.seed, attributes.uid, size) == bytes);
+                let right =
+                    size.is_some_and(|size| contents(self.common.seed, attributes.uid, size) == bytes);
                 drop(history);
                 if !right {
                     return self.fail(id, "the bytes are not the ones written");
@@ -746,7 +746,11 @@ impl Workload {
                 (Some(error), Some(name)) if error.code == ShardError::NotFound.code() => {
                     let edge = Edge { directory: reached, name: name.clone() };
                     let absent = Claim::Saw { edge, expect: Expect::Absent, at };
-                    break if at.is_some() { absent } else { Claim::AnyOf(vec![absent, Claim::Gone(reached)]) };
+                    break if at.is_some() {
+                        absent
+                    } else {
+                        Claim::AnyOf(vec![absent, Claim::Gone(reached)])
+                    };
                 }
                 (Some(error), Some(_)) if error.code == ShardError::NotDirectory.code() => {
                     if reached.is_directory() {
@@ -766,7 +770,8 @@ impl Workload {
             }
             (here, rest) = (reached, left);
         };
-        let claims = if matches!(&claim, Claim::AnyOf(all) if all.is_empty()) { Vec::new() } else { vec![claim] };
+        let claims =
+            if matches!(&claim, Claim::AnyOf(all) if all.is_empty()) { Vec::new() } else { vec![claim] };
         self.end(id, Outcome::Acknowledged, claims);
     }
 

@@ -87,7 +87,8 @@ impl BlockHost {
 
     /// `Some`: the proof at once, of a block that is there.
     fn begin_write(&mut self, kernel: &mut Kernel, request: &Envelope) -> Result<Option<Bytes>, BlockError> {
-        let mut parts = request.parts.iter().map(|part| decode::<pb::WriteBlockRequest>(std::slice::from_ref(part)));
+        let mut parts =
+            request.parts.iter().map(|part| decode::<pb::WriteBlockRequest>(std::slice::from_ref(part)));
         let first = parts.next().flatten().and_then(|part| part.part);
         let Some(pb::write_block_request::Part::Start(start)) = first else {
             return Err(BlockError::Malformed);

@@ -169,12 +169,7 @@ impl Coordinator {
         Ok(())
     }
 
-    fn wait(
-        &mut self,
-        kernel: &mut Kernel,
-        transaction: TransactionId,
-        waiter: Waiter,
-    ) -> Result<(), Stop> {
+    fn wait(&mut self, kernel: &mut Kernel, transaction: TransactionId, waiter: Waiter) -> Result<(), Stop> {
         let Some(driver) = &self.driver else { return Ok(()) };
         if let Some(reply) = driver.reply(transaction) {
             let result = reply.result.clone();
@@ -234,7 +229,11 @@ impl Coordinator {
                 Output::Answer { transaction, reply } => {
                     for waiter in self.waiting.remove(&transaction).unwrap_or_default() {
                         let result = reply.result.clone();
-                        self.answer(kernel, waiter, result.unwrap_or(Answer::Error(CrossdirError::Internal.bare())));
+                        self.answer(
+                            kernel,
+                            waiter,
+                            result.unwrap_or(Answer::Error(CrossdirError::Internal.bare())),
+                        );
                     }
                 }
             }

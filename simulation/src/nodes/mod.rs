@@ -124,8 +124,7 @@ pub(crate) fn ask_registry(
     ops: Vec<pb::registry_request::Op>,
 ) {
     for op in ops {
-        let request =
-            pb::RegistryRequest { header: Some(request_header(cluster, time, true)), op: Some(op) };
+        let request = pb::RegistryRequest { header: Some(request_header(cluster, time, true)), op: Some(op) };
         let tag = kernel.tag();
         me.call(kernel, cluster.registry, tag, Rpc::Registry, vec![encode(&request)]);
     }

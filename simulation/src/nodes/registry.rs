@@ -32,8 +32,7 @@ impl Registry {
     pub fn found(&mut self, kernel: &mut Kernel) -> Result<(), String> {
         self.replica.open(self.me.wall(kernel))?;
         let found = pb::FoundCluster { cluster_id: bytes::Bytes::copy_from_slice(&self.cluster.id.0) };
-        let command =
-            pb::RegistryCommand { command: Some(pb::registry_command::Command::Found(found)) };
+        let command = pb::RegistryCommand { command: Some(pb::registry_command::Command::Found(found)) };
         let wall = self.me.wall(kernel);
         self.replica.write(GROUP, SessionId(0), 0, wall, None, |_, _| Ok(encode(&command)))?;
         while self.replica.has_entries() {

@@ -15,7 +15,7 @@ use rand::{Rng, RngCore};
 use super::{Cluster, Daemon, Me, Stop, ask_registry, decode, encode, map_in, reply_header, turn_delay};
 use crate::bug::{Bug, BuggyShard};
 use crate::kernel::{Envelope, Kernel, MILLISECOND, Rpc, SECOND, Timer};
-use crate::replica::{Offered, Replica, Waiter};
+use crate::replica::{Offered, Replica, StateAfter, Waiter};
 
 pub(crate) struct ShardHost {
     pub me: Me,
@@ -31,6 +31,15 @@ pub(crate) struct ShardHost {
     pub fail_next_write: bool,
 }
 
+/// The views of a walk that begins at `shard`.
+fn views<'a>(
+    host: &'a ShardHost,
+    shard: ShardId,
+    view: &'a MemoryTable,
+) -> impl Fn(ShardId) -> Option<&'a MemoryTable> {
+    move |other| if other == shard { Some(view) } else { host.view(other) }
+}
+
 pub(crate) fn group_of(shard: ShardId) -> GroupId {
     GroupId(u16::from(shard.0))
 }
@@ -38,10 +47,20 @@ pub(crate) fn group_of(shard: ShardId) -> GroupId {
 impl ShardHost {
     pub fn new(me: Me, cluster: Cluster, shards: Vec<ShardId>) -> ShardHost {
         let bug = cluster.bug;
-        let machine = |&shard: &ShardId| (group_of(shard), BuggyShard { machine: ShardMachine { shard }, bug });
+        let machine =
+            |&shard: &ShardId| (group_of(shard), BuggyShard { machine: ShardMachine { shard }, bug });
         let replica = Replica::new(shards.iter().map(machine).collect(), bug == Some(Bug::SkipFsync));
         let services = eggs_shard_core::Cluster::default();
-        ShardHost { me, cluster, shards, replica, services, joined: false, parked: Vec::new(), fail_next_write: false }
+        ShardHost {
+            me,
+            cluster,
+            shards,
+            replica,
+            services,
+            joined: false,
+            parked: Vec::new(),
+            fail_next_write: false,
+        }
     }
 
     pub fn view(&self, shard: ShardId) -> Option<&MemoryTable> {
@@ -83,9 +102,15 @@ impl ShardHost {
             return Ok(None);
         }
         let now = self.replica.clock.now(self.me.wall(kernel));
-        let Some(view) = self.view(shard) else { return refused(ShardError::NotLeader) };
+        let Some(mut view) = self.view(shard) else { return refused(ShardError::NotLeader) };
+        if self.cluster.bug == Some(Bug::StaleReads)
+            && kernel.chance(100)
+            && let Some(stale) = self.replica.stale_view(group_of(shard))
+        {
+            view = stale;
+        }
         let answer = match &op {
-            Op::Walk(walk) => eggs_shard_core::walk(|shard| self.view(shard), walk, now)
+            Op::Walk(walk) => eggs_shard_core::walk(views(self, shard, view), walk, now)
                 .map(|walked| walked.map_or_else(Answer::Error, Answer::Walk)),
             op => eggs_shard_core::read(shard, view, op, now),
         };
@@ -172,8 +197,7 @@ impl ShardHost {
         command: bytes::Bytes,
     ) -> Option<Answer> {
         let mut tx = Tx::new(self.view(shard)?, StateHash::default());
-        let entry =
-            pb::LogEntry { time: now.0, session: header.session, sequence: header.sequence, command };
+        let entry = pb::LogEntry { time: now.0, session: header.session, sequence: header.sequence, command };
         let machine = BuggyShard { machine: ShardMachine { shard }, bug: None };
         match group::apply(&machine, &mut tx, &entry.encode_to_vec()) {
             Ok(Applied::Ran(outcome)) => Some(self.signed(outcome.reply)),
@@ -294,7 +318,11 @@ impl Daemon for ShardHost {
     fn crash(&mut self, kernel: &mut Kernel) -> Result<(), String> {
         self.fail_next_write = false;
         self.parked.clear();
-        let state = self.replica.random_state_after(kernel);
+        let mut state = self.replica.random_state_after(kernel);
+        if self.cluster.bug == Some(Bug::SkipFsync) {
+            // The state would give it away at once: it is as little durable as the log.
+            state = StateAfter::Lost;
+        }
         kernel.note(format_args!("{} state store: {state:?}", self.me.id));
         self.replica.crash(state)
     }
