@@ -7,11 +7,14 @@ use clap::{Args, ValueEnum};
 
 use crate::docs;
 use crate::layers;
-use crate::release;
+use crate::programs;
 use crate::steps::{Steps, cargo, cargo_has, run};
 
 /// Seeds of the simulation that every change must pass.
 const SEEDS: &str = "1..50";
+
+/// Where `tests/` finds the programs.
+const BIN_DIR: &str = "EGGS_BIN_DIR";
 
 /// What `cargo deny` can check without a network: the advisories need a clone of a database.
 const DENY_OFFLINE: &[&str] = &["deny", "--locked", "check", "bans", "licenses", "sources"];
@@ -52,7 +55,7 @@ impl Ci {
                 Step::Docs => steps.step("docs", docs::check),
                 Step::Deny => steps.step("deny", || self.deny()),
                 Step::Test => steps.step("test", test),
-                Step::Sim => steps.step("sim", || release::sim_seeds(SEEDS)),
+                Step::Sim => steps.step("sim", sim),
             }
         }
         steps.finish()
@@ -80,13 +83,29 @@ impl Test {
     }
 }
 
-/// The tests in `tests/` run the programs themselves, so those are built first.
+/// One build for the programs, the tests and the simulation: built apart they would build their dependencies apart.
+fn build() -> Result<()> {
+    run(cargo(&["build", "--workspace", "--all-targets", "--locked"]))
+}
+
+/// The tests in `tests/` run the programs themselves: those just built, unless `EGGS_BIN_DIR` says otherwise.
 fn test() -> Result<()> {
-    run(cargo(&["build", "--workspace", "--bins", "--locked"]))?;
-    if cargo_has("nextest") {
-        run(cargo(&["nextest", "run", "--workspace", "--locked"]))
+    build()?;
+    let mut tests = if cargo_has("nextest") {
+        cargo(&["nextest", "run", "--workspace", "--locked", "--no-fail-fast"])
     } else {
         eprintln!("cargo-nextest is not installed: going on with cargo test, which is slower");
-        run(cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]))
+        cargo(&["test", "--workspace", "--locked", "--no-fail-fast"])
+    };
+    if std::env::var_os(BIN_DIR).is_none() {
+        tests.env(BIN_DIR, programs::binary("debug", "")?);
     }
+    run(tests)
+}
+
+fn sim() -> Result<()> {
+    build()?;
+    let mut simulation = Command::new(programs::binary("debug", "eggs-simulation")?);
+    simulation.args(["--seeds", SEEDS]);
+    run(simulation)
 }

@@ -1,14 +1,14 @@
 //! What developers run daily: `cargo xtask ci | test | sim | dev | bench | docs`.
 //!
 //! Reading order: this file (what can be typed), `steps` (running cargo with names and timings), then `ci` and what it
-//! checks by itself (`layers`, `docs`), `dev`, and `release`, which builds and runs the programs behind `sim`
-//! (simulation/) and `bench` (xtask/bench/).
+//! checks by itself (`layers`, `docs`), `dev`, and `programs`: those behind `sim` (simulation/) and
+//! `bench` (xtask/bench/).
 
 mod ci;
 mod dev;
 mod docs;
 mod layers;
-mod release;
+mod programs;
 mod steps;
 
 use std::process::ExitCode;
@@ -28,24 +28,24 @@ enum Command {
     Ci(ci::Ci),
     /// Build the binaries and run every test (with cargo-nextest when it is there, with cargo test otherwise)
     Test(ci::Test),
-    /// Run the simulation for a seed or a range of seeds
-    Sim(release::Rest),
+    /// Run the simulation: --seed N replays, --seeds A..B looks for trouble, --bug NAME plants some
+    Sim(programs::Sim),
     /// Build eggsctl and run a cluster in a directory that is thrown away
     Dev(dev::Dev),
     /// Gather the crates' invariants in docs/ARCHITECTURE.md
     Docs(docs::Docs),
     /// Measure a release build of a cluster and print the figures beside their floors
-    Bench(release::Rest),
+    Bench(programs::Rest),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Ci(command) => command.run(),
         Command::Test(command) => command.run(),
-        Command::Sim(rest) => release::sim(&rest),
+        Command::Sim(command) => command.run(),
         Command::Dev(command) => command.run(),
         Command::Docs(command) => command.run(),
-        Command::Bench(rest) => release::bench(&rest),
+        Command::Bench(rest) => programs::bench(&rest),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -68,7 +68,7 @@ impl Report {
 
     pub fn print(&self) -> Result<()> {
         let mut table = Table::new();
-        table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+        table.load_preset(presets::ASCII_MARKDOWN);
         table.set_header(["name", "clients", "median", "min", "max", "unit", "cpu", "floor", ""]);
         for at in [1, 2, 3, 4, 6, 7] {
             if let Some(column) = table.column_mut(at) {
