@@ -1,0 +1,338 @@
+//! The separate daemons: together, killed one by one, configured, and refusing.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use eggs_client::{Client, CreateOptions, Options, Replace};
+use eggs_tests::{
+    Daemons, Outcome, Process, TOO_LONG, Tree, assert_same_tree, bytes, get, json, program, run, runtime,
+    scratch, seed,
+};
+
+#[test]
+fn a_cluster_of_daemons_works_like_one_process() {
+    seed();
+    let folder = scratch();
+    let tree = Tree::generate(&folder.path().join("source"));
+    let mut daemons = Daemons::start(&folder.path().join("cluster"));
+    let ctl = daemons.ctl().in_folder(folder.path());
+    ctl.ok("mkdir -p /data");
+    ctl.ok("put -r source /data/src");
+    ctl.ok("get -r /data/src back");
+    assert_same_tree(&tree.root, &folder.path().join("back"));
+    ctl.ok("mv /data/src /moved");
+    ctl.ok("cp -r /moved /data/copy");
+    ctl.ok("create-test-file /data/hello");
+    ctl.ok("rm -r /data/copy");
+    ctl.assert_clean();
+
+    let status = ctl.ok("status --json --check").json();
+    let hosts = status["shards"]["hosts"].as_array().unwrap();
+    let mut served: Vec<&str> = hosts.iter().map(|host| host["shards"].as_str().unwrap()).collect();
+    served.sort_unstable();
+    assert_eq!(served, ["0-127", "128-255"], "{status}");
+    let api = json(daemons.shuckle(), "/api/v1/status");
+    assert_eq!(api["failure_domains"].as_array().unwrap().len(), 2, "{api}");
+    // Blocks of a span are spread evenly over the two hosts.
+    let span = ctl.ok("stat --json /moved/size-3333333").json()["spans"][0].clone();
+    let on_first = span["blocks"].as_array().unwrap().iter().filter(|block| {
+        let disk =
+            status["disks"].as_array().unwrap().iter().find(|disk| disk["id"] == block["block_service"]);
+        disk.unwrap()["failure_domain"] == "blockd-a"
+    });
+    assert_eq!(on_first.count(), 3, "{span}");
+    for name in Daemons::names() {
+        let address = daemons.address(name);
+        assert_eq!(get(address, "/healthz").status, 200, "{name}");
+        assert_eq!(get(address, "/metrics").status, 200, "{name}");
+    }
+    // An orderly stop of all of them, and up again.
+    for name in Daemons::names().into_iter().rev() {
+        daemons.stop(name);
+    }
+    for name in Daemons::names() {
+        daemons.launch(name);
+    }
+    daemons.wait_until_healthy();
+    ctl.ok("get -r /moved back-2");
+    assert_same_tree(&tree.root, &folder.path().join("back-2"));
+    ctl.assert_clean();
+}
+
+/// Puts, moves and reads back until told to stop; every operation succeeds in the end.
+async fn work(client: Client, home: String, stop: Arc<AtomicBool>) -> u64 {
+    let options = CreateOptions { replace: Replace::File, ..CreateOptions::default() };
+    let sizes = [100, 5000, 70_000, 400_000];
+    client.mkdir(&home, None).await.unwrap();
+    let mut n = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let size = sizes[n as usize % sizes.len()];
+        let (directory, file) = (format!("{home}/d{n}"), format!("{home}/f{n}"));
+        client.mkdir(&directory, None).await.unwrap();
+        let contents = bytes(size, n);
+        client
+            .put_bytes(&file, contents.clone().into(), &options)
+            .await
+            .unwrap_or_else(|error| panic!("{file}: {error}"));
+        let to = format!("{directory}/f");
+        client.rename(&file, &to, Replace::Refuse).await.unwrap();
+        assert!(client.stat(&to).await.unwrap().size == size as u64);
+        n += 1;
+    }
+    n
+}
+
+#[test]
+fn each_daemon_is_killed_during_a_workload() {
+    seed();
+    let folder = scratch();
+    let mut daemons = Daemons::start(folder.path());
+    let runtime = runtime();
+    let options = Options { timeout: TOO_LONG, ..Options::new(daemons.shuckle().to_string()) };
+    let client = runtime.block_on(Client::connect(options)).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let workers: Vec<_> =
+        (0..3).map(|n| runtime.spawn(work(client.clone(), format!("/w{n}"), Arc::clone(&stop)))).collect();
+    for name in Daemons::names() {
+        // Work is going on …
+        let before = done(&runtime, &client);
+        eggs_tests::until("work goes on", TOO_LONG, || (done(&runtime, &client) > before).then_some(()));
+        // … in the middle of it one dies, and comes back.
+        daemons.kill(name);
+        daemons.launch(name);
+        println!("{name} was killed and is back");
+    }
+    let before = done(&runtime, &client);
+    eggs_tests::until("work goes on", TOO_LONG, || (done(&runtime, &client) > before + 3).then_some(()));
+    stop.store(true, Ordering::Relaxed);
+    let counts: Vec<u64> =
+        workers.into_iter().map(|worker| runtime.block_on(worker).expect("a worker")).collect();
+    println!("{counts:?} files");
+    daemons.wait_until_healthy();
+    runtime.block_on(async {
+        let sizes = [100, 5000, 70_000, 400_000];
+        for (worker, count) in counts.iter().enumerate() {
+            for n in 0..*count {
+                let path = format!("/w{worker}/d{n}/f");
+                let contents = client.open(&path).await.unwrap().read_all(1 << 30).await.unwrap();
+                assert!(contents == bytes(sizes[n as usize % sizes.len()], n), "{path}");
+            }
+        }
+    });
+    daemons.ctl().assert_clean();
+}
+
+/// How many directories the first worker has made.
+fn done(runtime: &tokio::runtime::Runtime, client: &Client) -> usize {
+    let listed = runtime
+        .block_on(async { client.list("/w0", eggs_client::ListOptions::default()).await?.all().await });
+    listed.map_or(0, |entries| entries.len())
+}
+
+#[test]
+fn all_at_once_die_and_come_back_in_any_order() {
+    let folder = scratch();
+    let mut daemons = Daemons::start(folder.path());
+    let ctl = daemons.ctl();
+    ctl.run_with(["put", "-", "/f"], &bytes(3_000_000, 1)).ok();
+    ctl.ok("mkdir -p /a/b/c");
+    for name in Daemons::names() {
+        daemons.kill(name);
+    }
+    // Shuckle last: the others wait for it.
+    let mut waiting: Vec<(&str, Process)> = Vec::new();
+    for name in ["blockd-b", "crossdir", "shard-b", "shard-a", "blockd-a"] {
+        waiting.push((name, daemons.spawn(name)));
+    }
+    daemons.launch("shuckle");
+    daemons.wait_until_healthy();
+    assert_eq!(ctl.ok("cat /f").stdout, bytes(3_000_000, 1));
+    assert_eq!(ctl.names("/a/b"), ["c"]);
+    ctl.ok("mkdir /new");
+    ctl.assert_clean();
+    for (name, mut process) in waiting {
+        assert!(process.is_running(), "{name}: {}", process.said());
+        process.signal(rustix::process::Signal::TERM);
+        assert_eq!(process.wait(TOO_LONG).code(), Some(0), "{name}: {}", process.said());
+    }
+}
+
+#[test]
+fn help_names_every_key() {
+    let common = ["config", "log", "log-format", "listen"];
+    let member = ["advertise", "shuckle", "secret-file"];
+    let keys: [(&str, Vec<&str>); 4] = [
+        ("eggs-shuckle", [&common[..], &["data", "secret-file"]].concat()),
+        ("eggs-shard", [&common[..], &member, &["data", "shards"]].concat()),
+        ("eggs-crossdir", [&common[..], &member, &["data"]].concat()),
+        ("eggs-blockd", [&common[..], &member, &["disk", "failure-domain", "no-format"]].concat()),
+    ];
+    for (name, keys) in keys {
+        for flag in ["--help", "-h"] {
+            let help = run(program(name).arg(flag), b"", TOO_LONG).ok().text();
+            for key in &keys {
+                assert!(help.contains(&format!("--{key}")), "{name}: --{key}");
+                let variable = format!("EGGS_{}", key.to_uppercase().replace('-', "_"));
+                assert!(help.contains(&variable), "{name}: {variable}");
+            }
+            // And no key that we forgot here.
+            let named = help.lines().filter_map(|line| line.trim_start().strip_prefix("--"));
+            for name in named.map(|line| line.split([' ', '=']).next().unwrap_or_default()) {
+                assert!(keys.contains(&name), "--{name} is not expected");
+            }
+        }
+        assert!(run(program(name).arg("--version"), b"", TOO_LONG).ok().text().starts_with(name));
+        let wrong = run(program(name).arg("--nonsense"), b"", TOO_LONG).code(2);
+        wrong.says(&["--nonsense"]);
+    }
+}
+
+/// A shuckle with these settings; the address it took.
+fn shuckle(command: &mut Command) -> (Process, std::net::SocketAddr) {
+    let process = Process::spawn("shuckle", command);
+    let address = process.wait_for("address", TOO_LONG, |line| {
+        line.split_once("address=")?.1.split_whitespace().next()?.parse().ok()
+    });
+    (process, address)
+}
+
+#[test]
+fn flags_win_over_environment_over_file() {
+    let folder = scratch();
+    let path = |name: &str| folder.path().join(name);
+    let config = path("shuckle.toml");
+    let text = format!("listen = \"127.0.0.3:0\"\ndata = {:?}\nlog_format = \"json\"\n", path("from-file"));
+    fs::write(&config, text).unwrap();
+    let base = || {
+        let mut command = program("eggs-shuckle");
+        command.arg("--config").arg(&config);
+        command
+    };
+    let json_log =
+        |line: &str| line.starts_with('{').then(|| serde_json::from_str::<serde_json::Value>(line));
+    // All from the file.
+    let process = Process::spawn("shuckle", &mut base());
+    let line = process.wait_for("a line of JSON", TOO_LONG, json_log).unwrap();
+    assert!(line.to_string().contains("127.0.0.3:"), "{line}");
+    drop(process);
+    // The environment over it; the file keeps what nothing else says.
+    let env = |command: &mut Command| {
+        command
+            .env("EGGS_LISTEN", "127.0.0.2:0")
+            .env("EGGS_LOG_FORMAT", "text")
+            .env("EGGS_DATA", path("from-env"));
+    };
+    let mut command = base();
+    env(&mut command);
+    let (process, address) = shuckle(&mut command);
+    assert_eq!(address.ip().to_string(), "127.0.0.2");
+    assert!(path("from-env/FORMAT").exists());
+    drop(process);
+    // Flags over all.
+    let mut command = base();
+    env(&mut command);
+    command.args(["--listen", "127.0.0.1:0"]).arg("--data").arg(path("from-flag"));
+    let (process, address) = shuckle(&mut command);
+    assert_eq!(address.ip().to_string(), "127.0.0.1");
+    assert!(path("from-flag/FORMAT").exists());
+    drop(process);
+    // Even the file itself by environment.
+    let (_, address) =
+        shuckle(program("eggs-shuckle").env("EGGS_CONFIG", &config).env("EGGS_LOG_FORMAT", "text"));
+    assert_eq!(address.ip().to_string(), "127.0.0.3");
+
+    for (text, words) in [
+        ("lisen = 1\n", &["shuckle.toml", "lisen", "not a setting"][..]),
+        ("listen = \"nowhere\"\n", &["shuckle.toml", "listen", "ADDR:PORT"]),
+        ("listen = [\n", &["shuckle.toml", "line"]),
+        ("listen = [\"127.0.0.1:0\"]\n", &["shuckle.toml", "listen", "list"]),
+    ] {
+        fs::write(&config, text).unwrap();
+        run(&mut base(), b"", TOO_LONG).code(2).says(words);
+    }
+    let wrong = run(
+        program("eggs-shuckle").env("EGGS_LISTEN", "nowhere").arg("--data").arg(path("x")),
+        b"",
+        TOO_LONG,
+    );
+    wrong.code(2).says(&["EGGS_LISTEN"]);
+    run(program("eggs-shuckle").args(["--config", "/no/such/file"]), b"", TOO_LONG)
+        .code(2)
+        .says(&["/no/such/file"]);
+    run(&mut program("eggs-shard"), b"", TOO_LONG).code(2).says(&["--data"]);
+    assert!(!path("x").exists());
+}
+
+/// A daemon that must not run with this.
+fn refused(name: &str, shuckle: &str, secret: &Path, options: &[&str], words: &[&str]) -> Outcome {
+    let mut command = program(name);
+    command.args(["--listen", "127.0.0.1:0", "--log", "off", "--shuckle", shuckle]);
+    command.arg("--secret-file").arg(secret).args(options);
+    run(&mut command, b"", TOO_LONG).refused(words)
+}
+
+#[test]
+fn what_belongs_to_another_cluster_is_refused() {
+    let folder = scratch();
+    let (ours, theirs) = (folder.path().join("ours"), folder.path().join("theirs"));
+    let mut first = Daemons::start(&ours);
+    first.ctl().run_with(["put", "-", "/f"], &bytes(100_000, 1)).ok();
+    let id = first.ctl().ok("status --json").json()["cluster_id"].as_str().unwrap().to_owned();
+    // Another cluster's registry.
+    let (_other, address) = shuckle(
+        program("eggs-shuckle").args(["--listen", "127.0.0.1:0"]).arg("--data").arg(theirs.join("shuckle")),
+    );
+    let (address, secret) = (address.to_string(), theirs.join("shuckle/secret"));
+    for name in ["shard-a", "crossdir", "blockd-a"] {
+        first.stop(name);
+    }
+    let text = |path: &Path| path.display().to_string();
+    let shard = ["--shards", "0..127", "--data", &text(&first.data("shard-a"))].map(str::to_owned);
+    let shard: Vec<&str> = shard.iter().map(String::as_str).collect();
+    refused("eggs-shard", &address, &secret, &shard, &["cluster", &id]);
+    let crossdir = text(&first.data("crossdir"));
+    refused("eggs-crossdir", &address, &secret, &["--data", &crossdir], &["cluster", &id]);
+    let disk = format!("{}:FLASH", text(&first.disk("blockd-a", 0)));
+    refused("eggs-blockd", &address, &secret, &["--failure-domain", "x", "--disk", &disk], &["cluster"]);
+    // The wrong secret, another kind of directory, one in use, a port in use.
+    let (ours_address, ours_secret) = (first.shuckle().to_string(), first.secret());
+    let new = text(&folder.path().join("new"));
+    refused("eggs-crossdir", &ours_address, &secret, &["--data", &new], &["secret"]);
+    refused("eggs-crossdir", &ours_address, &folder.path().join("no-file"), &["--data", &new], &["no-file"]);
+    refused("eggs-crossdir", &ours_address, &ours_secret, &shard[2..], &["belongs to shard", "crossdir"]);
+    let busy = text(&first.data("shard-b"));
+    refused("eggs-shard", &ours_address, &ours_secret, &["--data", &busy], &["in use"]);
+    let listen = first.address("shard-b").to_string();
+    let mut command = program("eggs-crossdir");
+    command.args(["--log", "off", "--shuckle", &ours_address, "--listen", &listen, "--data", &new]);
+    run(command.arg("--secret-file").arg(&ours_secret), b"", TOO_LONG).refused(&[&listen, "in use"]);
+    // All is as before.
+    for name in ["shard-a", "crossdir", "blockd-a"] {
+        first.launch(name);
+    }
+    first.wait_until_healthy();
+    assert_eq!(first.ctl().ok("cat /f").stdout, bytes(100_000, 1));
+    first.ctl().assert_clean();
+}
+
+#[test]
+fn two_hosts_cannot_serve_one_shard() {
+    let folder = scratch();
+    let daemons = Daemons::start(folder.path());
+    let mut command = program("eggs-shard");
+    command.args(["--listen", "127.0.0.1:0", "--shards", "5", "--shuckle", &daemons.shuckle().to_string()]);
+    command.arg("--data").arg(daemons.data("thief")).arg("--secret-file").arg(daemons.secret());
+    let mut thief = Process::spawn("thief", &mut command);
+    let said = thief.try_wait_for(Duration::from_secs(20), |line| {
+        (line.contains("serve") && line.contains("shard")).then(|| line.to_owned())
+    });
+    println!("it said {said:?}; running: {}", thief.is_running());
+    let shards = json(daemons.shuckle(), "/api/v1/shards")["shards"].clone();
+    assert_eq!(shards[5]["address"], daemons.address("shard-a").to_string());
+    daemons.ctl().ok("mkdir -p /a/b");
+    daemons.ctl().assert_clean();
+}
