@@ -246,7 +246,7 @@ fn twenty_kills_lose_nothing() {
             })
             .collect();
         let moment = Duration::from_millis(chance.random_range(20..600));
-        runtime.block_on(tokio::time::sleep(moment));
+        std::thread::sleep(moment);
         up.kill();
         // An acknowledgement may still be on its way; a writer that failed says why.
         runtime.block_on(async {

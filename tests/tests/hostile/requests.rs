@@ -1,0 +1,400 @@
+//! Requests that are well-formed as messages and mean anything at all.
+
+use eggs_proto::limits::PROTOCOL_VERSION;
+use eggs_proto::pb::write_op::Op as WriteOp;
+use eggs_proto::pb::{crossdir_request, new_span, registry_request, shard_request};
+use eggs_proto::{InodeId, pb};
+use rand::{Rng as _, RngCore as _};
+use rand_chacha::ChaCha8Rng;
+
+/// Makes requests by chance, most of them wrong in a few places only.
+#[derive(Debug)]
+pub struct Requests {
+    pub rng: ChaCha8Rng,
+    pub cluster: Vec<u8>,
+}
+
+impl Requests {
+    fn u64(&mut self) -> u64 {
+        match self.rng.random_range(0..6) {
+            0 => 0,
+            1 => u64::MAX,
+            2 => self.rng.random_range(0..4096),
+            3 => 1 << self.rng.random_range(0..64),
+            4 => InodeId::ROOT.0,
+            _ => self.rng.next_u64(),
+        }
+    }
+
+    fn u32(&mut self) -> u32 {
+        self.u64() as u32
+    }
+
+    fn inode(&mut self) -> u64 {
+        match self.rng.random_range(0..4) {
+            0 | 1 => InodeId::ROOT.0,
+            // One that may exist.
+            2 => {
+                self.rng.random_range(0..3) << 61
+                    | self.rng.random_range(0..256) << 53
+                    | self.rng.random_range(0..4)
+            }
+            _ => self.u64(),
+        }
+    }
+
+    fn bytes(&mut self) -> bytes::Bytes {
+        let length = match self.rng.random_range(0..8) {
+            0 => 0,
+            1 => self.rng.random_range(0..100_000),
+            _ => self.rng.random_range(0..64),
+        };
+        let mut bytes = vec![0; length];
+        self.rng.fill_bytes(&mut bytes);
+        bytes.into()
+    }
+
+    fn name(&mut self) -> bytes::Bytes {
+        match self.rng.random_range(0..8) {
+            0 => self.bytes(),
+            1 => "..".into(),
+            2 => "a/b".into(),
+            3 => "nul\0".into(),
+            4 => vec![b'n'; self.rng.random_range(250..260)].into(),
+            _ => format!("hostile-{}", self.rng.random_range(0..20)).into(),
+        }
+    }
+
+    fn many<T>(&mut self, make: impl Fn(&mut Self) -> T) -> Vec<T> {
+        let count = match self.rng.random_range(0..10) {
+            0 => self.rng.random_range(0..2000),
+            _ => self.rng.random_range(0..4),
+        };
+        (0..count).map(|_| make(self)).collect()
+    }
+
+    fn some<T>(&mut self, make: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        self.rng.random_bool(0.8).then(|| make(self))
+    }
+
+    pub fn header(&mut self) -> Option<pb::RequestHeader> {
+        if self.rng.random_bool(0.02) {
+            return None;
+        }
+        let mut header = pb::RequestHeader {
+            version: PROTOCOL_VERSION,
+            cluster_id: self.cluster.clone().into(),
+            session: self.u64(),
+            sequence: self.u64(),
+            ..pb::RequestHeader::default()
+        };
+        match self.rng.random_range(0..30) {
+            0 => header.version = self.u32(),
+            1 => header.cluster_id = self.bytes(),
+            2 => header.time = self.u64(),
+            3 => header.secret = self.bytes(),
+            _ => {}
+        }
+        Some(header)
+    }
+
+    fn attributes(&mut self) -> Option<pb::NewAttributes> {
+        self.some(|this| pb::NewAttributes {
+            mode: this.u32(),
+            uid: this.u32(),
+            gid: this.u32(),
+            mtime: this.some(Self::u64),
+        })
+    }
+
+    fn policies(&mut self) -> Option<pb::Policies> {
+        self.some(|this| pb::Policies {
+            snapshot: this.some(|this| pb::SnapshotPolicy {
+                keep_ns: this.some(Self::u64),
+                keep_versions: this.some(Self::u32),
+            }),
+            span: this.some(|this| pb::SpanPolicy {
+                rules: this.many(|this| pb::SpanRule {
+                    max_size: this.u32(),
+                    data: this.u32(),
+                    parity: this.u32(),
+                }),
+            }),
+            block: this.some(|this| pb::BlockPolicy {
+                rules: this.many(|this| pb::BlockRule { max_size: this.u32(), storage_class: this.u32() }),
+            }),
+            stripe: this.some(|this| pb::StripePolicy { cell_size: this.u32() }),
+        })
+    }
+
+    fn span(&mut self) -> Option<pb::NewSpan> {
+        self.some(|this| pb::NewSpan {
+            offset: this.u64(),
+            size: this.u32(),
+            crc: this.u32(),
+            body: this.some(|this| match this.rng.random_range(0..3) {
+                0 => new_span::Body::Zeros(pb::Done {}),
+                1 => new_span::Body::Inline(this.bytes()),
+                _ => new_span::Body::Blocks(pb::NewBlocks {
+                    storage_class: this.rng.random_range(0..5),
+                    data: this.rng.random_range(0..6),
+                    parity: this.rng.random_range(0..6),
+                    stripes: this.u32(),
+                    cell_size: this.u32(),
+                    blocks: this
+                        .many(|this| pb::NewBlock { crc: this.u32(), cell_crcs: this.many(Self::u32) }),
+                    avoid: this.many(Self::u64),
+                }),
+            }),
+        })
+    }
+
+    fn certify(&mut self) -> Option<pb::CertifySpan> {
+        self.some(|this| pb::CertifySpan { offset: this.u64(), proofs: this.many(Self::bytes) })
+    }
+
+    fn write_op(&mut self) -> pb::WriteOp {
+        let replace = self.rng.random_range(-1..3);
+        let (directory, file, cookie, name) = (self.inode(), self.inode(), self.u64(), self.name());
+        let (transaction, owner) = (self.u64(), self.inode());
+        let op = match self.rng.random_range(0..22) {
+            0 => WriteOp::StartEden(pb::StartEden {
+                directory,
+                attributes: self.attributes(),
+                note: "hostile".repeat(self.rng.random_range(0..300)),
+                span: self.span(),
+            }),
+            1 => WriteOp::ExtendEden(pb::ExtendEden {
+                file,
+                cookie,
+                certify: self.certify(),
+                span: self.span(),
+            }),
+            2 => WriteOp::ReplaceBlocks(pb::ReplaceBlocks {
+                file,
+                cookie,
+                indexes: self.many(Self::u32),
+                avoid: self.many(Self::u64),
+            }),
+            3 => WriteOp::LinkEden(pb::LinkEden {
+                file,
+                cookie,
+                certify: self.certify(),
+                directory,
+                name,
+                replace,
+                size: self.u64(),
+                crc: self.u32(),
+            }),
+            4 => WriteOp::AbandonEden(pb::AbandonEden { file, cookie }),
+            5 => WriteOp::PutSmall(pb::PutSmall {
+                directory,
+                name,
+                bytes: self.bytes(),
+                symlink: self.rng.random(),
+                attributes: self.attributes(),
+                replace,
+            }),
+            6 => WriteOp::Rename(pb::Rename { directory, old_name: name, new_name: self.name(), replace }),
+            7 => WriteOp::Unlink(pb::Unlink { directory, name, expected: self.u64() }),
+            8 => WriteOp::SetAttributes(pb::SetAttributes {
+                inode: file,
+                mode: self.some(Self::u32),
+                uid: self.some(Self::u32),
+                gid: self.some(Self::u32),
+                mtime: self.some(Self::u64),
+                atime: self.some(Self::u64),
+                set_xattrs: self
+                    .many(|this| pb::ExtendedAttribute { name: this.name(), value: this.bytes() }),
+                remove_xattrs: self.many(Self::name),
+            }),
+            9 => WriteOp::SetPolicy(pb::SetPolicy {
+                directory: file,
+                kind: self.rng.random_range(-1..6),
+                value: self.policies(),
+            }),
+            10 => WriteOp::ExpireEden(pb::ExpireEden { limit: self.u32() }),
+            11 => WriteOp::CreateDirectory(pb::CreateDirectory {
+                transaction,
+                owner,
+                attributes: self.attributes(),
+            }),
+            12 => WriteOp::DiscardDirectory(pb::DiscardDirectory { transaction, directory }),
+            13 => WriteOp::RemoveDirectory(pb::RemoveDirectory { transaction, directory, owner }),
+            14 => WriteOp::RestoreDirectory(pb::RestoreDirectory { transaction, directory, owner }),
+            15 => WriteOp::LockEdge(pb::LockEdge { transaction, directory, name, target: file }),
+            16 => WriteOp::UnlockEdge(pb::UnlockEdge { transaction, directory, name }),
+            17 => WriteOp::LinkEdge(pb::LinkEdge { transaction, directory, name, target: file, replace }),
+            18 => WriteOp::UnlinkEdge(pb::UnlinkEdge {
+                transaction,
+                directory,
+                name,
+                target: file,
+                owned: true,
+            }),
+            19 => WriteOp::SetOwner(pb::SetOwner { transaction, directory, owner }),
+            20 => WriteOp::ForgetTransactions(pb::ForgetTransactions {
+                transactions: self.many(Self::u64),
+                floor: self.u64(),
+            }),
+            _ => return pb::WriteOp::default(),
+        };
+        pb::WriteOp { op: Some(op) }
+    }
+
+    pub fn shard(&mut self) -> pb::ShardRequest {
+        use shard_request::Op;
+        let header = self.header();
+        let shard = match self.rng.random_range(0..10) {
+            0 => 256,
+            1 => self.u32(),
+            2..5 => self.rng.random_range(0..256),
+            _ => 1,
+        };
+        let op = match self.rng.random_range(0..14) {
+            0 => Op::Walk(pb::Walk {
+                start: self.inode(),
+                components: self.many(Self::name),
+                at: self.u64(),
+                want_attributes: true,
+                want_spans: true,
+            }),
+            1 => Op::Stat(pb::Stat { inode: self.inode() }),
+            2 => Op::GetSpans(pb::GetSpans { file: self.inode(), offset: self.u64(), limit: self.u32() }),
+            3 => Op::List(pb::List {
+                directory: self.inode(),
+                dead: self.rng.random(),
+                after_name: self.name(),
+                after_died_at: self.u64(),
+                limit: self.u32(),
+                at: self.u64(),
+                since: self.u64(),
+                until: self.u64(),
+                want_attributes: true,
+                prefix: self.name(),
+            }),
+            4 => Op::ListEden(pb::ListEden { after_file: self.u64(), limit: self.u32() }),
+            5 => Op::Check(pb::Check { cursor: self.bytes(), limit_rows: self.u32() }),
+            6 => Op::Status(pb::ShardStatus {}),
+            _ => Op::Write(pb::Write { ops: self.many(Self::write_op) }),
+        };
+        pb::ShardRequest { header, shard, op: self.rng.random_bool(0.98).then_some(op) }
+    }
+
+    pub fn crossdir(&mut self) -> pb::CrossdirRequest {
+        use crossdir_request::Op;
+        let header = self.header();
+        let op = match self.rng.random_range(0..4) {
+            0 => Op::Mkdir(pb::Mkdir {
+                parent: self.inode(),
+                name: self.name(),
+                attributes: self.attributes(),
+            }),
+            1 => Op::Rmdir(pb::Rmdir { parent: self.inode(), name: self.name(), target: self.inode() }),
+            2 => Op::Move(pb::Move {
+                old_directory: self.inode(),
+                old_name: self.name(),
+                target: self.inode(),
+                new_directory: self.inode(),
+                new_name: self.name(),
+                replace: self.rng.random_range(-1..3),
+            }),
+            _ => Op::ListTransactions(pb::ListTransactions {}),
+        };
+        pb::CrossdirRequest { header, op: self.rng.random_bool(0.98).then_some(op) }
+    }
+
+    pub fn registry(&mut self) -> pb::RegistryRequest {
+        use registry_request::Op;
+        let header = self.header();
+        let address = "hostile:1".to_owned();
+        let op = match self.rng.random_range(0..7) {
+            0 => Op::Hello(pb::Hello {}),
+            1 => Op::Map(pb::ClusterMap { with_keys: self.rng.random() }),
+            2 => Op::ReportBlocks(pb::ReportBlocks {
+                blocks: self.many(|this| pb::BadBlock {
+                    block_service: this.u64(),
+                    block: this.u64(),
+                    file: this.u64(),
+                    kind: this.rng.random_range(-1..4),
+                }),
+            }),
+            3 => Op::SetFlags(pb::SetFlags {
+                block_services: self.many(Self::u64),
+                set: self.u32(),
+                clear: self.u32(),
+            }),
+            4 => Op::RegisterShards(pb::RegisterShards {
+                address,
+                shards: self.many(|this| pb::ShardReport {
+                    shard: this.u32(),
+                    leader: this.rng.random(),
+                    applied_index: this.u64(),
+                    log_bytes: this.u64(),
+                }),
+            }),
+            5 => Op::RegisterCrossdir(pb::RegisterCrossdir { address, transactions: self.u32() }),
+            _ => Op::RegisterBlockServices(pb::RegisterBlockServices {
+                address,
+                failure_domain: "h".repeat(self.rng.random_range(0..200)),
+                block_services: self.many(|this| pb::BlockServiceReport {
+                    id: this.u64(),
+                    key: this.bytes(),
+                    storage_class: this.u32(),
+                    capacity_bytes: this.u64(),
+                    available_bytes: this.u64(),
+                    used_bytes: this.u64(),
+                    ..pb::BlockServiceReport::default()
+                }),
+            }),
+        };
+        pb::RegistryRequest { header, op: self.rng.random_bool(0.98).then_some(op) }
+    }
+
+    /// The parts of a write of a block; `services` exist.
+    pub fn block_write(&mut self, services: &[u64]) -> Vec<pb::WriteBlockRequest> {
+        use pb::write_block_request::Part;
+        let start = Part::Start(pb::WriteStart {
+            header: self.header(),
+            block_service: self.service(services),
+            block: self.u64(),
+            size: self.u32(),
+            crc: self.u32(),
+            certificate: self.bytes(),
+        });
+        let mut parts = vec![start];
+        for _ in 0..self.rng.random_range(0..4) {
+            parts.push(Part::Data(self.bytes()));
+        }
+        if self.rng.random_bool(0.2) {
+            parts.reverse();
+        }
+        parts.into_iter().map(|part| pb::WriteBlockRequest { part: Some(part) }).collect()
+    }
+
+    pub fn block_fetch(&mut self, services: &[u64]) -> pb::FetchBlockRequest {
+        pb::FetchBlockRequest {
+            header: self.header(),
+            block_service: self.service(services),
+            block: self.u64(),
+            offset: self.u32(),
+            length: self.u32(),
+        }
+    }
+
+    pub fn block_erase(&mut self, services: &[u64]) -> pb::EraseBlockRequest {
+        pb::EraseBlockRequest {
+            header: self.header(),
+            block_service: self.service(services),
+            block: self.u64(),
+            certificate: self.bytes(),
+        }
+    }
+
+    fn service(&mut self, services: &[u64]) -> u64 {
+        if services.is_empty() || self.rng.random_bool(0.2) {
+            return self.u64();
+        }
+        services[self.rng.random_range(0..services.len())]
+    }
+}
