@@ -1,5 +1,6 @@
 //! One command's reads and writes on a table.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
@@ -16,6 +17,9 @@ use crate::table::{Batch, Row, Table, TableError};
 pub struct Tx<'a, T: Table + ?Sized = dyn Table + 'a> {
     table: &'a T,
     writes: BTreeMap<Bytes, Write>,
+    /// What was read and not written: most rows are read before they are written, and the state hash
+    /// needs the value before. As short-lived as the transaction.
+    reads: RefCell<BTreeMap<Bytes, Option<Bytes>>>,
     hash: StateHash,
 }
 
@@ -28,7 +32,7 @@ struct Write {
 impl<'a, T: Table + ?Sized> Tx<'a, T> {
     /// `hash` is the state hash of `table` as it is.
     pub fn new(table: &'a T, hash: StateHash) -> Self {
-        Tx { table, writes: BTreeMap::new(), hash }
+        Tx { table, writes: BTreeMap::new(), reads: RefCell::default(), hash }
     }
 
     pub fn put(&mut self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<(), TableError> {
@@ -43,7 +47,10 @@ impl<'a, T: Table + ?Sized> Tx<'a, T> {
         if let Some(write) = self.writes.get_mut(&key) {
             write.now = value;
         } else {
-            let before = self.table.get(&key)?;
+            let before = match self.reads.get_mut().remove(&key) {
+                Some(before) => before,
+                None => self.table.get(&key)?,
+            };
             self.writes.insert(key, Write { before, now: value });
         }
         Ok(())
@@ -73,7 +80,14 @@ impl<T: Table + ?Sized> Table for Tx<'_, T> {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
         match self.writes.get(key) {
             Some(write) => Ok(write.now.clone()),
-            None => self.table.get(key),
+            None => {
+                if let Some(value) = self.reads.borrow().get(key) {
+                    return Ok(value.clone());
+                }
+                let value = self.table.get(key)?;
+                self.reads.borrow_mut().insert(Bytes::copy_from_slice(key), value.clone());
+                Ok(value)
+            }
         }
     }
 
