@@ -46,7 +46,7 @@ pub struct Connection {
 
 impl Connection {
     /// # Panics
-    /// When nobody listens.
+    /// When nobody who speaks HTTP/2 listens.
     pub fn open(address: SocketAddr) -> Connection {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(20)).expect("connect");
         let _ = stream.set_nodelay(true);
@@ -57,7 +57,13 @@ impl Connection {
         let window = (1u32 << 30).to_be_bytes().to_vec();
         hello.extend(Frame { kind: WINDOW_UPDATE, flags: 0, stream: 0, payload: window }.bytes());
         stream.write_all(&hello).expect("send");
-        Connection { stream, next: 1 }
+        let mut connection = Connection { stream, next: 1 };
+        // Its windows hold from the acknowledgement on.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while connection.frame(deadline).expect("settings").kind != SETTINGS {}
+        let ack = Frame { kind: SETTINGS, flags: ACK, stream: 0, payload: Vec::new() };
+        assert!(connection.send(&ack.bytes()), "closed at once");
+        connection
     }
 
     /// Sends anything; false when the other side has closed.
