@@ -44,9 +44,9 @@ impl Requests {
     }
 
     fn bytes(&mut self) -> bytes::Bytes {
-        let length = match self.rng.random_range(0..8) {
+        let length = match self.rng.random_range(0..16) {
             0 => 0,
-            1 => self.rng.random_range(0..100_000),
+            1 => self.rng.random_range(0..20_000),
             _ => self.rng.random_range(0..64),
         };
         let mut bytes = vec![0; length];
@@ -67,7 +67,7 @@ impl Requests {
 
     fn many<T>(&mut self, make: impl Fn(&mut Self) -> T) -> Vec<T> {
         let count = match self.rng.random_range(0..10) {
-            0 => self.rng.random_range(0..2000),
+            0 => self.rng.random_range(0..600),
             _ => self.rng.random_range(0..4),
         };
         (0..count).map(|_| make(self)).collect()
