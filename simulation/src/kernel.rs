@@ -9,8 +9,8 @@ use eggs_proto::Time;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::faults::Fault;
 use crate::trace::Trace;
-use crate::world::Fault;
 
 pub(crate) const MICROSECOND: u64 = 1_000;
 pub(crate) const MILLISECOND: u64 = 1_000_000;

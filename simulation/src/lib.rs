@@ -1,8 +1,8 @@
 //! A whole cluster in one deterministic thread: every core, under faults, from one seed.
 //!
 //! Reading order: [`kernel`] (virtual clock, event queue, network), [`replica`] and [`disk`] (what a crash
-//! leaves), `nodes/` (each daemon's shell in plain calls), `client/` (workload), [`world`] (faults and the
-//! loop), `check/` (what must hold; `check/edges.rs` says how a history is checked), [`bug`] (bugs planted to
+//! leaves), `nodes/` (each daemon's shell in plain calls), `client/` (workload), [`world`] (the loop) and
+//! [`faults`], `check/` (what must hold; `check/edges.rs` says how a history is checked), [`bug`] (bugs planted to
 //! see the checkers find them).
 //!
 //! One seed makes one run: the same seed and options give the same events in the same order, which the
@@ -13,6 +13,7 @@ mod bug;
 mod check;
 mod client;
 mod disk;
+mod faults;
 mod history;
 mod kernel;
 mod nodes;
@@ -20,6 +21,7 @@ mod replica;
 mod trace;
 mod world;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 
@@ -75,6 +77,8 @@ pub struct Report {
     pub refused: usize,
     /// Their clients were never told.
     pub unknown: usize,
+    /// Acknowledged, refused and unknown by the operation's first word.
+    pub kinds: BTreeMap<String, [usize; 3]>,
     pub crashes: u64,
     pub disks_lost: u64,
     pub bits_flipped: u64,
@@ -160,8 +164,14 @@ fn run_world(seed: u64, options: &Options, trace: Trace) -> Result<Report, Vec<S
     let audited = check::run(&mut world)?;
     let history = world.common.history.borrow();
     let count = |outcome| history.operations.iter().filter(|operation| operation.outcome == outcome).count();
+    let mut kinds: BTreeMap<String, [usize; 3]> = BTreeMap::new();
+    for operation in &history.operations {
+        let kind = operation.what.split(' ').next().unwrap_or_default();
+        kinds.entry(kind.to_owned()).or_default()[operation.outcome as usize] += 1;
+    }
     Ok(Report {
         seed,
+        kinds,
         trace_hash: trace.hash(),
         events: trace.events(),
         virtual_ms,

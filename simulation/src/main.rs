@@ -63,7 +63,14 @@ fn main() -> ExitCode {
     let mut caught = Vec::new();
     for seed in first..=last {
         match run(seed, &options) {
-            Ok(report) => println!("{report}"),
+            Ok(report) => {
+                println!("{report}");
+                if first == last {
+                    for (kind, [acknowledged, refused, unknown]) in &report.kinds {
+                        println!("  {kind:8} {acknowledged:5} {refused:5} {unknown:5}");
+                    }
+                }
+            }
             Err(failure) => {
                 caught.push(seed);
                 if args.bug.is_some() && first != last {

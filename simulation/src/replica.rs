@@ -107,9 +107,11 @@ impl<M: Machine + Clone> Replica<M> {
         self.waiting.clear();
         self.turn_due = false;
         let Some(mut host) = self.host.take() else { return Ok(()) };
-        if state_after == StateAfter::Closed {
-            while host.has_entries() {
-                host.turn().map_err(|error| error.to_string())?;
+        let mut state_after = state_after;
+        while state_after == StateAfter::Closed && host.has_entries() {
+            // A host whose log fails while it stops has not stopped in order.
+            if host.turn().is_err() {
+                state_after = StateAfter::Kept;
             }
         }
         let (log, state, snapshots) = host.into_stores();

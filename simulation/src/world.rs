@@ -1,6 +1,7 @@
 //! The world: nodes, faults, and the loop that turns it until the clients are done and all is quiet.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use rand::{Rng, RngCore};
 use crate::Options;
 use crate::client::workload::{self, Common};
 use crate::client::{Client, Task};
+use crate::faults::Fault;
 use crate::history::History;
 use crate::kernel::{Event, Kernel, MILLISECOND, NodeId, SECOND, Weather};
 use crate::nodes::blocks::{BlockHost, Disk};
@@ -21,24 +23,13 @@ use crate::nodes::{Cluster, Daemon, Me, Stop};
 use crate::trace::Trace;
 
 /// Disks on one host.
-const DISKS_PER_HOST: usize = 2;
+pub(crate) const DISKS_PER_HOST: usize = 2;
 /// Disks that may be lost or damaged in one run: what the parity of every span bears.
 pub(crate) const BAD_DISKS: usize = 2;
 /// A run that is not over by then hangs.
 const CHAOS_MAX: u64 = 3600 * SECOND;
 const QUIET_MAX: u64 = 900 * SECOND;
 const EVENTS_MAX: u64 = 5_000_000;
-
-#[derive(Debug, Clone)]
-pub(crate) enum Fault {
-    /// Something goes wrong now, and something else later.
-    Next,
-    Restart(NodeId),
-    /// The pair hears each other again.
-    Mend(NodeId, NodeId),
-    DiskHasRoom(NodeId, usize),
-    Calm,
-}
 
 pub(crate) enum Node {
     Registry(Box<Registry>),
@@ -81,13 +72,17 @@ pub(crate) struct Counts {
 pub(crate) struct World {
     pub kernel: Kernel,
     pub nodes: Vec<Node>,
-    up: Vec<bool>,
+    pub(crate) up: Vec<bool>,
     pub common: Rc<Common>,
     pub counts: Counts,
     /// (host, disk) that faults may destroy.
-    bad_disks: Vec<(NodeId, usize)>,
-    chaos: bool,
-    faults: bool,
+    pub(crate) bad_disks: Vec<(NodeId, usize)>,
+    /// Nodes that crash right after their next so many events: in the middle of what they do.
+    pub(crate) armed: BTreeMap<NodeId, u32>,
+    /// How far wall clocks are off.
+    skew_max: i64,
+    pub(crate) chaos: bool,
+    pub(crate) faults: bool,
     pub seed: u64,
 }
 
@@ -97,6 +92,8 @@ impl World {
         let mut id = [0; 16];
         kernel.rng.fill_bytes(&mut id);
         id[0] |= 1;
+        let skews = [MILLISECOND, 20 * MILLISECOND, 3 * SECOND];
+        let skew_max = skews.choose(&mut kernel.rng).map_or(0, |&skew| skew as i64);
         let mut secret = vec![0; 32];
         kernel.rng.fill_bytes(&mut secret);
         let cluster =
@@ -106,6 +103,7 @@ impl World {
             shards: options.shards,
             history: RefCell::new(History::default()),
             directories: RefCell::default(),
+            recent: RefCell::default(),
             left: RefCell::new(options.operations),
         });
         let mut world = World {
@@ -115,6 +113,8 @@ impl World {
             common,
             counts: Counts::default(),
             bad_disks: Vec::new(),
+            armed: BTreeMap::new(),
+            skew_max,
             chaos: true,
             faults: options.faults,
             seed,
@@ -163,7 +163,7 @@ impl World {
     }
 
     fn me(&mut self) -> Me {
-        let skew = self.kernel.rng.random_range(-20..20) * MILLISECOND as i64;
+        let skew = self.kernel.rng.random_range(-self.skew_max..=self.skew_max);
         Me { id: NodeId(self.nodes.len()), life: 0, skew }
     }
 
@@ -174,7 +174,7 @@ impl World {
 
     // ---- lives ----
 
-    fn start(&mut self, id: NodeId) -> Result<(), String> {
+    pub(crate) fn start(&mut self, id: NodeId) -> Result<(), String> {
         if std::mem::replace(&mut self.up[id.0], true) {
             return Ok(());
         }
@@ -199,7 +199,7 @@ impl World {
         }
     }
 
-    fn crash(&mut self, id: NodeId) -> Result<(), String> {
+    pub(crate) fn crash(&mut self, id: NodeId) -> Result<(), String> {
         if !std::mem::replace(&mut self.up[id.0], false) {
             return Ok(());
         }
@@ -216,7 +216,17 @@ impl World {
         }
     }
 
-    fn crash_for(&mut self, id: NodeId) -> Result<(), String> {
+    /// Now, or a few of its events from now.
+    pub(crate) fn crash_soon(&mut self, id: NodeId) -> Result<(), String> {
+        if self.kernel.chance(300) {
+            return self.crash_for(id);
+        }
+        let events = self.kernel.rng.random_range(1..12);
+        self.armed.insert(id, events);
+        Ok(())
+    }
+
+    pub(crate) fn crash_for(&mut self, id: NodeId) -> Result<(), String> {
         self.crash(id)?;
         let down = match self.kernel.rng.random_range(0..4) {
             0 => self.kernel.rng.random_range(SECOND..8 * SECOND),
@@ -276,175 +286,22 @@ impl World {
         Ok(true)
     }
 
-    /// A daemon whose storage failed ends, and is started again.
+    /// A daemon whose storage failed ends, and is started again; so does one whose hour has come.
     fn stopped(&mut self, id: NodeId, result: Result<(), Stop>) -> Result<(), String> {
-        let Err(Stop::Storage(why)) = result else { return Ok(()) };
+        let Err(Stop::Storage(why)) = result else {
+            let Some(left) = self.armed.get_mut(&id) else { return Ok(()) };
+            *left = left.saturating_sub(1);
+            if *left > 0 {
+                return Ok(());
+            }
+            self.armed.remove(&id);
+            return self.crash_for(id);
+        };
         self.kernel.note(format_args!("{id} stops: {why}"));
         if why.contains("input/output error") {
             return self.crash_for(id);
         }
         Err(format!("{id} stopped: {why}"))
-    }
-
-    // ---- faults ----
-
-    fn fault(&mut self, fault: Fault) -> Result<(), String> {
-        match fault {
-            Fault::Next => {
-                if self.chaos {
-                    self.something()?;
-                    let pause = self.kernel.rng.random_range(20 * MILLISECOND..900 * MILLISECOND);
-                    self.kernel.at(self.kernel.now + pause, Event::Fault(Fault::Next));
-                }
-                Ok(())
-            }
-            Fault::Restart(id) => self.start(id),
-            Fault::Mend(a, b) => {
-                self.kernel.cut.remove(&(a, b));
-                self.kernel.cut.remove(&(b, a));
-                Ok(())
-            }
-            Fault::DiskHasRoom(host, disk) => {
-                if let Node::Blocks(host) = &mut self.nodes[host.0] {
-                    host.disks[disk].full = false;
-                }
-                Ok(())
-            }
-            Fault::Calm => {
-                self.kernel.weather = Weather { lost: 5, duplicated: 10, slow: 10 };
-                Ok(())
-            }
-        }
-    }
-
-    fn random_node(&mut self, is: impl Fn(&Node) -> bool) -> NodeId {
-        let all: Vec<usize> =
-            self.nodes.iter().enumerate().filter(|(_, node)| is(node)).map(|(at, _)| at).collect();
-        NodeId(all.choose(&mut self.kernel.rng).copied().unwrap_or_default())
-    }
-
-    fn something(&mut self) -> Result<(), String> {
-        match self.kernel.rng.random_range(0..100) {
-            0..22 => {
-                let id = self.random_node(|node| matches!(node, Node::Shards(_)));
-                self.crash_for(id)
-            }
-            22..36 => {
-                let id = self.random_node(|node| matches!(node, Node::Coordinator(_)));
-                self.crash_for(id)
-            }
-            36..40 => {
-                let id = self.random_node(|node| matches!(node, Node::Registry(_)));
-                self.crash_for(id)
-            }
-            40..50 => {
-                let id = self.random_node(|node| matches!(node, Node::Blocks(_)));
-                self.crash_for(id)
-            }
-            50..54 => {
-                let id = self.random_node(|node| matches!(node, Node::Client(_)));
-                self.crash_for(id)
-            }
-            54..64 => {
-                self.snapshot();
-                Ok(())
-            }
-            64..72 => {
-                self.remember_state();
-                Ok(())
-            }
-            72..76 => {
-                let id = self.random_node(|node| matches!(node, Node::Shards(_)));
-                if let Node::Shards(host) = &mut self.nodes[id.0] {
-                    host.fail_next_write = true;
-                }
-                Ok(())
-            }
-            76..84 => {
-                self.partition();
-                Ok(())
-            }
-            84..94 => {
-                self.spoil_disk();
-                Ok(())
-            }
-            _ => {
-                self.kernel.weather = Weather { lost: 100, duplicated: 100, slow: 100 };
-                let calm = self.kernel.rng.random_range(100 * MILLISECOND..2 * SECOND);
-                self.kernel.at(self.kernel.now + calm, Event::Fault(Fault::Calm));
-                Ok(())
-            }
-        }
-    }
-
-    fn snapshot(&mut self) {
-        let id = self.random_node(|node| !matches!(node, Node::Client(_) | Node::Blocks(_)));
-        if !self.up[id.0] {
-            return;
-        }
-        match &mut self.nodes[id.0] {
-            Node::Shards(host) => host.request_snapshot(&mut self.kernel),
-            Node::Coordinator(node) => node.request_snapshot(&mut self.kernel),
-            _ => {}
-        }
-    }
-
-    fn remember_state(&mut self) {
-        for (node, up) in self.nodes.iter_mut().zip(&self.up) {
-            match node {
-                _ if !up => {}
-                Node::Shards(host) => host.replica.remember_state(),
-                Node::Coordinator(node) => node.replica.remember_state(),
-                Node::Registry(node) => node.replica.remember_state(),
-                Node::Blocks(_) | Node::Client(_) => {}
-            }
-        }
-    }
-
-    fn partition(&mut self) {
-        let (a, b) = (self.random_node(|_| true), self.random_node(|_| true));
-        if a == b {
-            return;
-        }
-        self.kernel.note(format_args!("cut {a} from {b}"));
-        self.kernel.cut.insert((a, b));
-        if self.kernel.chance(500) {
-            self.kernel.cut.insert((b, a));
-        }
-        let mend = self.kernel.rng.random_range(50 * MILLISECOND..4 * SECOND);
-        self.kernel.at(self.kernel.now + mend, Event::Fault(Fault::Mend(a, b)));
-    }
-
-    fn spoil_disk(&mut self) {
-        let Some(&(bad, disk)) = self.bad_disks.choose(&mut self.kernel.rng) else { return };
-        let choice = self.kernel.rng.random_range(0..10);
-        if choice >= 8 {
-            let full = self.random_node(|node| matches!(node, Node::Blocks(_)));
-            let disk = self.kernel.rng.random_range(0..DISKS_PER_HOST);
-            if let Node::Blocks(host) = &mut self.nodes[full.0] {
-                host.disks[disk].full = true;
-            }
-            let room = self.kernel.rng.random_range(SECOND..5 * SECOND);
-            self.kernel.at(self.kernel.now + room, Event::Fault(Fault::DiskHasRoom(full, disk)));
-            return;
-        }
-        let Node::Blocks(host) = &mut self.nodes[bad.0] else { return };
-        let disk = &mut host.disks[disk];
-        if choice == 0 && self.kernel.now > 10 * SECOND {
-            self.kernel.note(format_args!("lose disk {} of {bad}", disk.identity.service));
-            self.counts.disks_lost += u64::from(!disk.lost);
-            disk.lost = true;
-            disk.files.wipe();
-            return;
-        }
-        for path in disk.files.paths() {
-            if !path.starts_with("tmp/") && self.kernel.rng.random_range(0..4) == 0 {
-                let (at, bit) =
-                    (self.kernel.rng.random_range(0..1 << 20), self.kernel.rng.random_range(0..8));
-                disk.files.flip(&path, at, bit);
-                self.counts.bits_flipped += 1;
-            }
-        }
     }
 
     // ---- the run ----
@@ -471,6 +328,7 @@ impl World {
     /// No more faults; everything is up and what is on its way arrives.
     pub fn quiet(&mut self) -> Result<(), String> {
         self.chaos = false;
+        self.armed.clear();
         self.kernel.weather = Weather::default();
         self.kernel.cut.clear();
         self.kernel.note(format_args!("quiet"));
@@ -478,8 +336,10 @@ impl World {
             if !matches!(self.nodes[at], Node::Client(_)) {
                 self.start(NodeId(at))?;
             }
-            if let Node::Blocks(host) = &mut self.nodes[at] {
-                host.disks.iter_mut().for_each(|disk| disk.full = false);
+            match &mut self.nodes[at] {
+                Node::Blocks(host) => host.disks.iter_mut().for_each(|disk| disk.full = false),
+                Node::Shards(host) => host.fail_next_write = false,
+                _ => {}
             }
         }
         // Longer than any message takes and any map is believed.

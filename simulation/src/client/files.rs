@@ -38,8 +38,8 @@ pub(crate) enum FileError {
     GaveUp,
     /// With the instant of the refusal, when the shard's machine refused.
     Refused(ShardError, u64),
-    /// The blocks could not be written, or not be had.
-    Blocks(String),
+    /// The blocks could not be written, or not be had: why, for people.
+    Blocks(#[expect(dead_code, reason = "shown by Debug")] String),
     /// What came back cannot be.
     Wrong(String),
 }

@@ -5,7 +5,10 @@
 //! waker and no clock but the world's.
 
 pub(crate) mod calls;
+mod changing;
+mod crossing;
 pub(crate) mod files;
+mod looking;
 pub(crate) mod port;
 pub(crate) mod workload;
 
