@@ -64,6 +64,19 @@ impl DataDirectory {
         Ok(DataDirectory { path: path.to_owned(), kind: kind.to_owned(), cluster, _lock: lock })
     }
 
+    /// The cluster a directory of this `kind` belongs to; `None` for a new or absent one. Looks only:
+    /// takes no lock, changes nothing.
+    ///
+    /// # Errors
+    /// As [`DataDirectory::open`], but for its being in use.
+    pub fn peek(path: &Path, kind: &str) -> Result<Option<ClusterId>, DirectoryError> {
+        let error = |problem| DirectoryError { path: path.to_owned(), problem };
+        if !look(path, kind).map_err(error)? {
+            return Ok(None);
+        }
+        Ok(read_format(path).map_err(error)?.and_then(|format| format.cluster))
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use eggs_blockd::DiskConfig;
-use eggs_daemon::directory::DirectoryError;
+use eggs_daemon::directory::{DirectoryError, Problem};
 use eggs_daemon::registry::{JoinError, Registry, RegistryCallError};
 use eggs_daemon::{CancellationToken, DataDirectory, Secret, metrics, server};
 use eggs_proto::limits::{CLASS_FLASH, SHARDS};
@@ -121,6 +121,7 @@ impl Cluster {
         if let Some(missing) = parts.iter().find(|part| manifest.is_some() && !part.exists()) {
             return Err(StartError::PartMissing(missing.clone()));
         }
+        check_parts(&data, directory.cluster())?;
         let secret = Secret::load_or_create(&data.join("secret"))?;
 
         let shuckle = eggs_shuckle::Service::open(eggs_shuckle::Config {
@@ -314,6 +315,20 @@ async fn open_services(
     let shard = shard.map_err(panicked)??;
     let crossdir = crossdir.map_err(panicked)??;
     Ok((Arc::new(shard), Arc::new(crossdir), blockd.map_err(panicked)??))
+}
+
+/// Refuses parts of another cluster, or of a newer format, while none has been opened: opening changes them.
+fn check_parts(data: &Path, cluster: Option<ClusterId>) -> Result<(), DirectoryError> {
+    for part in ["shuckle", "shard", "crossdir"] {
+        let path = data.join(part);
+        let own = DataDirectory::peek(&path, part)?;
+        if let (Some(own), Some(wanted)) = (own, cluster)
+            && own != wanted
+        {
+            return Err(DirectoryError { path, problem: Problem::AnotherCluster { own, wanted } });
+        }
+    }
+    Ok(())
 }
 
 /// Each disk is its own failure domain: in one process nothing else can fail alone.
