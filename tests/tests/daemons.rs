@@ -335,3 +335,91 @@ fn two_hosts_cannot_serve_one_shard() {
     daemons.ctl().ok("mkdir -p /a/b");
     daemons.ctl().assert_clean();
 }
+
+#[test]
+fn a_host_that_is_away_for_long() {
+    let folder = scratch();
+    let mut daemons = Daemons::start(folder.path());
+    let ctl = daemons.ctl();
+    ctl.run_with(["put", "-", "/f"], &bytes(3_000_000, 1)).ok();
+    ctl.run_with(["put", "-", "/small"], b"small").ok();
+    // Half of every span's blocks.
+    daemons.kill("blockd-b");
+    assert_eq!(ctl.ok("cat /small").stdout, b"small");
+    let cat = ctl.run(["cat", "--timeout", "5s", "/f"]);
+    assert!(matches!(cat.code, Some(1 | 3)), "{cat:?}");
+    cat.says(&["cat"]);
+    // Without a coordinator, or half of the shards, what needs them waits, and says so in the end.
+    daemons.kill("crossdir");
+    ctl.run(["mkdir", "--timeout", "1s", "/d"]).code(3).says(&["unreachable"]);
+    assert_eq!(ctl.names("/").len(), 2);
+    daemons.kill("shard-a");
+    ctl.run(["ls", "--timeout", "1s", "/"]).code(3).says(&["unreachable"]);
+    for name in ["shard-a", "crossdir", "blockd-b"] {
+        daemons.launch(name);
+    }
+    daemons.wait_until_healthy();
+    assert!(ctl.ok("cat /f").stdout == bytes(3_000_000, 1));
+    ctl.ok("mkdir -p /d");
+    ctl.assert_clean();
+}
+
+/// Six free ports in a row.
+fn free_ports() -> u16 {
+    eggs_tests::until("six free ports in a row", TOO_LONG, || {
+        let first = std::net::TcpListener::bind("127.0.0.1:0").ok()?.local_addr().ok()?.port();
+        let free = |n: u16| std::net::TcpListener::bind(("127.0.0.1", first.checked_add(n)?)).ok();
+        let all: Option<Vec<_>> = (0..6).map(free).collect();
+        all.map(|_| first)
+    })
+}
+
+/// What `cluster.sh` started, gone when dropped.
+struct Script<'a>(&'a Path);
+
+impl Script<'_> {
+    fn run(&self, word: &str, more: &[&str]) -> Outcome {
+        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/local/cluster.sh"));
+        let bin = eggs_tests::binary("eggsctl").parent().map(Path::to_owned).unwrap_or_default();
+        command.arg(word).arg("--data").arg(self.0).arg("--bin").arg(bin).args(more);
+        run(&mut command, b"", TOO_LONG)
+    }
+}
+
+impl Drop for Script<'_> {
+    fn drop(&mut self) {
+        for file in fs::read_dir(self.0.join("run")).into_iter().flatten().flatten() {
+            let pid = fs::read_to_string(file.path()).ok().and_then(|text| text.trim().parse().ok());
+            if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_script_for_a_local_cluster() {
+    let folder = scratch();
+    let script = Script(folder.path());
+    assert_eq!(script.run("status", &[]).code(1).text().matches("does not run").count(), 6);
+    // Somebody may take one of the ports meanwhile.
+    let port = (0..5).find_map(|_| {
+        let port = free_ports();
+        let started = script.run("start", &["--port", &port.to_string()]);
+        if started.code != Some(0) {
+            script.run("stop", &[]);
+            assert!(started.stderr.contains("in use"), "{started:?}");
+            return None;
+        }
+        assert!(started.text().contains(&format!("http://127.0.0.1:{port}/")), "{started:?}");
+        Some(port)
+    });
+    let port = port.expect("six ports");
+    assert_eq!(script.run("status", &[]).code(0).text().matches("runs as process").count(), 6);
+    let ctl = eggs_tests::Ctl::new(format!("127.0.0.1:{port}"));
+    ctl.run_with(["put", "-", "/f"], &bytes(500_000, 1)).ok();
+    assert!(ctl.ok("cat /f").stdout == bytes(500_000, 1));
+    assert_eq!(script.run("stop", &[]).code(0).text().matches("stopped").count(), 6);
+    let _ = script.run("status", &[]).code(1);
+    let _ = script.run("nonsense", &[]).code(2);
+}

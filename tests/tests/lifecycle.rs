@@ -117,7 +117,9 @@ fn a_newer_format() {
         let file = data.join(part).join("FORMAT");
         let format = fs::read_to_string(&file).unwrap();
         fs::write(&file, format.replacen("eggsfs 1", "eggsfs 2", 1)).unwrap();
+        let before = without_locks(&data);
         up(&data, &[]).refused(&[part, "format", "newer"]);
+        assert_eq!(without_locks(&data), before, "{part}");
         fs::write(&file, format).unwrap();
     }
     let again = Up::start(&data);
@@ -136,8 +138,10 @@ fn a_directory_of_another_cluster() {
         let (own, aside) = (ours.join(part), folder.path().join("aside"));
         fs::rename(&own, &aside).unwrap();
         fs::rename(theirs.join(part), &own).unwrap();
+        let before = without_locks(&ours);
         let outcome = up(&ours, &[]).refused(&["cluster", &our_id, &their_id]);
         assert!(outcome.stdout.is_empty());
+        assert_eq!(without_locks(&ours), before, "{part}");
         fs::rename(&own, theirs.join(part)).unwrap();
         fs::rename(&aside, &own).unwrap();
     }

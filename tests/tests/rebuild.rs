@@ -199,3 +199,57 @@ fn after_an_orderly_stop() {
         ],
     );
 }
+
+#[test]
+fn from_a_snapshot_and_the_log_after_it() {
+    seed();
+    let folder = scratch();
+    let data = folder.path().join("data");
+    let mut up = Up::start(&data);
+    let runtime = runtime();
+    let snapshots = data.join("shard/snapshots");
+    let sealed =
+        || files_below(&snapshots).iter().filter(|path| path.extension() == Some("snap".as_ref())).count();
+    assert_eq!(sealed(), 0);
+    for round in 0..3u64 {
+        let (before, hashes_before) = runtime.block_on(async {
+            let client = up.client().await;
+            client.mkdir_all("/large").await.unwrap();
+            let large = client.directory("/large").await.unwrap();
+            let had = sealed();
+            // Small files' contents are in the log: it grows until a snapshot is worth it.
+            for batch in 0..40u64 {
+                let number = |n: u64| round * 100_000 + batch * 100 + n;
+                let file = |n: u64| eggs_client::SmallFile {
+                    name: format!("s-{}", number(n)).into(),
+                    contents: bytes(4096, number(n)).into(),
+                    ..eggs_client::SmallFile::default()
+                };
+                let answers = large.put_many((0..100).map(file).collect()).await;
+                assert!(answers.iter().all(Result::is_ok));
+                if sealed() > had || (round > 0 && batch > 5) {
+                    break;
+                }
+            }
+            work(&client, round).await;
+            client.close().await;
+            settled(&client).await;
+            (everything(&client).await, hashes(&client).await)
+        });
+        assert!(sealed() > 0, "no snapshot was taken");
+        if round == 1 {
+            up.stop();
+        } else {
+            up.kill();
+        }
+        damage(&data.join("shard/state"), Damage::Deleted);
+        up = Up::start(&data);
+        runtime.block_on(async {
+            let client = up.client().await;
+            assert!(everything(&client).await == before);
+            assert!(hashes(&client).await == hashes_before);
+        });
+        up.ctl().assert_clean();
+    }
+    up.stop();
+}
