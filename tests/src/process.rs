@@ -81,7 +81,9 @@ impl Process {
     pub fn wait_for<T>(&self, what: &str, limit: Duration, find: impl Fn(&str) -> Option<T>) -> T {
         match self.try_wait_for(limit, find) {
             Some(found) => found,
-            None => panic!("{}: no {what} within {limit:?}; it said:\n{}", self.name, self.said()),
+            None => {
+                panic!("{}: ended, or took {limit:?}, without {what}; it said:\n{}", self.name, self.said())
+            }
         }
     }
 
