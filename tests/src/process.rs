@@ -124,6 +124,23 @@ impl Process {
         kill_process(pid, signal).expect("kill");
     }
 
+    /// SIGSTOP; returns when all its threads stand still. SIGCONT lets it go on.
+    ///
+    /// # Panics
+    /// When they do not.
+    pub fn hold(&mut self) {
+        self.signal(Signal::STOP);
+        let tasks = format!("/proc/{}/task", self.id());
+        crate::until("all threads stand still", Duration::from_secs(20), || {
+            let mut tasks = std::fs::read_dir(&tasks).expect("threads");
+            let held = tasks.all(|task| {
+                let stat = task.and_then(|task| std::fs::read_to_string(task.path().join("stat")));
+                stat.is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
+            });
+            held.then_some(())
+        });
+    }
+
     /// Its exit status.
     ///
     /// # Panics

@@ -1,12 +1,15 @@
 //! Starting, refusing to start, stopping, starting again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use eggs_tests::{Ctl, Outcome, Process, TOO_LONG, Up, bytes, listing, program, run, scratch, until};
 use rustix::process::{Pid, Signal, kill_process};
+
+/// Everything in a folder.
+type Files = BTreeMap<Vec<u8>, String>;
 
 /// `up` that is expected to refuse.
 fn up(data: &Path, options: &[&str]) -> Outcome {
@@ -23,10 +26,22 @@ fn refused_untouched(data: &Path, options: &[&str], words: &[&str]) {
     let before = existing(data);
     let outcome = up(data, options).refused(words);
     assert!(outcome.stdout.is_empty(), "{outcome:?}");
-    assert_eq!(existing(data), before, "{}", outcome.stderr);
+    assert_same(before.as_ref(), existing(data).as_ref(), &outcome.stderr);
 }
 
-fn existing(folder: &Path) -> Option<BTreeMap<Vec<u8>, String>> {
+/// As `assert_eq`, but says only what differs.
+fn assert_same(left: Option<&Files>, right: Option<&Files>, what: &str) {
+    let entries = |files: Option<&Files>| -> BTreeSet<(String, String)> {
+        let shown =
+            |(path, what): (&Vec<u8>, &String)| (String::from_utf8_lossy(path).into_owned(), what.clone());
+        files.into_iter().flatten().map(shown).collect()
+    };
+    let (left_entries, right_entries) = (entries(left), entries(right));
+    let differ: Vec<_> = left_entries.symmetric_difference(&right_entries).collect();
+    assert!(differ.is_empty() && left.is_some() == right.is_some(), "{what}: {differ:#?}");
+}
+
+fn existing(folder: &Path) -> Option<Files> {
     folder.exists().then(|| listing(folder))
 }
 
@@ -45,7 +60,7 @@ fn a_directory_in_use() {
     let data = folder.path().join("data");
     let mut first = Up::start(&data);
     // Held still, so that what changes is the second one's doing.
-    first.process().signal(Signal::STOP);
+    first.process().hold();
     let id = first.process().id().to_string();
     refused_untouched(&data, &[], &["in use", &id, &data.display().to_string()]);
     refused_untouched(&data, &["--detach"], &["in use"]);
@@ -66,12 +81,12 @@ fn a_port_in_use() {
     stopped_cluster(&data);
     let before = without_locks(&data);
     up(&data, &options).refused(&[&address, "in use"]);
-    assert_eq!(without_locks(&data), before);
+    assert_same(Some(&before), Some(&without_locks(&data)), "refused");
     Up::start(&data).stop();
 }
 
 /// The process id in a LOCK file is that of who last had it open, refused or not.
-fn without_locks(data: &Path) -> BTreeMap<Vec<u8>, String> {
+fn without_locks(data: &Path) -> Files {
     let mut found = listing(data);
     found.retain(|path, _| !path.ends_with(b"LOCK"));
     found
@@ -119,7 +134,7 @@ fn a_newer_format() {
         fs::write(&file, format.replacen("eggsfs 1", "eggsfs 2", 1)).unwrap();
         let before = without_locks(&data);
         up(&data, &[]).refused(&[part, "format", "newer"]);
-        assert_eq!(without_locks(&data), before, "{part}");
+        assert_same(Some(&before), Some(&without_locks(&data)), "refused");
         fs::write(&file, format).unwrap();
     }
     let again = Up::start(&data);
@@ -141,7 +156,7 @@ fn a_directory_of_another_cluster() {
         let before = without_locks(&ours);
         let outcome = up(&ours, &[]).refused(&["cluster", &our_id, &their_id]);
         assert!(outcome.stdout.is_empty());
-        assert_eq!(without_locks(&ours), before, "{part}");
+        assert_same(Some(&before), Some(&without_locks(&ours)), "refused");
         fs::rename(&own, theirs.join(part)).unwrap();
         fs::rename(&aside, &own).unwrap();
     }
