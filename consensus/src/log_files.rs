@@ -30,7 +30,7 @@ impl LogFiles {
     pub(crate) fn open(directory: &Path) -> Result<Self, StorageError> {
         let dir = directory
             .to_str()
-            .ok_or_else(|| StorageError(format!("{} is not UTF-8", directory.display())))?;
+            .ok_or_else(|| StorageError::new(format!("{} is not UTF-8", directory.display())))?;
         let config = Config {
             dir: dir.to_owned(),
             target_file_size: FILE_BYTES,
@@ -41,7 +41,7 @@ impl LogFiles {
             ..Config::default()
         };
         let engine = Engine::open(config)
-            .map_err(|error| StorageError(format!("log in {}: {error}", directory.display())))?;
+            .map_err(|error| StorageError::new(format!("log in {}: {error}", directory.display())))?;
         Ok(LogFiles { engine })
     }
 
@@ -57,7 +57,7 @@ fn region(group: GroupId) -> u64 {
 }
 
 fn failed(error: raft_engine::Error) -> StorageError {
-    StorageError(format!("log: {error}"))
+    StorageError::new(format!("log: {error}"))
 }
 
 impl LogStore for LogFiles {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -24,6 +24,9 @@ use crate::snapshot_files::SnapshotFiles;
 const INBOX_MAX: usize = 4096;
 /// Requests taken in before a turn: bounds the length of a turn.
 const REQUESTS_PER_TURN: usize = 512;
+/// Bytes of commands taken in before a turn: they become one write of the log, which must stay below
+/// 2 GiB in raft-engine, and one batch of the state.
+const BYTES_PER_TURN: usize = 64 << 20;
 /// How often a snapshot being synced is looked at.
 const SEALING_PAUSE: Duration = Duration::from_millis(1);
 
@@ -67,12 +70,8 @@ pub fn spawn<M>(
 where
     M: Machine + Send + 'static,
 {
-    let mut host = open(options, &machine).map_err(|error| ConsensusError::Storage(error.to_string()))?;
+    let host = open(options, &machine).map_err(|error| ConsensusError::Storage(error.to_string()))?;
     let clock = Arc::new(SharedClock::default());
-    let failed = |error: HostError| ConsensusError::Storage(error.to_string());
-    while host.has_entries() {
-        host.turn().map_err(failed)?;
-    }
     for &id in &options.groups {
         if let Some(view) = host.view(id) {
             let time = group::clock(view).map_err(|error| ConsensusError::Storage(error.to_string()))?;
@@ -93,8 +92,15 @@ where
     let thread = std::thread::Builder::new()
         .name(format!("{name}-consensus"))
         .spawn(move || {
-            let mut turner =
-                Turner { name, host, clock, waiting: BTreeMap::new(), on_effects, purging: None };
+            let mut turner = Turner {
+                name,
+                host,
+                clock,
+                waiting: BTreeMap::new(),
+                on_effects,
+                purging: None,
+                proposed_bytes: 0,
+            };
             let result = turner.run(inbox);
             let result = result.and_then(|()| turner.close());
             if let Err(error) = &result {
@@ -134,37 +140,59 @@ impl Drop for Runner {
 
 fn open<M: Machine>(options: &Options, machine: &impl Fn(GroupId) -> M) -> Result<FileHost<M>, StorageError> {
     let directory = &options.directory;
-    // sled can panic on damaged files instead of saying so.
-    let attempt = catch_panic(AssertUnwindSafe(|| open_once(options, machine)));
-    let why = match attempt {
-        Ok(Ok(host)) => return Ok(host),
-        Ok(Err(OpenError::Log(error))) => return Err(error),
-        Ok(Err(OpenError::State(error))) => error.to_string(),
-        Err(()) => "sled panicked".to_owned(),
-    };
-    tracing::warn!(path = %directory.join("state").display(), error = why, "state cannot be used: putting it aside and rebuilding it from snapshots and log");
-    SledState::put_aside(directory)?;
-    open_once(options, machine).map_err(|error| match error {
-        OpenError::Log(error) | OpenError::State(error) => error,
-    })
+    // The truth first, and on its own: trouble with it must never touch the state, which may be all
+    // that is left of what it lost.
+    let mut log = LogFiles::open(&directory.join("log"))?;
+    let mut rebuilding = false;
+    loop {
+        let snapshots = SnapshotFiles::open(directory.join("snapshots"))?;
+        let why = match open_state(directory, &options.groups) {
+            Ok(state) => match open_host(options, machine, log, snapshots, state) {
+                Ok(host) => return Ok(host),
+                Err(error) if !error.is_of_state() => return Err(error),
+                Err(error) => {
+                    log = LogFiles::open(&directory.join("log"))?;
+                    error
+                }
+            },
+            Err(error) => error,
+        };
+        if rebuilding {
+            return Err(why);
+        }
+        rebuilding = true;
+        tracing::warn!(path = %directory.join("state").display(), error = %why, "state cannot be used: putting it aside and rebuilding it from snapshots and log");
+        SledState::put_aside(directory)?;
+    }
 }
 
-enum OpenError {
-    Log(StorageError),
-    State(StorageError),
+/// The state, every page of which can be read. sled can panic on damaged files instead of saying so.
+fn open_state(directory: &Path, groups: &[GroupId]) -> Result<SledState, StorageError> {
+    let opened = catch_panic(AssertUnwindSafe(|| {
+        let state = SledState::open(directory, groups)?;
+        state.read_all()?;
+        Ok(state)
+    }));
+    opened.unwrap_or_else(|()| Err(StorageError::of_state("sled panicked")))
 }
 
-fn open_once<M: Machine>(
+fn open_host<M: Machine>(
     options: &Options,
     machine: &impl Fn(GroupId) -> M,
-) -> Result<FileHost<M>, OpenError> {
-    let directory = &options.directory;
-    let log = LogFiles::open(&directory.join("log")).map_err(OpenError::Log)?;
-    let snapshots = SnapshotFiles::open(directory.join("snapshots")).map_err(OpenError::Log)?;
-    let state = SledState::open(directory, &options.groups).map_err(OpenError::State)?;
+    log: LogFiles,
+    snapshots: SnapshotFiles,
+    state: SledState,
+) -> Result<FileHost<M>, StorageError> {
     let machines = options.groups.iter().map(|&id| (id, machine(id)));
-    Host::open(machines, log, state, snapshots)
-        .map_err(|error| OpenError::Log(StorageError(error.to_string())))
+    let failed = |error: HostError| {
+        let what = error.to_string();
+        if error.error.is_of_state() { StorageError::of_state(what) } else { StorageError::new(what) }
+    };
+    let mut host = Host::open(machines, log, state, snapshots).map_err(failed)?;
+    while host.has_entries() {
+        host.turn().map_err(failed)?;
+    }
+    Ok(host)
 }
 
 /// Runs `f` with panics caught and not reported: the process's panic hook may end the process.
@@ -185,6 +213,8 @@ struct Turner<M: Machine, F> {
     waiting: BTreeMap<ProposalId, WriteAnswer>,
     on_effects: F,
     purging: Option<JoinHandle<()>>,
+    /// Since the last turn.
+    proposed_bytes: usize,
 }
 
 impl<M, F> Turner<M, F>
@@ -206,7 +236,7 @@ where
                 }
             }
             let mut taken = 0;
-            while taken < REQUESTS_PER_TURN {
+            while taken < REQUESTS_PER_TURN && self.proposed_bytes < BYTES_PER_TURN {
                 let Ok(message) = inbox.try_recv() else { break };
                 if !self.take(message) {
                     return self.drain(inbox);
@@ -276,6 +306,7 @@ where
             Ok(command) => command,
             Err(refusal) => return Some((answer, Ok(Applied::Refused(refusal)))),
         };
+        self.proposed_bytes += command.len();
         match self.host.propose(id, Proposal { time, session, sequence, command }) {
             Ok(proposal) => {
                 self.waiting.insert(proposal, answer);
@@ -291,7 +322,11 @@ where
     fn turn(&mut self) -> Result<(), HostError> {
         let started = Instant::now();
         let truncations = self.host.truncations();
+        self.proposed_bytes = 0;
         let answers = self.host.turn()?;
+        if let Some(error) = self.host.take_snapshot_failure() {
+            tracing::warn!(host = self.name, %error, "a snapshot could not be taken: the log keeps growing until one can");
+        }
         self.catch_up(&answers)?;
         if !answers.is_empty() {
             metrics::counter!("eggs_consensus_turns_total", "host" => self.name).increment(1);

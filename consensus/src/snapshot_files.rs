@@ -51,11 +51,11 @@ impl SnapshotFiles {
 }
 
 fn failed(path: &Path, error: &io::Error) -> StorageError {
-    StorageError(format!("{}: {error}", path.display()))
+    StorageError::new(format!("{}: {error}", path.display()))
 }
 
 fn damaged(path: &Path, what: &str) -> StorageError {
-    StorageError(format!("{}: snapshot damaged: {what}", path.display()))
+    StorageError::new(format!("{}: snapshot damaged: {what}", path.display()))
 }
 
 fn encode_footer(meta: &SnapshotMeta) -> [u8; FOOTER_BYTES] {
@@ -117,7 +117,7 @@ impl SnapshotStore for SnapshotFiles {
             return Err(damaged(&path, "it is not a snapshot of this group"));
         }
         if version != VERSION {
-            return Err(StorageError(format!(
+            return Err(StorageError::new(format!(
                 "{}: version {version} is newer than this build",
                 path.display()
             )));
@@ -186,8 +186,8 @@ impl SnapshotStore for SnapshotFiles {
         }
         match self.sealing.take().map(JoinHandle::join) {
             Some(Ok(sealed)) => sealed.map(|()| true),
-            Some(Err(_)) => Err(StorageError("the snapshot thread panicked".to_owned())),
-            None => Err(StorageError("no snapshot begun".to_owned())),
+            Some(Err(_)) => Err(StorageError::new("the snapshot thread panicked".to_owned())),
+            None => Err(StorageError::new("no snapshot begun".to_owned())),
         }
     }
 }

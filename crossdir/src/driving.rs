@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use eggs_consensus::{GroupId, Handle};
 use eggs_crossdir_core::{Driver, Effect, Input, Output};
+use eggs_daemon::clock::Stopwatch;
 use eggs_machine::TableError;
 use eggs_proto::{SessionId, TransactionId, pb};
 use prost::Message;
@@ -56,14 +57,16 @@ pub(crate) async fn drive(
     consensus: Handle,
     shards: Shards,
 ) -> Result<(), String> {
-    let recovered = consensus.read(|views, now| {
+    let stopwatch = Stopwatch::start();
+    let now = stopwatch.now();
+    let recovered = consensus.read(move |views, _| {
         let view = views.get(GROUP).ok_or_else(|| TableError("the coordinator has no leader".to_owned()))?;
         Driver::recover(view, now)
     });
     let (driver, outputs) =
         recovered.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
     let tracker = TaskTracker::new();
-    let mut task = Task { driver, waiting: BTreeMap::new(), driving, consensus, shards, tracker };
+    let mut task = Task { stopwatch, driver, waiting: BTreeMap::new(), driving, consensus, shards, tracker };
     task.perform(outputs);
     loop {
         let deadline = task.until_deadline();
@@ -79,6 +82,7 @@ pub(crate) async fn drive(
 }
 
 struct Task {
+    stopwatch: Stopwatch,
     driver: Driver,
     waiting: BTreeMap<TransactionId, Vec<oneshot::Sender<Option<pb::CrossdirReply>>>>,
     driving: Driving,
@@ -89,7 +93,7 @@ struct Task {
 
 impl Task {
     fn until_deadline(&self) -> Option<Duration> {
-        self.driver.next_deadline().map(|at| at.since(self.consensus.now()))
+        self.driver.next_deadline().map(|at| at.since(self.stopwatch.now()))
     }
 
     fn on(&mut self, event: Event) {
@@ -111,7 +115,7 @@ impl Task {
     }
 
     fn step(&mut self, input: Input) {
-        let outputs = self.driver.step(input, self.consensus.now());
+        let outputs = self.driver.step(input, self.stopwatch.now());
         self.perform(outputs);
     }
 

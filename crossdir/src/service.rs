@@ -29,6 +29,9 @@ pub enum StartError {
     Directory(#[from] DirectoryError),
     #[error("{}: {error}", path.display())]
     Consensus { path: PathBuf, error: ConsensusError },
+    /// It ran elsewhere, or from another directory, before.
+    #[error("{} is new and empty, but the coordinator ran at {address} before: start with the directory that holds it (is its disk mounted?)", path.display())]
+    Replaces { path: PathBuf, address: String },
     #[error(transparent)]
     Join(#[from] JoinError),
     #[error(transparent)]
@@ -106,6 +109,14 @@ impl Service {
             Err(JoinError::Stopped { .. }) => return Ok(()),
             joined => joined?,
         };
+        if expected.is_none() {
+            // A new directory has no transactions; the shards remember those of the old one.
+            let address = registry.map(false).await?.crossdir_address;
+            if !address.is_empty() {
+                let path = self.directory.lock().unwrap_or_else(PoisonError::into_inner).path().to_owned();
+                return Err(StartError::Replaces { path, address });
+            }
+        }
         self.directory.lock().unwrap_or_else(PoisonError::into_inner).claim(registry.cluster())?;
         let map = registry.watch(false, stop.clone());
         let shards =

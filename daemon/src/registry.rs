@@ -187,7 +187,9 @@ impl Registry {
                         registered();
                     }
                 }
-                Err(error) if error.is_fatal() => return Err(error),
+                // Once part of the cluster, a daemon is not ended by what shuckle says while it is replaced or
+                // upgraded: it goes on serving.
+                Err(error) if error.is_fatal() && registered.is_some() => return Err(error),
                 Err(error) => complaints.log(&error),
             }
             let pause = if registered.is_some() { RETRY } else { HEARTBEAT_INTERVAL };

@@ -58,7 +58,7 @@ impl HybridClock {
     /// [`crate::limits::CLOCK_AHEAD_MAX`] is not believed (a peer with a broken clock would push
     /// everybody's into the future); false says so.
     pub fn observe(&mut self, seen: Time, wall: Time) -> bool {
-        let believed = seen <= wall.saturating_add(crate::limits::CLOCK_AHEAD_MAX);
+        let believed = seen <= self.last || seen <= wall.saturating_add(crate::limits::CLOCK_AHEAD_MAX);
         if believed {
             self.last = self.last.max(seen);
         }
@@ -79,5 +79,9 @@ mod tests {
         assert_eq!(clock.now(Time(60)), Time(501));
         assert!(!clock.observe(Time(u64::MAX), Time(60)));
         assert_eq!(clock.now(Time(60)), Time(502));
+        // What it has said itself is believed after a step back of the wall clock.
+        let late = Time(u64::MAX / 2);
+        assert_eq!(clock.now(late), late);
+        assert!(clock.observe(late, Time(60)));
     }
 }

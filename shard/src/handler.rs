@@ -108,6 +108,10 @@ impl Handler {
             Applied::Reply(reply) => {
                 let mut reply = pb::WriteReply::decode(reply).map_err(|error| internal(shard, &error))?;
                 eggs_shard_core::sign(&mut reply, &cluster);
+                if has_unsigned(&reply) {
+                    // The same request is asked again; it is answered from its session then.
+                    return Err(ShardError::Busy.with("the keys of the block services are not known yet"));
+                }
                 Ok(Answer::Write(reply))
             }
             Applied::Refused(error) => {
@@ -211,6 +215,15 @@ impl Handler {
 fn is_settled(view: &dyn Table, at: Time) -> bool {
     // A row that cannot be read is the read's to say.
     at.is_unset() || eggs_machine::group::clock(view).map_or(true, |clock| clock >= at)
+}
+
+/// A block placed on a service whose key is not known here: just started, or the service is new.
+fn has_unsigned(reply: &pb::WriteReply) -> bool {
+    let blocks = reply.results.iter().flat_map(|result| match &result.result {
+        Some(pb::write_result::Result::Eden(eden)) => &eden.blocks[..],
+        _ => &[],
+    });
+    blocks.into_iter().any(|block| block.certificate.is_empty())
 }
 
 /// The group that replicates a shard.

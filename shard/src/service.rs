@@ -40,6 +40,9 @@ pub enum StartError {
     /// The directory was made for other shards.
     #[error("{} holds shards {held}, not {asked}: give --shards {held}, or another directory", path.display())]
     OtherShards { path: PathBuf, held: String, asked: String },
+    /// Served elsewhere, or from another directory, before.
+    #[error("{} is new and empty, but shard {shard} was served at {address} before: start with the directory that holds it (is its disk mounted?)", path.display())]
+    Replaces { path: PathBuf, shard: u32, address: String },
     #[error("{}: {error}", path.display())]
     Io { path: PathBuf, error: io::Error },
     #[error(transparent)]
@@ -121,6 +124,9 @@ impl Service {
             Err(JoinError::Stopped { .. }) => return Ok(()),
             joined => joined?,
         };
+        if expected.is_none() {
+            self.refuse_to_replace(&registry).await?;
+        }
         self.directory.lock().unwrap_or_else(PoisonError::into_inner).claim(registry.cluster())?;
         let _ = self.handler.cluster_id.set(registry.cluster());
         let report = || report(self.handler.consensus.clone(), advertised.to_owned());
@@ -134,6 +140,19 @@ impl Service {
                 Err(StartError::Failed(why.unwrap_or_else(|| "stopped".to_owned())))
             }
         }
+    }
+
+    /// A new directory has empty shards. Where the cluster knows these shards already, they hold
+    /// something elsewhere: a disk that is not mounted, a wrong path.
+    async fn refuse_to_replace(&self, registry: &Registry) -> Result<(), StartError> {
+        let map = registry.map(false).await?;
+        let held = |place: &&pb::ShardPlace| {
+            let shard = ShardId::try_from(place.shard);
+            !place.address.is_empty() && shard.is_ok_and(|shard| self.shards.contains(shard))
+        };
+        let Some(place) = map.shards.iter().find(held) else { return Ok(()) };
+        let path = self.directory.lock().unwrap_or_else(PoisonError::into_inner).path().to_owned();
+        Err(StartError::Replaces { path, shard: place.shard, address: place.address.clone() })
     }
 
     async fn follow(&self, mut map: MapWatch) {

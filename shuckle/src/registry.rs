@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use eggs_consensus::{Applied, ConsensusError, Handle};
 use eggs_daemon::Secret;
+use eggs_daemon::clock::Stopwatch;
 use eggs_machine::{Table, TableError};
 use eggs_proto::limits::PROTOCOL_VERSION;
 use eggs_proto::pb::registry_reply::Result as Answer;
@@ -34,6 +35,8 @@ struct Inner {
     secret: Secret,
     cluster: ClusterId,
     created_at: Time,
+    /// Who was heard of when is told by this, not by the hybrid clock.
+    stopwatch: Stopwatch,
     started: Time,
     health: Arc<Mutex<Health>>,
 }
@@ -46,9 +49,12 @@ impl Registry {
         created_at: Time,
         patience: Duration,
     ) -> Registry {
-        let started = consensus.now();
+        let stopwatch = Stopwatch::start();
+        let started = stopwatch.now();
         let health = Arc::new(Mutex::new(Health::new(started, patience)));
-        Registry { inner: Arc::new(Inner { consensus, secret, cluster, created_at, started, health }) }
+        Registry {
+            inner: Arc::new(Inner { consensus, secret, cluster, created_at, stopwatch, started, health }),
+        }
     }
 
     pub fn cluster(&self) -> ClusterId {
@@ -97,10 +103,10 @@ impl Registry {
 
     /// Asks the cores on the consensus thread; what they find worth logging is logged first.
     async fn run(&self, op: Op, authorized: bool) -> Result<Answer, pb::Error> {
-        let health = Arc::clone(&self.inner.health);
-        let prepare = move |view: &dyn Table, now: Time| {
+        let (health, stopwatch) = (Arc::clone(&self.inner.health), self.inner.stopwatch);
+        let prepare = move |view: &dyn Table, _: Time| {
             let mut health = health.lock().unwrap_or_else(PoisonError::into_inner);
-            match health.request(view, &op, authorized, now) {
+            match health.request(view, &op, authorized, stopwatch.now()) {
                 Ok(Step::Log(command)) => Ok(command.encode_to_vec().into()),
                 Ok(Step::Answer(answer)) => Err(encode(answer)),
                 Err(error) => Err(encode(Answer::Error(storage(&error)))),
@@ -116,8 +122,9 @@ impl Registry {
     /// # Errors
     /// The registry is stopping, or its storage failed.
     pub async fn known(&self) -> Result<Known, pb::Error> {
-        let health = Arc::clone(&self.inner.health);
-        let read = move |views: &eggs_consensus::Views<'_>, now: Time| {
+        let (health, stopwatch) = (Arc::clone(&self.inner.health), self.inner.stopwatch);
+        let read = move |views: &eggs_consensus::Views<'_>, _: Time| {
+            let now = stopwatch.now();
             let view = views.get(GROUP).ok_or_else(|| RegistryError::NotLeader.bare())?;
             let health = health.lock().unwrap_or_else(PoisonError::into_inner);
             let map = health.map(view, now, false).map_err(|error| storage(&error))?;

@@ -34,6 +34,8 @@ const SNAPSHOT_LOG_BYTES_MIN: u64 = 4 << 20;
 const SNAPSHOT_LOG_FACTOR: u64 = 2;
 /// What an entry costs in the log besides its data.
 const ENTRY_OVERHEAD_BYTES: u64 = 48;
+/// What an entry written before the last start is taken to be: those are counted, not measured.
+const ENTRY_BYTES_GUESS: u64 = 256;
 
 /// Names a proposal of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -96,6 +98,8 @@ struct Group<M, L: LogStore> {
     applied: AppliedRow,
     snapshot: Option<SnapshotMeta>,
     log_bytes: u64,
+    /// Bytes of the log before which a snapshot that failed is not tried again.
+    retry_at: u64,
     /// (index, term, proposal), rising.
     waiting: VecDeque<(u64, u64, ProposalId)>,
 }
@@ -113,6 +117,7 @@ pub struct Host<M, L: LogStore, S, P> {
     taking: Option<Taking>,
     rebuilt: Vec<GroupId>,
     truncations: u64,
+    snapshot_failed: Option<HostError>,
     next_proposal: u64,
 }
 
@@ -148,6 +153,7 @@ where
             taking: None,
             rebuilt: Vec::new(),
             truncations: 0,
+            snapshot_failed: None,
             next_proposal: 1,
         };
         for (id, machine) in machines {
@@ -163,14 +169,20 @@ where
         let mut log_state = log_state.unwrap_or_default();
         let before = snapshot.map_or((0, 0), |meta| (meta.index, meta.term));
         if log_state.last >= log_state.first && log_state.first > before.0 + 1 {
-            return Err(StorageError(format!(
+            return Err(StorageError::new(format!(
                 "the log begins at {} but the snapshot ends at {}: the snapshot is missing or damaged",
                 log_state.first, before.0
             )));
         }
         log_state.last = log_state.last.max(before.0);
+        if log_state.hard.commit > log_state.last {
+            return Err(StorageError::new(format!(
+                "entries up to {} were committed but the log ends at {}: the log is missing or cut",
+                log_state.hard.commit, log_state.last
+            )));
+        }
         // A snapshot's entries were committed; the log may have been cut to nothing behind it.
-        log_state.hard.commit = log_state.hard.commit.max(before.0).min(log_state.last);
+        log_state.hard.commit = log_state.hard.commit.max(before.0);
         log_state.hard.term = log_state.hard.term.max(before.1);
         let applied = match self.usable_state(id, before.0, log_state.last)? {
             Some(applied) => applied,
@@ -182,6 +194,7 @@ where
             }
         };
         log_state.hard.commit = log_state.hard.commit.max(applied.index);
+        let entries_before = log_state.last - before.0;
         let log = GroupLog::new(id, Arc::clone(&self.log), log_state, before);
         let config = Config {
             id: REPLICA,
@@ -194,7 +207,9 @@ where
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let mut node = RawNode::new(&config, log, &logger).map_err(raft_failed)?;
         node.campaign().map_err(raft_failed)?;
-        let group = Group { machine, node, applied, snapshot, log_bytes: 0, waiting: VecDeque::new() };
+        let log_bytes = entries_before * ENTRY_BYTES_GUESS;
+        let group =
+            Group { machine, node, applied, snapshot, log_bytes, retry_at: 0, waiting: VecDeque::new() };
         self.groups.insert(id, group);
         self.dirty.insert(id);
         Ok(())
@@ -205,7 +220,7 @@ where
         let Some(applied) = self.state.applied(id)? else { return Ok(None) };
         if applied.index > to {
             // Rows are applied only after their entries are durable: the log lost some.
-            return Err(StorageError(format!(
+            return Err(StorageError::new(format!(
                 "the state is at index {} but the log ends at {to}: the log is missing or cut",
                 applied.index
             )));
@@ -252,7 +267,7 @@ where
             state.commit(vec![GroupCommit { group: id, batch: Batch { changes }, applied }])
         })?;
         if hash != meta.hash {
-            return Err(StorageError(format!(
+            return Err(StorageError::new(format!(
                 "the snapshot at index {} has hash {hash}, not {}",
                 meta.index, meta.hash
             )));
@@ -404,39 +419,64 @@ where
             let Some(group) = self.groups.get_mut(&id) else { continue };
             group.node.advance_apply();
             group.node.mut_store().applied(group.applied.index);
-            if group.outgrown() {
+            if group.outgrown() && self.taking.as_ref().is_none_or(|taking| taking.group != id) {
                 self.outgrown.insert(id);
             }
         }
         Ok(answers)
     }
 
+    /// A snapshot that cannot be written leaves the log as it is: it is tried again later. Only state
+    /// that is not what it should be stops the host.
     fn step_snapshot(&mut self) -> Result<(), HostError> {
+        let id = match (&self.taking, self.outgrown.first()) {
+            (Some(taking), _) => taking.group,
+            (None, Some(&id)) => id,
+            (None, None) => return Ok(()),
+        };
+        match self.try_step_snapshot(id) {
+            Err(error) if !error.is_of_state() => {
+                self.taking = None;
+                self.outgrown.remove(&id);
+                if let Some(group) = self.groups.get_mut(&id) {
+                    group.retry_at = group.log_bytes + SNAPSHOT_LOG_BYTES_MIN;
+                }
+                self.snapshot_failed = Some(HostError { group: id, error });
+                Ok(())
+            }
+            result => result.map_err(|error| HostError { group: id, error }),
+        }
+    }
+
+    fn try_step_snapshot(&mut self, id: GroupId) -> Result<(), StorageError> {
         if self.taking.is_none() {
-            let Some(id) = self.outgrown.pop_first() else { return Ok(()) };
+            self.outgrown.remove(&id);
             let Some(group) = self.groups.get(&id) else { return Ok(()) };
             let AppliedRow { index, term, hash } = group.applied;
-            self.snapshots.begin(id).map_err(|error| HostError { group: id, error })?;
+            self.snapshots.begin(id)?;
             self.taking = Some(Taking::new(id, SnapshotMeta { index, term, hash, bytes: 0 }));
         }
         let Some(taking) = &mut self.taking else { return Ok(()) };
-        let id = taking.group;
-        let failed = |error| HostError { group: id, error };
-        let done = taking.step(self.state.table(id), &mut self.snapshots).map_err(failed)?;
-        let Some(meta) = done else { return Ok(()) };
+        let Some(meta) = taking.step(self.state.table(id), &mut self.snapshots)? else { return Ok(()) };
         self.taking = None;
         self.truncations += 1;
-        self.log.truncate(id, meta.index + 1).map_err(failed)?;
+        self.log.truncate(id, meta.index + 1)?;
         if let Some(group) = self.groups.get_mut(&id) {
             let last = group.node.store().last_index().unwrap_or(meta.index);
             // What came in while it was taken stays in the log.
             let share = last.saturating_sub(meta.index);
             let whole = last.saturating_sub(group.snapshot.map_or(0, |meta| meta.index)).max(1);
             group.log_bytes = group.log_bytes / whole * share;
+            group.retry_at = 0;
             group.snapshot = Some(meta);
             group.node.mut_store().truncated(meta.index, meta.term);
         }
         Ok(())
+    }
+
+    /// Why the last snapshot could not be taken; told once.
+    pub fn take_snapshot_failure(&mut self) -> Option<HostError> {
+        self.snapshot_failed.take()
     }
 
     /// How often a log was cut behind a snapshot: space to be given back.
@@ -493,7 +533,8 @@ impl<M: Machine, L: LogStore> Group<M, L> {
 
     fn outgrown(&self) -> bool {
         let snapshot_bytes = self.snapshot.map_or(0, |meta| meta.bytes);
-        self.log_bytes > SNAPSHOT_LOG_BYTES_MIN.max(snapshot_bytes.saturating_mul(SNAPSHOT_LOG_FACTOR))
+        let enough = SNAPSHOT_LOG_BYTES_MIN.max(snapshot_bytes.saturating_mul(SNAPSHOT_LOG_FACTOR));
+        self.log_bytes > enough.max(self.retry_at)
     }
 
     /// Applies a run of committed entries as one transaction.
@@ -509,7 +550,7 @@ impl<M: Machine, L: LogStore> Group<M, L> {
         for entry in entries {
             // CO-6
             if entry.index != applied.index + 1 {
-                return Err(StorageError(format!("entry {} follows {}", entry.index, applied.index)));
+                return Err(StorageError::new(format!("entry {} follows {}", entry.index, applied.index)));
             }
             applied.index = entry.index;
             applied.term = entry.term;
@@ -545,5 +586,5 @@ fn entry_bytes(entry: &Entry) -> u64 {
 }
 
 fn raft_failed(error: raft::Error) -> StorageError {
-    StorageError(format!("raft: {error}"))
+    StorageError::new(format!("raft: {error}"))
 }

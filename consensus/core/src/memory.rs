@@ -83,11 +83,12 @@ impl LogStore for MemoryLog {
         max_bytes: u64,
     ) -> Result<Vec<Entry>, StorageError> {
         let inner = self.lock();
-        let log = inner.groups.get(&group).ok_or_else(|| StorageError("no such log".to_owned()))?;
+        let log = inner.groups.get(&group).ok_or_else(|| StorageError::new("no such log".to_owned()))?;
         let mut bytes = 0;
         let mut found = Vec::new();
         for index in low..high {
-            let entry = log.entries.get(&index).ok_or_else(|| StorageError(format!("no entry {index}")))?;
+            let entry =
+                log.entries.get(&index).ok_or_else(|| StorageError::new(format!("no entry {index}")))?;
             bytes += entry.data.len() as u64;
             if !found.is_empty() && bytes > max_bytes {
                 break;
@@ -100,7 +101,7 @@ impl LogStore for MemoryLog {
     fn write(&self, writes: Vec<LogWrite>) -> Result<(), StorageError> {
         let mut inner = self.lock();
         if let Some(why) = inner.fail_next.take() {
-            return Err(StorageError(why));
+            return Err(StorageError::new(why));
         }
         if inner.skip_sync && inner.durable.is_none() {
             inner.durable = Some(inner.groups.clone());
@@ -199,9 +200,15 @@ impl StateStore for MemoryState {
 pub struct MemorySnapshots {
     sealed: BTreeMap<GroupId, (SnapshotMeta, Vec<Row>)>,
     begun: Option<(GroupId, Vec<Row>)>,
+    fail_next: Option<String>,
 }
 
 impl MemorySnapshots {
+    /// The next snapshot cannot be begun.
+    pub fn fail_next(&mut self, why: &str) {
+        self.fail_next = Some(why.to_owned());
+    }
+
     /// As a crash leaves them.
     #[must_use]
     pub fn crashed(mut self) -> Self {
@@ -222,23 +229,28 @@ impl SnapshotStore for MemorySnapshots {
     ) -> Result<(), StorageError> {
         match self.sealed.get(&group) {
             Some((_, rows)) => each(rows.clone()),
-            None => Err(StorageError("no snapshot".to_owned())),
+            None => Err(StorageError::new("no snapshot".to_owned())),
         }
     }
 
     fn begin(&mut self, group: GroupId) -> Result<(), StorageError> {
+        if let Some(why) = self.fail_next.take() {
+            return Err(StorageError::new(why));
+        }
         self.begun = Some((group, Vec::new()));
         Ok(())
     }
 
     fn add(&mut self, rows: &[Row]) -> Result<(), StorageError> {
-        let (_, begun) = self.begun.as_mut().ok_or_else(|| StorageError("no snapshot begun".to_owned()))?;
+        let (_, begun) =
+            self.begun.as_mut().ok_or_else(|| StorageError::new("no snapshot begun".to_owned()))?;
         begun.extend_from_slice(rows);
         Ok(())
     }
 
     fn seal(&mut self, meta: SnapshotMeta) -> Result<bool, StorageError> {
-        let (group, rows) = self.begun.take().ok_or_else(|| StorageError("no snapshot begun".to_owned()))?;
+        let (group, rows) =
+            self.begun.take().ok_or_else(|| StorageError::new("no snapshot begun".to_owned()))?;
         self.sealed.insert(group, (meta, rows));
         Ok(true)
     }

@@ -73,7 +73,7 @@ impl Taking {
             }
             if self.hash != self.meta.hash {
                 // CO-3: the table does not hold what was applied to it.
-                return Err(StorageError(format!(
+                return Err(StorageError::of_state(format!(
                     "state of {} at index {} has hash {}, not {}: the state store is damaged",
                     self.group, self.meta.index, self.hash, self.meta.hash
                 )));

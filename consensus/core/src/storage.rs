@@ -24,12 +24,32 @@ impl fmt::Display for GroupId {
 
 /// Storage failed or holds what cannot be. The host stops; nothing is answered.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{0}")]
-pub struct StorageError(pub String);
+#[error("{what}")]
+pub struct StorageError {
+    what: String,
+    of_state: bool,
+}
+
+impl StorageError {
+    /// Of the log or the snapshots: the truth.
+    pub fn new(what: impl Into<String>) -> Self {
+        StorageError { what: what.into(), of_state: false }
+    }
+
+    /// Of the state, which can be rebuilt from the truth.
+    pub fn of_state(what: impl Into<String>) -> Self {
+        StorageError { what: what.into(), of_state: true }
+    }
+
+    /// Whether only the state is in trouble.
+    pub fn is_of_state(&self) -> bool {
+        self.of_state
+    }
+}
 
 impl From<TableError> for StorageError {
     fn from(error: TableError) -> Self {
-        StorageError(error.to_string())
+        StorageError::of_state(error.to_string())
     }
 }
 

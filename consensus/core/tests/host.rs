@@ -125,6 +125,38 @@ fn damaged_state_is_rebuilt_and_good_state_is_kept() {
     }
 }
 
+#[test]
+fn a_snapshot_that_cannot_be_written_is_tried_again_later() {
+    let mut snapshots = MemorySnapshots::default();
+    snapshots.fail_next("no space left on device");
+    let mut host = open(MemoryLog::default(), MemoryState::default(), snapshots);
+    host.request_snapshot(GroupId(0));
+    host.turn().unwrap();
+    assert!(host.take_snapshot_failure().unwrap().to_string().contains("no space"));
+    assert!(!host.has_work());
+    propose(&mut host, 0, "a=1".into(), 1);
+    assert_eq!(host.turn().unwrap().len(), 1);
+    host.request_snapshot(GroupId(0));
+    while host.has_work() {
+        host.turn().unwrap();
+    }
+    assert_eq!(host.status(GroupId(0)).unwrap().snapshot_index, 2);
+}
+
+#[test]
+fn a_busy_group_is_snapshotted_once_per_growth() {
+    let mut host = new();
+    let value = "x".repeat(1 << 20);
+    for n in 0..6 {
+        propose(&mut host, 0, format!("k{n}={value}"), n + 1);
+        host.turn().unwrap();
+    }
+    while host.has_work() {
+        host.turn().unwrap();
+    }
+    assert_eq!(host.truncations(), 1);
+}
+
 /// Random proposals, snapshots and crashes against a map: what was answered is there, in order.
 fn random_run(seed: u64) {
     let mut random = ChaCha8Rng::seed_from_u64(seed);

@@ -121,7 +121,7 @@ impl Cluster {
         if let Some(missing) = parts.iter().find(|part| manifest.is_some() && !part.exists()) {
             return Err(StartError::PartMissing(missing.clone()));
         }
-        check_parts(&data, directory.cluster())?;
+        check_parts(&data, directory.cluster(), manifest.is_some())?;
         let secret = Secret::load_or_create(&data.join("secret"))?;
 
         let shuckle = eggs_shuckle::Service::open(eggs_shuckle::Config {
@@ -318,14 +318,18 @@ async fn open_services(
 }
 
 /// Refuses parts of another cluster, or of a newer format, while none has been opened: opening changes them.
-fn check_parts(data: &Path, cluster: Option<ClusterId>) -> Result<(), DirectoryError> {
+fn check_parts(data: &Path, cluster: Option<ClusterId>, complete: bool) -> Result<(), StartError> {
     for part in ["shuckle", "shard", "crossdir"] {
         let path = data.join(part);
         let own = DataDirectory::peek(&path, part)?;
         if let (Some(own), Some(wanted)) = (own, cluster)
             && own != wanted
         {
-            return Err(DirectoryError { path, problem: Problem::AnotherCluster { own, wanted } });
+            return Err(DirectoryError { path, problem: Problem::AnotherCluster { own, wanted } }.into());
+        }
+        if own.is_none() && complete {
+            // Empty: it would come up with nothing in it.
+            return Err(StartError::PartMissing(path.join("FORMAT")));
         }
     }
     Ok(())

@@ -36,6 +36,10 @@ async fn missing_parts_are_not_made_anew_and_lost_disks_do_not_stop_it() {
     fs::rename(data.join("shard"), data.join("hidden")).unwrap();
     let error = Cluster::start(config(&data)).await.unwrap_err();
     assert!(error.to_string().contains("shard is missing"), "{error}");
+    fs::create_dir(data.join("shard")).unwrap();
+    let error = Cluster::start(config(&data)).await.unwrap_err();
+    assert!(error.to_string().contains("shard/FORMAT is missing"), "{error}");
+    fs::remove_dir(data.join("shard")).unwrap();
     fs::rename(data.join("hidden"), data.join("shard")).unwrap();
     fs::remove_dir_all(data.join("disks/03")).unwrap();
     let cluster = Cluster::start(config(&data)).await.unwrap();
