@@ -78,6 +78,7 @@ pub struct Cluster {
     id: ClusterId,
     address: SocketAddr,
     took: Duration,
+    disks: usize,
     data: PathBuf,
     stop: CancellationToken,
     served: JoinHandle<()>,
@@ -151,6 +152,7 @@ impl Cluster {
             id,
             address,
             took: Duration::ZERO,
+            disks: count,
             data,
             stop,
             served,
@@ -222,6 +224,11 @@ impl Cluster {
     /// Where all of it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How many disks it has, lost ones too.
+    pub fn disks(&self) -> usize {
+        self.disks
     }
 
     /// The web dashboard.
@@ -327,9 +334,11 @@ fn check_parts(data: &Path, cluster: Option<ClusterId>, complete: bool) -> Resul
         {
             return Err(DirectoryError { path, problem: Problem::AnotherCluster { own, wanted } }.into());
         }
-        if own.is_none() && complete {
+        let format = path.join("FORMAT");
+        // One that has not joined yet is as it was left when the first start was cut short.
+        if complete && !format.exists() {
             // Empty: it would come up with nothing in it.
-            return Err(StartError::PartMissing(path.join("FORMAT")));
+            return Err(StartError::PartMissing(format));
         }
     }
     Ok(())
