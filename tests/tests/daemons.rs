@@ -300,7 +300,8 @@ fn what_belongs_to_another_cluster_is_refused() {
     // The wrong secret, another kind of directory, one in use, a port in use.
     let (ours_address, ours_secret) = (first.shuckle().to_string(), first.secret());
     let new = text(&folder.path().join("new"));
-    refused("eggs-crossdir", &ours_address, &secret, &["--data", &new], &["secret"]);
+    refused("eggs-crossdir", &ours_address, &secret, &["--data", &crossdir], &["secret"]);
+    refused("eggs-crossdir", &ours_address, &ours_secret, &["--data", &new], &["new and empty"]);
     refused("eggs-crossdir", &ours_address, &folder.path().join("no-file"), &["--data", &new], &["no-file"]);
     refused("eggs-crossdir", &ours_address, &ours_secret, &shard[2..], &["belongs to shard", "crossdir"]);
     let busy = text(&first.data("shard-b"));
@@ -321,18 +322,32 @@ fn what_belongs_to_another_cluster_is_refused() {
 #[test]
 fn two_hosts_cannot_serve_one_shard() {
     let folder = scratch();
-    let daemons = Daemons::start(folder.path());
-    let mut command = program("eggs-shard");
-    command.args(["--listen", "127.0.0.1:0", "--shards", "5", "--shuckle", &daemons.shuckle().to_string()]);
-    command.arg("--data").arg(daemons.data("thief")).arg("--secret-file").arg(daemons.secret());
-    let mut thief = Process::spawn("thief", &mut command);
+    let mut daemons = Daemons::start(folder.path());
+    daemons.ctl().ok("mkdir -p /a/b");
+    let host = |daemons: &Daemons, data: &Path| {
+        let mut command = program("eggs-shard");
+        command.args(["--listen", "127.0.0.1:0", "--shuckle", &daemons.shuckle().to_string()]);
+        command.args(["--shards", "0..127", "--secret-file"]).arg(daemons.secret());
+        command.arg("--data").arg(data);
+        command
+    };
+    // With nothing in its hands it would replace what is there.
+    let empty = run(host(&daemons, &daemons.data("empty")).args(["--log", "off"]), b"", TOO_LONG);
+    empty.refused(&["empty", "served at", &daemons.address("shard-a").to_string()]);
+    // A copy of the data, while the original is served.
+    daemons.stop("shard-a");
+    let (original, copy) = (daemons.data("shard-a"), daemons.data("copy"));
+    assert!(Command::new("cp").arg("-a").arg(&original).arg(&copy).status().expect("cp").success());
+    daemons.launch("shard-a");
+    daemons.wait_until_healthy();
+    let mut thief = Process::spawn("thief", &mut host(&daemons, &copy));
     thief.wait_for("refusal", TOO_LONG, |line| {
         line.contains("another live host serves this shard").then_some(())
     });
     assert!(thief.is_running(), "it waits for its turn");
     let shards = json(daemons.shuckle(), "/api/v1/shards")["shards"].clone();
     assert_eq!(shards[5]["address"], daemons.address("shard-a").to_string());
-    daemons.ctl().ok("mkdir -p /a/b");
+    daemons.ctl().ok("mkdir -p /a/b/c");
     daemons.ctl().assert_clean();
 }
 
