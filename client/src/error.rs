@@ -146,7 +146,7 @@ impl ClientError {
             E::NoAttribute => Refusal::NoAttribute,
             E::IsRoot => Refusal::IsRoot,
             E::Expired => Refusal::Expired,
-            E::NoBlockServices => Refusal::NoSpace,
+            E::NoBlockServices | E::NoSpace => Refusal::NoSpace,
             E::Unauthorized => Refusal::PermissionDenied,
             E::Malformed => {
                 return ClientError::refused(Refusal::Invalid, shortened(&error.message), path);
@@ -160,6 +160,7 @@ impl ClientError {
         use CrossdirError as E;
         let Some(code) = E::from_code(error.code) else { return ClientError::unknown(error, path) };
         let kind = match code {
+            E::NoSpace => Refusal::NoSpace,
             E::NotFound => Refusal::NotFound,
             E::Exists => Refusal::Exists,
             E::NotDirectory => Refusal::NotDirectory,

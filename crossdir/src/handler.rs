@@ -8,6 +8,7 @@ use bytes::Bytes;
 use eggs_consensus::{Applied, ConsensusError, Handle};
 use eggs_crossdir_core::driver::QUEUE_MAX;
 use eggs_crossdir_core::{Answer as Known, prepare};
+use eggs_daemon::space::Space;
 use eggs_machine::Table;
 use eggs_proto::limits::PROTOCOL_VERSION;
 use eggs_proto::pb::begin_transaction::Op as Intent;
@@ -30,6 +31,8 @@ pub(crate) struct Handler {
     pub(crate) driving: Driving,
     /// Set once the cluster is known.
     pub(crate) joined: Arc<OnceLock<(ClusterId, Shards)>>,
+    /// Of the disk that holds the coordinator's data.
+    pub(crate) space: Arc<Space>,
     /// Counts new directories, so that they go round the shards.
     pub(crate) made: Arc<AtomicU64>,
 }
@@ -87,6 +90,9 @@ impl Handler {
         sequence: u64,
         shards: &Shards,
     ) -> Result<Answer, pb::Error> {
+        if self.space.is_almost_full() && matches!(op, Op::Mkdir(_)) {
+            return Err(CrossdirError::NoSpace.with("the coordinator"));
+        }
         // No queue can be longer than all that is unfinished: only then is it worth asking.
         if self.driving.unfinished.load(Ordering::Relaxed) >= QUEUE_MAX {
             let begin = Box::new(pb::BeginTransaction { op: intent(&op), ..pb::BeginTransaction::default() });

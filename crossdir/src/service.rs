@@ -9,6 +9,7 @@ use eggs_consensus::{ConsensusError, Options, Runner};
 use eggs_crossdir_core::CrossdirMachine;
 use eggs_daemon::directory::DirectoryError;
 use eggs_daemon::registry::{JoinError, Registry, RegistryCallError};
+use eggs_daemon::space::Space;
 use eggs_daemon::{CancellationToken, DataDirectory, Secret, server};
 use eggs_proto::limits::MESSAGE_BYTES_MAX;
 use eggs_proto::pb;
@@ -70,6 +71,7 @@ impl Service {
             consensus,
             driving,
             joined: Arc::new(OnceLock::new()),
+            space: Arc::new(Space::new(directory.path().to_owned())),
             made: Arc::new(AtomicU64::new(first())),
         };
         Ok(Service {
@@ -138,6 +140,7 @@ impl Service {
         tokio::select! {
             result = heartbeat => result.map_err(StartError::from),
             result = driving => result.map_err(StartError::Failed),
+            () = self.handler.space.watch() => Ok(()),
             why = self.handler.consensus.stopped() => {
                 Err(StartError::Failed(why.unwrap_or_else(|| "stopped".to_owned())))
             }

@@ -16,6 +16,7 @@ use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use eggs_proto::ClusterId;
 use eggs_proto::limits::FORMAT_VERSION;
@@ -27,6 +28,8 @@ const MAGIC: &str = "eggsfs";
 /// mkfs makes this one: a fresh file system counts as empty.
 const LOST_AND_FOUND: &str = "lost+found";
 const FORMAT_BYTES_MAX: u64 = 4096;
+const LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// An open data directory. Dropping it lets others open it.
 #[derive(Debug)]
@@ -125,7 +128,16 @@ impl Lock {
             .truncate(false)
             .open(directory.join(LOCK))
             .map_err(|source| error(Problem::Io(source)))?;
-        match file.try_lock() {
+        let mut locked = file.try_lock();
+        for _ in 0..LOCK_TRIES {
+            // A process that was killed may take a moment to be gone.
+            if !matches!(locked, Err(TryLockError::WouldBlock)) {
+                break;
+            }
+            std::thread::sleep(LOCK_PAUSE);
+            locked = file.try_lock();
+        }
+        match locked {
             Ok(()) => {}
             Err(TryLockError::Error(source)) => return Err(error(Problem::Io(source))),
             Err(TryLockError::WouldBlock) => {

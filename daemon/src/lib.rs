@@ -26,6 +26,7 @@ mod run;
 pub mod secret;
 pub mod server;
 pub mod signal;
+pub mod space;
 pub mod systemd;
 
 pub use directory::DataDirectory;

@@ -114,6 +114,8 @@ service_error! {
         BadProof = 43, Never, "proof of a written block not valid";
         /// Not enough writable block services in different places.
         NoBlockServices = 44, Later, "no space: not enough writable block services";
+        /// The disk that holds the metadata is almost full; names can still be removed.
+        NoSpace = 45, Never, "no space left on device";
     }
 }
 
@@ -143,6 +145,8 @@ service_error! {
         /// A directory cannot be moved into itself.
         Loop = 32, Never, "cannot move a directory into itself";
         TooDeep = 33, Never, "too many levels of directories";
+        /// The disk that holds the coordinator's log is almost full; names can still be removed.
+        NoSpace = 34, Never, "no space left on device";
     }
 }
 

@@ -34,6 +34,14 @@ pub fn defaults() -> Policies {
     }
 }
 
+/// Block services the widest span of the defaults needs, each with room for one of its blocks.
+pub fn default_blocks() -> (usize, u64) {
+    let widest =
+        defaults().span.into_iter().flat_map(|span| span.rules).max_by_key(|rule| rule.data + rule.parity);
+    let (data, parity) = widest.map_or((1, 0), |rule| (rule.data.max(1), rule.parity));
+    ((data + parity) as usize, u64::from(DEFAULT_SPAN_BYTES / data))
+}
+
 /// `near` where it is set, `far` (a parent's, or the defaults) elsewhere.
 #[must_use]
 pub fn inherit(near: Policies, far: &Policies) -> Policies {
@@ -113,6 +121,7 @@ mod tests {
         let defaults = defaults();
         validate(&defaults).unwrap();
         assert_eq!(inherit(Policies::default(), &defaults), defaults);
+        assert_eq!(default_blocks(), (6, 16 << 20));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use eggs_consensus::{Applied, ConsensusError, GroupId, Handle};
 use eggs_daemon::Secret;
+use eggs_daemon::space::Space;
 use eggs_machine::{Table, TableError};
 use eggs_proto::limits::PROTOCOL_VERSION;
 use eggs_proto::pb::shard_reply::Result as Answer;
@@ -27,6 +28,8 @@ pub(crate) struct Handler {
     pub(crate) secret: Secret,
     /// Set once the cluster is known.
     pub(crate) cluster_id: Arc<OnceLock<ClusterId>>,
+    /// Of the disk that holds the shards.
+    pub(crate) space: Arc<Space>,
     /// Block services as shuckle last told.
     pub(crate) cluster: watch::Receiver<Arc<Cluster>>,
 }
@@ -86,6 +89,9 @@ impl Handler {
         authorized: bool,
         write: pb::Write,
     ) -> Result<Answer, pb::Error> {
+        if self.space.is_almost_full() && !authorized && write.ops.iter().any(adds_data) {
+            return Err(ShardError::NoSpace.with(format_args!("shard {shard}")));
+        }
         let cluster = Arc::clone(&self.cluster.borrow());
         let prepare = {
             let cluster = Arc::clone(&cluster);
@@ -215,6 +221,12 @@ impl Handler {
 fn is_settled(view: &dyn Table, at: Time) -> bool {
     // A row that cannot be read is the read's to say.
     at.is_unset() || eggs_machine::group::clock(view).map_or(true, |clock| clock >= at)
+}
+
+/// Whatever does not take away.
+fn adds_data(op: &pb::WriteOp) -> bool {
+    use pb::write_op::Op;
+    !matches!(op.op, Some(Op::Unlink(_) | Op::AbandonEden(_)))
 }
 
 /// A block placed on a service whose key is not known here: just started, or the service is new.

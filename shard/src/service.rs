@@ -11,6 +11,7 @@ use bytes::Bytes;
 use eggs_consensus::{ConsensusError, GroupId, Handle, Options, Runner};
 use eggs_daemon::directory::DirectoryError;
 use eggs_daemon::registry::{JoinError, MapWatch, Registry, RegistryCallError};
+use eggs_daemon::space::Space;
 use eggs_daemon::{CancellationToken, DataDirectory, Secret, server};
 use eggs_proto::limits::MESSAGE_BYTES_MAX;
 use eggs_proto::pb::registry_request::Op as RegistryOp;
@@ -84,7 +85,13 @@ impl Service {
         }
         let (cluster, receiver) =
             watch::channel(Arc::new(Cluster::from_map(&pb::ClusterMapReply::default())));
-        let handler = Handler { consensus, secret: config.secret.clone(), cluster_id, cluster: receiver };
+        let handler = Handler {
+            consensus,
+            secret: config.secret.clone(),
+            cluster_id,
+            space: Arc::new(Space::new(directory.path().to_owned())),
+            cluster: receiver,
+        };
         Ok(Service {
             handler,
             cluster,
@@ -136,6 +143,7 @@ impl Service {
             result = heartbeat => result.map_err(StartError::from),
             () = self.follow(registry.watch(true, stop.clone())) => Ok(()),
             () = self.expire(stop.clone()) => Ok(()),
+            () = self.handler.space.watch() => Ok(()),
             why = self.handler.consensus.stopped() => {
                 Err(StartError::Failed(why.unwrap_or_else(|| "stopped".to_owned())))
             }

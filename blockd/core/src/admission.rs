@@ -8,12 +8,17 @@ use eggs_proto::{BlockError, BlockId, BlockServiceId, ClusterId, mac, pb};
 use crate::header::file_bytes;
 use crate::identity::Identity;
 
-/// The part of a disk that is kept free is 1/128 of it …
-const RESERVE_SHARE: u64 = 128;
+/// The part of a disk that is kept free is 1/64 of it …
+const RESERVE_SHARE: u64 = 64;
 /// … but at least room for a few folders and the file system's own needs …
 const RESERVE_BYTES_MIN: u64 = 1 << 20;
 /// … and no more than this: a large disk does not need it.
-const RESERVE_BYTES_MAX: u64 = 1 << 30;
+const RESERVE_BYTES_MAX: u64 = 4 << 30;
+/// Metadata on the same file system (`eggsctl up`, one-disk hosts) must have room when blocks have none:
+/// names can then still be removed. At least this much, or …
+const METADATA_BYTES: u64 = 128 << 20;
+/// … this share of a small file system.
+const METADATA_SHARE: u64 = 4;
 
 /// Checks what travels with every request.
 ///
@@ -91,7 +96,8 @@ pub fn check_range(size: u32, offset: u32, length: u32) -> Result<(), BlockError
 
 /// Bytes of a disk that are not for blocks (BL-10).
 pub fn reserve(capacity_bytes: u64) -> u64 {
-    (capacity_bytes / RESERVE_SHARE).clamp(RESERVE_BYTES_MIN, RESERVE_BYTES_MAX)
+    let for_metadata = METADATA_BYTES.min(capacity_bytes / METADATA_SHARE);
+    (capacity_bytes / RESERVE_SHARE).max(for_metadata).clamp(RESERVE_BYTES_MIN, RESERVE_BYTES_MAX)
 }
 
 /// Room on a disk as its file system tells it.
@@ -263,10 +269,12 @@ mod tests {
     #[test]
     fn the_last_bytes_of_a_disk_are_not_for_blocks() {
         let space = |free_bytes| Space { capacity_bytes: 64 << 20, free_bytes };
-        assert_eq!(reserve(64 << 20), 1 << 20);
-        assert_eq!(reserve(64 << 30), 512 << 20);
-        assert_eq!(reserve(u64::MAX), 1 << 30);
-        let enough = (1 << 20) + 4096 + 100;
+        assert_eq!(reserve(1 << 20), 1 << 20);
+        assert_eq!(reserve(64 << 20), 16 << 20);
+        assert_eq!(reserve(1 << 30), 128 << 20);
+        assert_eq!(reserve(64 << 30), 1 << 30);
+        assert_eq!(reserve(u64::MAX), 4 << 30);
+        let enough = (16 << 20) + 4096 + 100;
         assert_eq!(space(enough).admit(100, 0), Ok(()));
         assert_eq!(space(enough - 1).admit(100, 0), Err(BlockError::NoSpace));
         assert_eq!(space(enough).admit(100, 1), Err(BlockError::NoSpace));

@@ -32,7 +32,8 @@ pub struct Up {
     #[arg(long, env = "EGGS_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:5000", value_parser = eggs_daemon::args::listen_address)]
     listen: SocketAddr,
 
-    /// Number of disks, each a failure domain of its own [default: 8 in a new directory, else those it has]
+    /// Number of disks, each a failure domain of its own [default: 8 in a new directory, else those it has].
+    /// Files over 64 KiB need 6
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
     disks: Option<u16>,
 
@@ -68,6 +69,14 @@ impl Up {
         let on_data = |error: std::io::Error| Failure::io(data.display(), &error);
         let log = log.open(&data).map_err(on_data)?;
         let pid_file = PidFile::create(&data).map_err(on_data)?;
+        let (needed, _) = eggs_proto::policy::default_blocks();
+        if cluster.disks() < needed {
+            eprintln!(
+                "eggsctl: up: {} disks: files over {} KiB need {needed} (RS(4,2)) and cannot be written; start with --disks {needed} or more",
+                cluster.disks(),
+                eggs_proto::policy::DEFAULT_MIRROR_BYTES >> 10,
+            );
+        }
         let text = ready(started.elapsed().as_secs_f64(), &data, &log, cluster.address(), self.background);
         let mut out = context.out();
         // A reader that has gone is no reason to stop a cluster that runs.

@@ -110,6 +110,7 @@ fn crossdir_error(error: ShardError) -> CrossdirError {
         ShardError::NameTooLong => CrossdirError::NameTooLong,
         ShardError::Changed => CrossdirError::Changed,
         ShardError::IsRoot => CrossdirError::IsRoot,
+        ShardError::NoSpace => CrossdirError::NoSpace,
         // Of a transaction this coordinator does not know of; a newer call may find it gone.
         ShardError::Locked => CrossdirError::Busy,
         // Retried, so never an outcome (`waits`).
