@@ -14,7 +14,7 @@ use eggs_client_core::write::WriteBlock;
 use eggs_proto::limits::MESSAGE_BYTES_MAX;
 use eggs_proto::pb::block_service_client::BlockServiceClient;
 use eggs_proto::pb::{fetch_block_reply, registry_request, write_block_reply, write_block_request};
-use eggs_proto::{BlockError, BlockServiceId, InodeId, ServiceError, pb};
+use eggs_proto::{BlockError, BlockServiceId, InodeId, Retry, ServiceError, pb};
 use futures_util::stream;
 use tonic::Streaming;
 use tonic::transport::Channel;
@@ -113,8 +113,9 @@ impl Shared {
         let unreachable = |why: String| FetchFailure::Unreachable(why);
         let map = self.map();
         let seen = self.map_time();
-        let peer =
-            map.service(fetch.service).ok_or_else(|| unreachable("not in the cluster map".to_owned()))?;
+        let peer = map
+            .service(fetch.service)
+            .ok_or_else(|| FetchFailure::Refused("not in the cluster map".to_owned()))?;
         let request = pb::FetchBlockRequest {
             header: Some(self.header()),
             block_service: fetch.service.0,
@@ -219,6 +220,9 @@ async fn collect(
                 return Err(match BlockError::from_code(error.code) {
                     Some(BlockError::UnknownBlock) => FetchFailure::Damaged(Damage::Missing),
                     Some(BlockError::Corrupt) => FetchFailure::Damaged(Damage::Corrupt),
+                    Some(code) if code.retry() == Retry::Never => {
+                        FetchFailure::Refused(block_error_words(&error))
+                    }
                     _ => FetchFailure::Unreachable(block_error_words(&error)),
                 });
             }

@@ -5,9 +5,11 @@ use std::fs::File;
 use std::io::{IoSlice, Write};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use eggs_client_core::read::{Fetch, FetchFailure, ReadSpan, ReadStep};
+use eggs_client_core::retry::Backoff;
 use eggs_client_core::span::{Body, StoredSpan, check_page};
 use eggs_proto::{InodeId, ShardError, Time, pb};
 use futures_util::future::Either;
@@ -17,7 +19,7 @@ use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::Client;
-use crate::connection::lock;
+use crate::connection::{entropy, lock};
 use crate::error::{ClientError, Refusal, Result};
 use crate::path::Path;
 use crate::types::{CreateOptions, Metadata, Published, Span};
@@ -291,13 +293,36 @@ impl Open {
         ClientError::Corrupt { file: self.metadata.inode, path: self.what.clone(), what }
     }
 
-    /// Bytes of one span; `range` is of the file, inside the span.
+    /// Bytes of one span; `range` is of the file, inside the span. Block services that do not answer may
+    /// be back soon: with too few blocks because of them it tries again until the timeout.
     async fn read(self: Arc<Self>, span: Arc<StoredSpan>, range: Range<u64>) -> Result<Vec<Bytes>> {
         let shared = &self.client.shared;
-        let range = (range.start - span.offset) as u32..(range.end - span.offset) as u32;
-        let offset = span.offset;
-        let mut machine = ReadSpan::new(span, range, shared.readable(), shared.turn());
+        let (started, mut backoff) = (Instant::now(), Backoff::default());
+        loop {
+            let seen = shared.map_time();
+            let (missing, away) = match self.read_once(&span, &range).await? {
+                Attempt::Read(pieces) => return Ok(pieces),
+                Attempt::Lost { missing, away } => (missing, away),
+            };
+            if !away {
+                let (file, path, offset) = (self.metadata.inode, self.what.clone(), span.offset);
+                return Err(ClientError::DataLost { file, path, offset, missing });
+            }
+            let pause = backoff.pause(entropy());
+            if started.elapsed() + pause > shared.options.timeout {
+                return Err(ClientError::Unreachable { tried: missing, after: started.elapsed() });
+            }
+            sleep(pause).await;
+            let _ = shared.renew(seen).await;
+        }
+    }
+
+    async fn read_once(self: &Arc<Self>, span: &Arc<StoredSpan>, range: &Range<u64>) -> Result<Attempt> {
+        let shared = &self.client.shared;
+        let within = (range.start - span.offset) as u32..(range.end - span.offset) as u32;
+        let mut machine = ReadSpan::new(span.clone(), within, shared.readable(), shared.turn());
         let mut events = FuturesUnordered::new();
+        let mut away = false;
         loop {
             match machine.poll() {
                 Some(ReadStep::Fetch(fetch)) => {
@@ -305,14 +330,14 @@ impl Open {
                     events.push(Either::Right(self.hedge(fetch.id)));
                 }
                 Some(ReadStep::Report(bad)) => shared.report(self.metadata.inode, &bad),
-                Some(ReadStep::Done(bytes)) => return Ok(bytes),
-                Some(ReadStep::Lost(missing)) => {
-                    let (file, path) = (self.metadata.inode, self.what.clone());
-                    return Err(ClientError::DataLost { file, path, offset, missing });
-                }
+                Some(ReadStep::Done(bytes)) => return Ok(Attempt::Read(bytes)),
+                Some(ReadStep::Lost(missing)) => return Ok(Attempt::Lost { missing, away }),
                 None => match events.next().await {
                     Some(Event::Fetched(id, Ok(pieces))) => machine.fetched(id, pieces),
-                    Some(Event::Fetched(id, Err(failure))) => machine.failed(id, failure),
+                    Some(Event::Fetched(id, Err(failure))) => {
+                        away |= matches!(failure, FetchFailure::Unreachable(_));
+                        machine.failed(id, failure);
+                    }
                     Some(Event::Late(id)) => machine.late(id),
                     None => return Err(self.corrupt("a read came to no end".to_owned())),
                 },
@@ -332,6 +357,15 @@ impl Open {
         sleep(self.client.shared.options.hedge_after).await;
         Event::Late(id)
     }
+}
+
+enum Attempt {
+    Read(Vec<Bytes>),
+    /// `away`: some block services did not answer.
+    Lost {
+        missing: String,
+        away: bool,
+    },
 }
 
 enum Event {

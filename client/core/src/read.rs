@@ -47,7 +47,9 @@ pub struct BadBlock {
 pub enum FetchFailure {
     /// The block service answered that the block is not there, or not right: it needs repair.
     Damaged(Damage),
-    /// No answer, or one that says nothing about the block.
+    /// The block service answered that it cannot give the block: its disk is lost, say.
+    Refused(String),
+    /// No answer, or one that says nothing about the block: it may come later.
     Unreachable(String),
 }
 
@@ -214,7 +216,7 @@ impl ReadSpan {
                 self.report(pending.block, damage);
                 if damage == Damage::Missing { "missing".to_owned() } else { "corrupt".to_owned() }
             }
-            FetchFailure::Unreachable(why) => why,
+            FetchFailure::Refused(why) | FetchFailure::Unreachable(why) => why,
         };
         self.why.insert(pending.block, words);
         self.ranks[pending.block] = Rank::Failed;
