@@ -10,7 +10,7 @@
 //!
 //! [`spawn`] starts it, [`Handle`] is how async code writes and reads, [`Runner::stop`] ends it in
 //! order. A storage error stops the thread; every request then gets [`ConsensusError::Stopped`], and
-//! the process should exit: [`Runner::failed`] says so.
+//! the process should exit: [`Handle::stopped`] says so.
 
 mod handle;
 mod log_files;

@@ -8,7 +8,7 @@ use crate::context::{Context, Stop};
 use crate::span;
 use crate::{placement, schema};
 
-/// Replaced blocks one span in progress may leave behind.
+/// Replaced blocks one file in writing may leave behind.
 pub(crate) const GARBAGE_BLOCKS_MAX: usize = 256;
 
 impl<T: Table + ?Sized> Context<'_, '_, T> {
