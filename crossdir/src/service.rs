@@ -140,7 +140,6 @@ impl Service {
         tokio::select! {
             result = heartbeat => result.map_err(StartError::from),
             result = driving => result.map_err(StartError::Failed),
-            () = self.handler.space.watch() => Ok(()),
             why = self.handler.consensus.stopped() => {
                 Err(StartError::Failed(why.unwrap_or_else(|| "stopped".to_owned())))
             }

@@ -5,41 +5,49 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// Less free than this is almost full …
 const RESERVE_BYTES: u64 = 64 << 20;
 /// … or, on a small file system, less than this share. Block services leave more than that free.
 const RESERVE_SHARE: u64 = 8;
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// A look is a few microseconds; whoever asks more often gets the last answer.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The room on one file system, looked at every second.
+/// The room on one file system, looked at when it is asked for: at rest nobody looks.
 #[derive(Debug)]
 pub struct Space {
     directory: PathBuf,
     full: AtomicBool,
+    made: Instant,
+    /// Milliseconds after `made`.
+    looked_ms: AtomicU64,
 }
 
 impl Space {
     /// Of the file system that holds `directory`.
     pub fn new(directory: PathBuf) -> Space {
-        let space = Space { directory, full: AtomicBool::new(false) };
+        let space = Space {
+            directory,
+            full: AtomicBool::new(false),
+            made: Instant::now(),
+            looked_ms: AtomicU64::new(0),
+        };
         space.look();
         space
     }
 
     /// Nothing more should be added.
     pub fn is_almost_full(&self) -> bool {
-        self.full.load(Ordering::Relaxed)
-    }
-
-    /// Looks for ever.
-    pub async fn watch(&self) {
-        loop {
-            tokio::time::sleep(LOOK_INTERVAL).await;
+        let now = u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let looked = self.looked_ms.load(Ordering::Relaxed);
+        let due = u128::from(now.saturating_sub(looked)) >= LOOK_INTERVAL.as_millis();
+        // One of those who ask at once looks.
+        if due && self.looked_ms.compare_exchange(looked, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             self.look();
         }
+        self.full.load(Ordering::Relaxed)
     }
 
     fn look(&self) {

@@ -143,7 +143,6 @@ impl Service {
             result = heartbeat => result.map_err(StartError::from),
             () = self.follow(registry.watch(true, stop.clone())) => Ok(()),
             () = self.expire(stop.clone()) => Ok(()),
-            () = self.handler.space.watch() => Ok(()),
             why = self.handler.consensus.stopped() => {
                 Err(StartError::Failed(why.unwrap_or_else(|| "stopped".to_owned())))
             }
