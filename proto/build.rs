@@ -3,7 +3,7 @@
 use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let files: Vec<String> = ["common", "shard", "crossdir", "registry", "block", "log", "storage"]
+    let files: Vec<String> = ["common", "shard", "crossdir", "registry", "block", "log", "storage", "peer"]
         .iter()
         .map(|name| format!("proto/eggs/v1/{name}.proto"))
         .collect();

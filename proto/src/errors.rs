@@ -25,12 +25,12 @@ pub trait ServiceError: Copy + std::fmt::Display {
 
     /// A wire error; `what` is what failed on what.
     fn with(self, what: impl std::fmt::Display) -> pb::Error {
-        pb::Error { code: self.code(), message: format!("{what}: {self}") }
+        pb::Error { code: self.code(), message: format!("{what}: {self}"), leader: String::new() }
     }
 
     /// A wire error with nothing to add.
     fn bare(self) -> pb::Error {
-        pb::Error { code: self.code(), message: self.to_string() }
+        pb::Error { code: self.code(), message: self.to_string(), leader: String::new() }
     }
 }
 
@@ -163,7 +163,10 @@ service_error! {
         NotFound = 20, Never, "no such block service";
         /// A block service id is registered with another key: two disks with one id.
         Conflict = 21, Never, "another disk is registered with this id";
-        ShardTaken = 22, Never, "another live host serves this shard";
+        /// A store, host or group that is not known.
+        UnknownMember = 23, Never, "not known to the registry";
+        /// Fewer replicas than are safe.
+        TooFewReplicas = 24, Never, "too few replicas would be left";
     }
 }
 

@@ -173,6 +173,58 @@ u64_id!(
     BlockId
 );
 
+u64_id!(
+    /// One data directory that holds replicas; the id of its replicas in raft. Chosen at random when the directory is
+    /// made, never 0: an empty disk in the place of an old one is another store, not a forgetful old voter.
+    StoreId
+);
+
+impl FromStr for StoreId {
+    type Err = std::num::ParseIntError;
+    /// Hexadecimal with `0x`, or decimal.
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        s.parse::<InodeId>().map(|id| StoreId(id.0))
+    }
+}
+
+/// A replicated group: 0 to 255 the shards, then the coordinator and the registry.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId(pub u16);
+
+impl GroupId {
+    /// The cross-directory coordinator.
+    pub const CROSSDIR: GroupId = GroupId(256);
+    /// The registry.
+    pub const SHUCKLE: GroupId = GroupId(257);
+
+    /// The shard it replicates, when it is one.
+    pub fn shard(self) -> Option<ShardId> {
+        u8::try_from(self.0).ok().map(ShardId)
+    }
+}
+
+impl From<ShardId> for GroupId {
+    fn from(shard: ShardId) -> GroupId {
+        GroupId(u16::from(shard.0))
+    }
+}
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            GroupId::CROSSDIR => f.write_str("crossdir"),
+            GroupId::SHUCKLE => f.write_str("shuckle"),
+            GroupId(shard) => write!(f, "shard {shard}"),
+        }
+    }
+}
+
+impl fmt::Debug for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl BlockId {
     /// # Panics
     /// When `counter` does not fit 56 bits.

@@ -20,6 +20,7 @@ pub mod pb {
 
 pub use errors::{BlockError, CrossdirError, RegistryError, Retry, ServiceError, ShardError};
 pub use ids::{
-    BlockId, BlockServiceId, ClusterId, Cookie, InodeId, InodeType, SessionId, ShardId, TransactionId,
+    BlockId, BlockServiceId, ClusterId, Cookie, GroupId, InodeId, InodeType, SessionId, ShardId, StoreId,
+    TransactionId,
 };
 pub use time::Time;

@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 /// Version of the wire protocol; a peer with another major is refused.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 /// Version of everything a daemon stores; a newer one is refused untouched.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 pub const SHARDS: u16 = 256;
+/// How many replicas a group may be asked to have.
+pub const REPLICAS: [u32; 3] = [1, 3, 5];
+/// Voters and learners of one group, a change in progress included.
+pub const MEMBERS_MAX: usize = 9;
 
 pub const NAME_BYTES_MAX: usize = 255;
 /// Also the longest symlink target.
@@ -54,6 +58,8 @@ pub const CLASS_FLASH: u8 = 3;
 pub const EDEN_DEADLINE: Duration = Duration::from_secs(3600);
 /// A session not used this long may be forgotten; a retry must come before.
 pub const SESSION_TTL: Duration = Duration::from_secs(24 * 3600);
+/// A host whose wall clock is further from the others' than this does not lead.
+pub const CLOCK_OFFSET_MAX: Duration = Duration::from_millis(500);
 /// A clock further ahead than this is not believed.
 pub const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(60);
 /// Daemons register this often …

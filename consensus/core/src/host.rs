@@ -9,12 +9,13 @@ use eggs_machine::group::{self, Applied};
 use eggs_machine::hash::StateHash;
 use eggs_machine::table::scan;
 use eggs_machine::{Batch, Machine, Tx};
-use eggs_proto::{SessionId, Time, pb};
+use eggs_proto::{SessionId, StoreId, Time, pb};
 use prost::Message;
 use raft::eraftpb::{Entry, EntryType};
 use raft::{Config, RawNode, StateRole, Storage};
 
 use crate::group_log::GroupLog;
+use crate::membership::Membership;
 use crate::snapshot::Taking;
 use crate::storage::{
     AppliedRow, GroupCommit, GroupId, LogStore, LogWrite, SnapshotMeta, SnapshotStore, StateStore,
@@ -167,7 +168,7 @@ where
         let log_state = self.log.load(id)?;
         let is_new = snapshot.is_none() && log_state.is_none();
         let mut log_state = log_state.unwrap_or_default();
-        let before = snapshot.map_or((0, 0), |meta| (meta.index, meta.term));
+        let before = snapshot.as_ref().map_or((0, 0), |meta| (meta.index, meta.term));
         if log_state.last >= log_state.first && log_state.first > before.0 + 1 {
             return Err(StorageError::new(format!(
                 "the log begins at {} but the snapshot ends at {}: the snapshot is missing or damaged",
@@ -190,7 +191,7 @@ where
                 if !is_new {
                     self.rebuilt.push(id);
                 }
-                self.rebuild(id, &machine, snapshot)?
+                self.rebuild(id, &machine, snapshot.clone())?
             }
         };
         log_state.hard.commit = log_state.hard.commit.max(applied.index);
@@ -251,8 +252,8 @@ where
             let mut tx = Tx::new(self.state.table(id), StateHash::default());
             machine.genesis(&mut tx)?;
             let (batch, hash) = tx.finish();
-            let applied = AppliedRow { index: 0, term: 0, hash };
-            self.state.commit(vec![GroupCommit { group: id, batch, applied }])?;
+            let applied = AppliedRow { index: 0, term: 0, hash, membership: Membership::founding(&[StoreId(REPLICA)]) };
+            self.state.commit(vec![GroupCommit { group: id, batch, applied: applied.clone() }])?;
             return Ok(applied);
         };
         let mut hash = StateHash::default();
@@ -272,8 +273,8 @@ where
                 meta.index, meta.hash
             )));
         }
-        let applied = AppliedRow { index: meta.index, term: meta.term, hash };
-        self.state.commit(vec![GroupCommit { group: id, batch: Batch::default(), applied }])?;
+        let applied = AppliedRow { index: meta.index, term: meta.term, hash, membership: meta.membership };
+        self.state.commit(vec![GroupCommit { group: id, batch: Batch::default(), applied: applied.clone() }])?;
         Ok(applied)
     }
 
@@ -367,7 +368,7 @@ where
                 group.node.mut_store().set_hard(hard.clone());
             }
             if hard.is_some() || !entries.is_empty() {
-                writes.push(LogWrite { group: id, hard, entries });
+                writes.push(LogWrite { group: id, hard, entries, change: None });
             }
             committed.push((id, ready.take_committed_entries()));
             readies.push((id, ready));
@@ -452,9 +453,9 @@ where
         if self.taking.is_none() {
             self.outgrown.remove(&id);
             let Some(group) = self.groups.get(&id) else { return Ok(()) };
-            let AppliedRow { index, term, hash } = group.applied;
+            let AppliedRow { index, term, hash, membership } = group.applied.clone();
             self.snapshots.begin(id)?;
-            self.taking = Some(Taking::new(id, SnapshotMeta { index, term, hash, bytes: 0 }));
+            self.taking = Some(Taking::new(id, SnapshotMeta { index, term, hash, bytes: 0, membership }));
         }
         let Some(taking) = &mut self.taking else { return Ok(()) };
         let Some(meta) = taking.step(self.state.table(id), &mut self.snapshots)? else { return Ok(()) };
@@ -465,11 +466,12 @@ where
             let last = group.node.store().last_index().unwrap_or(meta.index);
             // What came in while it was taken stays in the log.
             let share = last.saturating_sub(meta.index);
-            let whole = last.saturating_sub(group.snapshot.map_or(0, |meta| meta.index)).max(1);
+            let whole = last.saturating_sub(group.snapshot.as_ref().map_or(0, |meta| meta.index)).max(1);
             group.log_bytes = group.log_bytes / whole * share;
             group.retry_at = 0;
-            group.snapshot = Some(meta);
             group.node.mut_store().truncated(meta.index, meta.term);
+            group.snapshot = Some(meta);
+
         }
         Ok(())
     }
@@ -499,7 +501,7 @@ where
             leader: group.leads(),
             term: group.node.raft.term,
             applied_index: group.applied.index,
-            snapshot_index: group.snapshot.map_or(0, |meta| meta.index),
+            snapshot_index: group.snapshot.as_ref().map_or(0, |meta| meta.index),
             log_bytes: group.log_bytes,
             state_hash: group.applied.hash,
         })
@@ -532,7 +534,7 @@ impl<M: Machine, L: LogStore> Group<M, L> {
     }
 
     fn outgrown(&self) -> bool {
-        let snapshot_bytes = self.snapshot.map_or(0, |meta| meta.bytes);
+        let snapshot_bytes = self.snapshot.as_ref().map_or(0, |meta| meta.bytes);
         let enough = SNAPSHOT_LOG_BYTES_MIN.max(snapshot_bytes.saturating_mul(SNAPSHOT_LOG_FACTOR));
         self.log_bytes > enough.max(self.retry_at)
     }
@@ -546,7 +548,7 @@ impl<M: Machine, L: LogStore> Group<M, L> {
         answers: &mut Vec<Answer<M::Effect>>,
     ) -> Result<GroupCommit, StorageError> {
         let mut tx = Tx::new(table, self.applied.hash);
-        let mut applied = self.applied;
+        let mut applied = self.applied.clone();
         for entry in entries {
             // CO-6
             if entry.index != applied.index + 1 {
@@ -563,7 +565,7 @@ impl<M: Machine, L: LogStore> Group<M, L> {
         }
         let (batch, hash) = tx.finish();
         applied.hash = hash;
-        self.applied = applied;
+        self.applied = applied.clone();
         Ok(GroupCommit { group: id, batch, applied })
     }
 

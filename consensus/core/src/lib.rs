@@ -19,13 +19,17 @@
 
 mod group_log;
 mod host;
+mod membership;
 pub mod memory;
+mod peer;
 mod snapshot;
 pub mod storage;
 
 pub use host::{Answer, GroupStatus, Host, HostError, Proposal, ProposalId, ProposeError};
+pub use membership::Membership;
+pub use peer::{Now, PeerBatch, PeerMessage};
 pub use raft::eraftpb;
 pub use storage::{
-    AppliedRow, GroupCommit, GroupId, LogState, LogStore, LogWrite, SnapshotMeta, SnapshotStore, StateStore,
-    StorageError,
+    AppliedRow, GroupCommit, GroupId, LogChange, LogState, LogStore, LogWrite, Piece, SnapshotMeta, SnapshotStore,
+    StateStore, StorageError,
 };

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use eggs_machine::{MemoryTable, Row, Table};
+use eggs_proto::StoreId;
 use raft::eraftpb::{Entry, HardState};
 
 use crate::storage::{
-    AppliedRow, GroupCommit, GroupId, LogState, LogStore, LogWrite, SnapshotMeta, SnapshotStore, StateStore,
-    StorageError,
+    AppliedRow, GroupCommit, GroupId, LogChange, LogState, LogStore, LogWrite, Piece, SnapshotMeta,
+    SnapshotStore, StateStore, StorageError,
 };
 
 /// A log whose writes reach the disk when they are synced.
@@ -32,6 +33,8 @@ struct GroupEntries {
     hard: HardState,
     first: u64,
     entries: BTreeMap<u64, Entry>,
+    founding: Vec<StoreId>,
+    removed: bool,
 }
 
 impl MemoryLog {
@@ -67,9 +70,15 @@ impl MemoryLog {
 }
 
 impl LogStore for MemoryLog {
+    fn groups(&self) -> Result<Vec<GroupId>, StorageError> {
+        Ok(self.lock().groups.keys().copied().collect())
+    }
+
     fn load(&self, group: GroupId) -> Result<Option<LogState>, StorageError> {
         Ok(self.lock().groups.get(&group).map(|log| LogState {
             hard: log.hard.clone(),
+            founding: log.founding.clone(),
+            removed: log.removed,
             first: log.entries.keys().next().copied().unwrap_or(log.first),
             last: log.entries.keys().next_back().copied().unwrap_or(log.first.saturating_sub(1)),
         }))
@@ -109,6 +118,19 @@ impl LogStore for MemoryLog {
         inner.syncs += 1;
         for write in writes {
             let log = inner.groups.entry(write.group).or_default();
+            match write.change {
+                None => {}
+                Some(LogChange::Found(founding)) => {
+                    *log = GroupEntries { founding, hard: log.hard.clone(), ..GroupEntries::default() };
+                }
+                Some(LogChange::Restart) => {
+                    *log = GroupEntries { hard: log.hard.clone(), ..GroupEntries::default() };
+                }
+                Some(LogChange::Remove) => {
+                    *log =
+                        GroupEntries { hard: log.hard.clone(), removed: true, ..GroupEntries::default() };
+                }
+            }
             if let Some(hard) = write.hard {
                 log.hard = hard;
             }
@@ -168,12 +190,16 @@ impl MemoryState {
 impl StateStore for MemoryState {
     type Table = MemoryTable;
 
+    fn add(&mut self, _group: GroupId) -> Result<(), StorageError> {
+        Ok(())
+    }
+
     fn table(&self, group: GroupId) -> &MemoryTable {
         self.groups.get(&group).map_or(&self.empty, |(table, _)| table)
     }
 
     fn applied(&self, group: GroupId) -> Result<Option<AppliedRow>, StorageError> {
-        Ok(self.groups.get(&group).map(|(_, applied)| *applied))
+        Ok(self.groups.get(&group).map(|(_, applied)| applied.clone()))
     }
 
     fn closed_cleanly(&self) -> bool {
@@ -195,11 +221,12 @@ impl StateStore for MemoryState {
     }
 }
 
-/// Snapshots in memory: durable once sealed.
+/// Snapshots in memory: durable once sealed or installed.
 #[derive(Debug, Clone, Default)]
 pub struct MemorySnapshots {
     sealed: BTreeMap<GroupId, (SnapshotMeta, Vec<Row>)>,
     begun: Option<(GroupId, Vec<Row>)>,
+    incoming: BTreeMap<GroupId, ((u64, u64), Vec<u8>)>,
     fail_next: Option<String>,
 }
 
@@ -213,13 +240,47 @@ impl MemorySnapshots {
     #[must_use]
     pub fn crashed(mut self) -> Self {
         self.begun = None;
+        self.incoming.clear();
         self
     }
 }
 
+/// The stored form: the meta's applied row and its bytes (u64), then keys and values, each after its length (u32).
+fn stored(meta: &SnapshotMeta, rows: &[Row]) -> Vec<u8> {
+    let SnapshotMeta { index, term, hash, bytes, membership } = meta.clone();
+    let applied = AppliedRow { index, term, hash, membership }.to_bytes();
+    let count = bytes.to_le_bytes();
+    let parts = [&applied[..], &count[..]].into_iter().chain(rows.iter().flat_map(|(k, v)| [&k[..], &v[..]]));
+    let mut stored = Vec::new();
+    for part in parts {
+        stored.extend_from_slice(&(part.len() as u32).to_le_bytes());
+        stored.extend_from_slice(part);
+    }
+    stored
+}
+
+fn read_stored(stored: &[u8]) -> Option<(SnapshotMeta, Vec<Row>)> {
+    let mut parts = Vec::new();
+    let mut rest = stored;
+    while !rest.is_empty() {
+        let (length, after) = rest.split_first_chunk::<4>()?;
+        let (part, after) = after.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+        parts.push(bytes::Bytes::copy_from_slice(part));
+        rest = after;
+    }
+    let mut parts = parts.into_iter();
+    let AppliedRow { index, term, hash, membership } = AppliedRow::from_bytes(&parts.next()?)?;
+    let bytes = u64::from_le_bytes(parts.next()?[..].try_into().ok()?);
+    let mut rows = Vec::new();
+    while let Some(key) = parts.next() {
+        rows.push((key, parts.next()?));
+    }
+    Some((SnapshotMeta { index, term, hash, bytes, membership }, rows))
+}
+
 impl SnapshotStore for MemorySnapshots {
     fn latest(&self, group: GroupId) -> Result<Option<SnapshotMeta>, StorageError> {
-        Ok(self.sealed.get(&group).map(|(meta, _)| *meta))
+        Ok(self.sealed.get(&group).map(|(meta, _)| meta.clone()))
     }
 
     fn read(
@@ -253,6 +314,63 @@ impl SnapshotStore for MemorySnapshots {
             self.begun.take().ok_or_else(|| StorageError::new("no snapshot begun".to_owned()))?;
         self.sealed.insert(group, (meta, rows));
         Ok(true)
+    }
+
+    fn piece(
+        &self,
+        group: GroupId,
+        at: (u64, u64),
+        offset: u64,
+        max: usize,
+    ) -> Result<Option<Piece>, StorageError> {
+        let Some((meta, rows)) = self.sealed.get(&group).filter(|(meta, _)| (meta.index, meta.term) == at) else {
+            return Ok(None);
+        };
+        let stored = stored(meta, rows);
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(stored.len());
+        let to = stored.len().min(from.saturating_add(max));
+        let bytes = bytes::Bytes::copy_from_slice(&stored[from..to]);
+        Ok(Some(Piece { bytes, total: stored.len() as u64 }))
+    }
+
+    fn received(&self, group: GroupId, at: (u64, u64)) -> Result<u64, StorageError> {
+        let incoming = self.incoming.get(&group).filter(|(of, _)| *of == at);
+        Ok(incoming.map_or(0, |(_, bytes)| bytes.len() as u64))
+    }
+
+    fn receive(
+        &mut self,
+        group: GroupId,
+        at: (u64, u64),
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), StorageError> {
+        if offset == 0 {
+            self.incoming.insert(group, (at, Vec::new()));
+        }
+        match self.incoming.get_mut(&group) {
+            Some((of, kept)) if *of == at && kept.len() as u64 == offset => {
+                kept.extend_from_slice(bytes);
+                Ok(())
+            }
+            _ => Err(StorageError::of_state("a piece that does not follow the one before")),
+        }
+    }
+
+    fn install(&mut self, group: GroupId, at: (u64, u64)) -> Result<Option<SnapshotMeta>, StorageError> {
+        let received = self.incoming.remove(&group).filter(|(of, _)| *of == at);
+        let read = received.and_then(|(_, bytes)| read_stored(&bytes));
+        let Some((meta, rows)) = read.filter(|(meta, _)| (meta.index, meta.term) == at) else {
+            return Err(StorageError::of_state("what was received is not the snapshot"));
+        };
+        self.sealed.insert(group, (meta.clone(), rows));
+        Ok(Some(meta))
+    }
+
+    fn remove(&mut self, group: GroupId) -> Result<(), StorageError> {
+        self.sealed.remove(&group);
+        self.incoming.remove(&group);
+        Ok(())
     }
 }
 

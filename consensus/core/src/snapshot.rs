@@ -79,7 +79,7 @@ impl Taking {
                 )));
             }
         }
-        Ok(store.seal(self.meta)?.then_some(self.meta))
+        Ok(store.seal(self.meta.clone())?.then(|| self.meta.clone()))
     }
 
     fn next_rows(&mut self, table: &impl Table) -> Result<Vec<Row>, StorageError> {

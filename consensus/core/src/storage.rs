@@ -1,26 +1,15 @@
 //! What a host keeps, as it asks its shell for it: log, state and snapshots.
 
-use std::fmt;
-
+use bytes::Bytes;
 use eggs_machine::hash::StateHash;
 use eggs_machine::{Batch, Row, Table, TableError};
+use eggs_proto::{StoreId, pb};
+use prost::Message;
 use raft::eraftpb::{Entry, HardState};
 
-/// One raft group of a host.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct GroupId(pub u16);
+use crate::membership::Membership;
 
-impl fmt::Debug for GroupId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "group {}", self.0)
-    }
-}
-
-impl fmt::Display for GroupId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
-    }
-}
+pub use eggs_proto::GroupId;
 
 /// Storage failed or holds what cannot be. The host stops; nothing is answered.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -59,6 +48,10 @@ pub struct LogState {
     pub hard: HardState,
     pub first: u64,
     pub last: u64,
+    /// The voters it was founded with here; empty when it came here by a snapshot.
+    pub founding: Vec<StoreId>,
+    /// The replica was removed; what it promised in elections is still held.
+    pub removed: bool,
 }
 
 /// What one turn adds to a group's log. Entries replace those from their first index on.
@@ -67,10 +60,26 @@ pub struct LogWrite {
     pub group: GroupId,
     pub hard: Option<HardState>,
     pub entries: Vec<Entry>,
+    pub change: Option<LogChange>,
 }
 
-/// The durable raft logs of all groups of a host.
+/// What happens to the log as a whole, before the hard state and entries of the same write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogChange {
+    /// It begins, with these voters. (Nothing is there of it, or a removed one.)
+    Found(Vec<StoreId>),
+    /// All entries go, and the founding voters: it goes on after a snapshot, or as a replica that waits for one. It is not
+    /// removed (any more).
+    Restart,
+    /// All but the hard state goes, and [`LogState::removed`] is set.
+    Remove,
+}
+
+/// The durable raft logs of all groups of a store.
 pub trait LogStore: Send + Sync + 'static {
+    /// All groups that anything was ever written of, removed ones too, in order.
+    fn groups(&self) -> Result<Vec<GroupId>, StorageError>;
+
     /// `None`: nothing was ever written of this group.
     fn load(&self, group: GroupId) -> Result<Option<LogState>, StorageError>;
 
@@ -83,7 +92,7 @@ pub trait LogStore: Send + Sync + 'static {
         max_bytes: u64,
     ) -> Result<Vec<Entry>, StorageError>;
 
-    /// Writes all of it with one fsync; durable when it returns.
+    /// Writes all of it with one fsync, all or nothing; durable when it returns.
     fn write(&self, writes: Vec<LogWrite>) -> Result<(), StorageError>;
 
     /// Entries below `first` are no longer needed. Need not be durable.
@@ -91,29 +100,32 @@ pub trait LogStore: Send + Sync + 'static {
 }
 
 /// How far the state of a group is, stored in the same batch as the rows (CO-2).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AppliedRow {
     pub index: u64,
     pub term: u64,
     pub hash: StateHash,
+    pub membership: Membership,
 }
 
 impl AppliedRow {
-    /// Index, term (little-endian u64), hash: 32 bytes.
-    pub fn to_bytes(self) -> [u8; 32] {
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&self.index.to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.term.to_le_bytes());
-        bytes[16..].copy_from_slice(&self.hash.to_bytes());
-        bytes
+    /// An encoded [`pb::AppliedRow`].
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let row = pb::AppliedRow {
+            index: self.index,
+            term: self.term,
+            hash: Bytes::copy_from_slice(&self.hash.to_bytes()),
+            membership: Some((&self.membership).into()),
+        };
+        row.encode_to_vec()
     }
 
-    /// `None` unless there are 32 bytes.
+    /// `None` when it is not one.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let bytes: &[u8; 32] = bytes.try_into().ok()?;
-        let number = |at: usize| bytes[at..at + 8].iter().rev().fold(0, |n, &byte| n << 8 | u64::from(byte));
-        let hash = <[u8; 16]>::try_from(&bytes[16..]).ok()?;
-        Some(AppliedRow { index: number(0), term: number(8), hash: StateHash::from_bytes(hash) })
+        let row = pb::AppliedRow::decode(bytes).ok()?;
+        let hash = <[u8; 16]>::try_from(&row.hash[..]).ok()?;
+        let membership = (&row.membership?).into();
+        Some(AppliedRow { index: row.index, term: row.term, hash: StateHash::from_bytes(hash), membership })
     }
 }
 
@@ -129,6 +141,9 @@ pub struct GroupCommit {
 /// some earlier state of it with the applied row of that very state.
 pub trait StateStore {
     type Table: Table;
+
+    /// Makes room for a group: before anything else is asked of it. Again is no harm.
+    fn add(&mut self, group: GroupId) -> Result<(), StorageError>;
 
     fn table(&self, group: GroupId) -> &Self::Table;
 
@@ -146,13 +161,22 @@ pub trait StateStore {
 }
 
 /// Where a snapshot stands in its group's log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotMeta {
     pub index: u64,
     pub term: u64,
     pub hash: StateHash,
     /// Bytes of all keys and values.
     pub bytes: u64,
+    pub membership: Membership,
+}
+
+/// A piece of a snapshot as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    pub bytes: Bytes,
+    /// Bytes of the whole.
+    pub total: u64,
 }
 
 /// Durable, checksummed snapshots: the newest of each group.
@@ -175,6 +199,36 @@ pub trait SnapshotStore {
     /// Seals the one begun; true once it is durable and has replaced the one before. The work may go
     /// on elsewhere: ask again.
     fn seal(&mut self, meta: SnapshotMeta) -> Result<bool, StorageError>;
+
+    /// At most `max` stored bytes of the newest snapshot from `offset` on; `None` when the newest is not
+    /// of (index, term).
+    fn piece(
+        &self,
+        group: GroupId,
+        at: (u64, u64),
+        offset: u64,
+        max: usize,
+    ) -> Result<Option<Piece>, StorageError>;
+
+    /// How many bytes of another store's snapshot of (index, term) are here already, to go on from.
+    fn received(&self, group: GroupId, at: (u64, u64)) -> Result<u64, StorageError>;
+
+    /// Keeps a piece of another store's snapshot of (index, term); offset 0 begins anew. Need not be durable.
+    fn receive(
+        &mut self,
+        group: GroupId,
+        at: (u64, u64),
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), StorageError>;
+
+    /// Verifies every byte of what was received of (index, term), makes it durable and the group's newest snapshot, and
+    /// answers what it is. `None`: the work goes on elsewhere, ask again; one at a time. An error that is of the state:
+    /// what was received is no such snapshot, it is gone and can be fetched anew.
+    fn install(&mut self, group: GroupId, at: (u64, u64)) -> Result<Option<SnapshotMeta>, StorageError>;
+
+    /// Removes all of a group.
+    fn remove(&mut self, group: GroupId) -> Result<(), StorageError>;
 }
 
 #[cfg(test)]
@@ -185,10 +239,12 @@ mod tests {
     fn golden_applied_row() {
         let mut hash = StateHash::default();
         hash.insert(b"key", b"value");
-        let row = AppliedRow { index: 0x0102, term: 3, hash };
+        let membership = Membership { voters: vec![StoreId(1)], learners: vec![], index: 4 };
+        let row = AppliedRow { index: 0x0102, term: 3, hash, membership };
         let bytes = row.to_bytes();
-        assert_eq!(bytes[..16], [2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(bytes[16..], hash.to_bytes());
+        assert_eq!(bytes[..7], [8, 0x82, 2, 16, 3, 0x1a, 16]);
+        assert_eq!(bytes[7..23], hash.to_bytes());
+        assert_eq!(bytes[23..], [0x22, 12, 10, 8, 1, 0, 0, 0, 0, 0, 0, 0, 0x18, 4]);
         assert_eq!(AppliedRow::from_bytes(&bytes), Some(row));
         assert_eq!(AppliedRow::from_bytes(&bytes[1..]), None);
     }
