@@ -1,12 +1,15 @@
 //! One group's log as raft reads it: bounds in memory, the newest entries cached, the rest fetched.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use eggs_proto::StoreId;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError as RaftStorageError};
 
-use crate::storage::{GroupId, LogState, LogStore};
+use crate::membership::Membership;
+use crate::storage::{GroupId, LogState, LogStore, SnapshotMeta};
 
 /// Entries kept in memory until they are applied; a group further behind reads the log again.
 const CACHE_ENTRIES_MAX: usize = 4096;
@@ -20,15 +23,52 @@ pub(crate) struct GroupLog<L> {
     before: (u64, u64),
     last: u64,
     cache: VecDeque<Entry>,
+    /// What can be sent to a follower.
+    snapshot: Option<SnapshotMeta>,
+    /// Raft asked for a snapshot that is not there.
+    snapshot_asked: Cell<bool>,
 }
 
 impl<L: LogStore> GroupLog<L> {
-    /// `before`: index and term of the newest snapshot, (0, 0) without one.
-    pub(crate) fn new(group: GroupId, store: Arc<L>, state: LogState, before: (u64, u64)) -> Self {
-        let conf = ConfState { voters: vec![crate::host::REPLICA], ..ConfState::default() };
+    /// `before`: index and term the log begins after; `membership`: of the applied state.
+    pub(crate) fn new(
+        group: GroupId,
+        store: Arc<L>,
+        state: LogState,
+        before: (u64, u64),
+        membership: &Membership,
+        snapshot: Option<SnapshotMeta>,
+    ) -> Self {
         // What the log holds up to the snapshot counts as truncated, whether or not it is gone yet.
         let last = state.last.max(before.0);
-        GroupLog { group, store, hard: state.hard, conf, before, last, cache: VecDeque::new() }
+        let (conf, cache, snapshot_asked) = (membership.to_conf(), VecDeque::new(), Cell::new(false));
+        GroupLog { group, store, hard: state.hard, conf, before, last, cache, snapshot, snapshot_asked }
+    }
+
+    /// The index the log begins after.
+    pub(crate) fn before(&self) -> u64 {
+        self.before.0
+    }
+
+    pub(crate) fn hard(&self) -> &HardState {
+        &self.hard
+    }
+
+    /// A snapshot is durable and can be sent.
+    pub(crate) fn set_snapshot(&mut self, meta: SnapshotMeta) {
+        self.snapshot = Some(meta);
+    }
+
+    /// Whether a snapshot is needed that is not there; told once.
+    pub(crate) fn take_snapshot_asked(&self) -> bool {
+        self.snapshot_asked.take()
+    }
+
+    /// All entries are gone; the log goes on after (index, term).
+    pub(crate) fn restarted(&mut self, index: u64, term: u64) {
+        self.cache.clear();
+        self.before = (index, term);
+        self.last = index;
     }
 
     /// After the entries were written (durably).
@@ -127,8 +167,17 @@ impl<L: LogStore> Storage for GroupLog<L> {
         Ok(self.last)
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        // Asked for only to send it to a follower.
-        Err(raft::Error::Store(RaftStorageError::SnapshotTemporarilyUnavailable))
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        // One from before `to` became a member is no use to it: it would not find itself in there.
+        let fit = |meta: &&SnapshotMeta| meta.index >= request_index && meta.membership.contains(StoreId(to));
+        let Some(meta) = self.snapshot.as_ref().filter(fit) else {
+            self.snapshot_asked.set(true);
+            return Err(raft::Error::Store(RaftStorageError::SnapshotTemporarilyUnavailable));
+        };
+        let mut snapshot = Snapshot::default();
+        snapshot.mut_metadata().index = meta.index;
+        snapshot.mut_metadata().term = meta.term;
+        snapshot.mut_metadata().set_conf_state(meta.membership.to_conf());
+        Ok(snapshot)
     }
 }

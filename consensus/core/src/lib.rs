@@ -21,15 +21,24 @@ mod group_log;
 mod host;
 mod membership;
 pub mod memory;
+mod open;
 mod peer;
+mod peers;
+mod replica;
 mod snapshot;
 pub mod storage;
+mod transfers;
+mod wanted;
 
-pub use host::{Answer, GroupStatus, Host, HostError, Proposal, ProposalId, ProposeError};
+pub use host::{
+    Answer, Grant, GroupStatus, Host, HostError, HostOptions, Progress, Proposal, ProposalId, ProposeError,
+    ReadTicket, Role, TICK, Turn,
+};
 pub use membership::Membership;
 pub use peer::{Now, PeerBatch, PeerMessage};
 pub use raft::eraftpb;
 pub use storage::{
-    AppliedRow, GroupCommit, GroupId, LogChange, LogState, LogStore, LogWrite, Piece, SnapshotMeta, SnapshotStore,
-    StateStore, StorageError,
+    AppliedRow, GroupCommit, GroupId, LogChange, LogState, LogStore, LogWrite, Piece, SnapshotMeta,
+    SnapshotStore, StateStore, StorageError,
 };
+pub use wanted::Wanted;

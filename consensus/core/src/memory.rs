@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use eggs_machine::hash::StateHash;
 use eggs_machine::{MemoryTable, Row, Table};
 use eggs_proto::StoreId;
 use raft::eraftpb::{Entry, HardState};
@@ -24,7 +25,9 @@ struct MemoryLogInner {
     /// What a crash leaves; `None` when all is durable.
     durable: Option<BTreeMap<GroupId, GroupEntries>>,
     skip_sync: bool,
-    fail_next: Option<String>,
+    forget_votes: bool,
+    fail_next: Option<(String, bool)>,
+    full: bool,
     syncs: u64,
 }
 
@@ -32,9 +35,34 @@ struct MemoryLogInner {
 struct GroupEntries {
     hard: HardState,
     first: u64,
-    entries: BTreeMap<u64, Entry>,
+    entries: BTreeMap<u64, Record>,
     founding: Vec<StoreId>,
     removed: bool,
+}
+
+/// An entry as it is on the disk.
+#[derive(Debug, Clone)]
+struct Record {
+    entry: Entry,
+    /// Of what was written, whatever is there now.
+    checksum: u64,
+}
+
+impl Record {
+    fn new(entry: Entry) -> Self {
+        Record { checksum: checksum(&entry), entry }
+    }
+
+    fn is_whole(&self) -> bool {
+        checksum(&self.entry) == self.checksum
+    }
+}
+
+/// FNV-1a of index, term and data.
+fn checksum(entry: &Entry) -> u64 {
+    let head = entry.index.to_le_bytes().into_iter().chain(entry.term.to_le_bytes());
+    let all = head.chain(entry.data.iter().copied());
+    all.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 impl MemoryLog {
@@ -43,9 +71,62 @@ impl MemoryLog {
         self.lock().skip_sync = true;
     }
 
-    /// The next write fails.
+    /// All that was written so far is durable after all.
+    pub fn sync_now(&self) {
+        let mut inner = self.lock();
+        if inner.durable.is_some() {
+            inner.durable = Some(inner.groups.clone());
+        }
+    }
+
+    /// From now on votes are not written: a bug on purpose.
+    pub fn forget_votes(&self) {
+        self.lock().forget_votes = true;
+    }
+
+    /// The next write fails, and nothing of it is there.
     pub fn fail_next(&self, why: &str) {
-        self.lock().fail_next = Some(why.to_owned());
+        self.lock().fail_next = Some((why.to_owned(), false));
+    }
+
+    /// The next write fails, and all of it is there.
+    pub fn fail_after_next(&self, why: &str) {
+        self.lock().fail_next = Some((why.to_owned(), true));
+    }
+
+    /// Whether every write fails for want of space.
+    pub fn set_full(&self, full: bool) {
+        self.lock().full = full;
+    }
+
+    /// Groups with entries.
+    pub fn groups_with_entries(&self) -> Vec<GroupId> {
+        let inner = self.lock();
+        inner.groups.iter().filter(|(_, log)| !log.entries.is_empty()).map(|(&group, _)| group).collect()
+    }
+
+    /// Flips a bit of the entry that is `from_end` before a group's last. False: there is none with data.
+    pub fn flip(&self, group: GroupId, from_end: usize, bit: usize) -> bool {
+        let mut inner = self.lock();
+        let Some(log) = inner.groups.get_mut(&group) else { return false };
+        let Some(record) = log.entries.values_mut().rev().nth(from_end) else { return false };
+        let mut data = record.entry.data.to_vec();
+        let Some(length) = (!data.is_empty()).then_some(data.len()) else { return false };
+        data[bit / 8 % length] ^= 1 << (bit % 8);
+        record.entry.data = data.into();
+        true
+    }
+
+    /// Cuts every group's log before its first damaged entry and forgets that it was there: a bug on purpose.
+    pub fn cut_damaged(&self) {
+        for log in self.lock().groups.values_mut() {
+            let damaged = log.entries.iter().find(|(_, record)| !record.is_whole()).map(|(&index, _)| index);
+            if let Some(index) = damaged {
+                log.entries.split_off(&index);
+                log.first = log.entries.keys().next().copied().unwrap_or(index);
+                log.hard.commit = log.hard.commit.min(index - 1);
+            }
+        }
     }
 
     /// The log as a crash leaves it.
@@ -56,6 +137,7 @@ impl MemoryLog {
             inner.groups = durable;
         }
         inner.fail_next = None;
+        inner.full = false;
         MemoryLog { inner: Mutex::new(inner) }
     }
 
@@ -75,7 +157,12 @@ impl LogStore for MemoryLog {
     }
 
     fn load(&self, group: GroupId) -> Result<Option<LogState>, StorageError> {
-        Ok(self.lock().groups.get(&group).map(|log| LogState {
+        let inner = self.lock();
+        let Some(log) = inner.groups.get(&group) else { return Ok(None) };
+        if let Some((index, _)) = log.entries.iter().find(|(_, record)| !record.is_whole()) {
+            return Err(damaged(*index));
+        }
+        Ok(Some(LogState {
             hard: log.hard.clone(),
             founding: log.founding.clone(),
             removed: log.removed,
@@ -96,8 +183,12 @@ impl LogStore for MemoryLog {
         let mut bytes = 0;
         let mut found = Vec::new();
         for index in low..high {
-            let entry =
+            let record =
                 log.entries.get(&index).ok_or_else(|| StorageError::new(format!("no entry {index}")))?;
+            if !record.is_whole() {
+                return Err(damaged(index));
+            }
+            let entry = &record.entry;
             bytes += entry.data.len() as u64;
             if !found.is_empty() && bytes > max_bytes {
                 break;
@@ -109,13 +200,18 @@ impl LogStore for MemoryLog {
 
     fn write(&self, writes: Vec<LogWrite>) -> Result<(), StorageError> {
         let mut inner = self.lock();
-        if let Some(why) = inner.fail_next.take() {
-            return Err(StorageError::new(why));
+        let failure = inner.fail_next.take();
+        if let Some((why, false)) = &failure {
+            return Err(StorageError::new(why.clone()));
+        }
+        if inner.full {
+            return Err(StorageError::new("no space left on device"));
         }
         if inner.skip_sync && inner.durable.is_none() {
             inner.durable = Some(inner.groups.clone());
         }
         inner.syncs += 1;
+        let forget_votes = inner.forget_votes;
         for write in writes {
             let log = inner.groups.entry(write.group).or_default();
             match write.change {
@@ -127,19 +223,21 @@ impl LogStore for MemoryLog {
                     *log = GroupEntries { hard: log.hard.clone(), ..GroupEntries::default() };
                 }
                 Some(LogChange::Remove) => {
-                    *log =
-                        GroupEntries { hard: log.hard.clone(), removed: true, ..GroupEntries::default() };
+                    *log = GroupEntries { hard: log.hard.clone(), removed: true, ..GroupEntries::default() };
                 }
             }
             if let Some(hard) = write.hard {
                 log.hard = hard;
+                if forget_votes {
+                    log.hard.vote = 0;
+                }
             }
             if let Some(first) = write.entries.first() {
                 log.entries.split_off(&first.index);
-                log.entries.extend(write.entries.into_iter().map(|entry| (entry.index, entry)));
+                log.entries.extend(write.entries.into_iter().map(|entry| (entry.index, Record::new(entry))));
             }
         }
-        Ok(())
+        failure.map_or(Ok(()), |(why, _)| Err(StorageError::new(why)))
     }
 
     fn truncate(&self, group: GroupId, first: u64) -> Result<(), StorageError> {
@@ -150,6 +248,10 @@ impl LogStore for MemoryLog {
         }
         Ok(())
     }
+}
+
+fn damaged(index: u64) -> StorageError {
+    StorageError::new(format!("entry {index} is not what was written: the log is damaged"))
 }
 
 /// State in memory. A crash leaves an earlier state, as sled does.
@@ -173,6 +275,13 @@ impl MemoryState {
     pub fn crashed(mut self) -> Self {
         self.closed = false;
         self
+    }
+
+    /// Says that up to `entries` fewer are applied than are, in every group: a bug on purpose.
+    pub fn rewind(&mut self, entries: u64) {
+        for (_, applied) in self.groups.values_mut() {
+            applied.index -= entries.min(applied.index.saturating_sub(1));
+        }
     }
 
     /// Damages a group's rows, for tests of the verification.
@@ -228,9 +337,26 @@ pub struct MemorySnapshots {
     begun: Option<(GroupId, Vec<Row>)>,
     incoming: BTreeMap<GroupId, ((u64, u64), Vec<u8>)>,
     fail_next: Option<String>,
+    full: bool,
+    left_out: Option<Vec<u8>>,
 }
 
 impl MemorySnapshots {
+    /// Whether nothing can be written for want of space.
+    pub fn set_full(&mut self, full: bool) {
+        self.full = full;
+    }
+
+    /// Leaves rows with this prefix out of every snapshot, which then says that it has the hash of the rest: a
+    /// bug on purpose.
+    pub fn leave_out(&mut self, prefix: &[u8]) {
+        self.left_out = Some(prefix.to_vec());
+    }
+
+    fn has_room(&self) -> Result<(), StorageError> {
+        if self.full { Err(StorageError::new("no space left on device")) } else { Ok(()) }
+    }
+
     /// The next snapshot cannot be begun.
     pub fn fail_next(&mut self, why: &str) {
         self.fail_next = Some(why.to_owned());
@@ -241,8 +367,16 @@ impl MemorySnapshots {
     pub fn crashed(mut self) -> Self {
         self.begun = None;
         self.incoming.clear();
+        self.full = false;
         self
     }
+}
+
+fn hash_of(rows: &[Row]) -> StateHash {
+    rows.iter().fold(StateHash::default(), |mut hash, (key, value)| {
+        hash.insert(key, value);
+        hash
+    })
 }
 
 /// The stored form: the meta's applied row and its bytes (u64), then keys and values, each after its length (u32).
@@ -298,6 +432,7 @@ impl SnapshotStore for MemorySnapshots {
         if let Some(why) = self.fail_next.take() {
             return Err(StorageError::new(why));
         }
+        self.has_room()?;
         self.begun = Some((group, Vec::new()));
         Ok(())
     }
@@ -309,9 +444,14 @@ impl SnapshotStore for MemorySnapshots {
         Ok(())
     }
 
-    fn seal(&mut self, meta: SnapshotMeta) -> Result<bool, StorageError> {
-        let (group, rows) =
+    fn seal(&mut self, mut meta: SnapshotMeta) -> Result<bool, StorageError> {
+        self.has_room()?;
+        let (group, mut rows) =
             self.begun.take().ok_or_else(|| StorageError::new("no snapshot begun".to_owned()))?;
+        if let Some(prefix) = &self.left_out {
+            rows.retain(|(key, _)| !key.starts_with(prefix));
+            meta.hash = hash_of(&rows);
+        }
         self.sealed.insert(group, (meta, rows));
         Ok(true)
     }
@@ -323,7 +463,8 @@ impl SnapshotStore for MemorySnapshots {
         offset: u64,
         max: usize,
     ) -> Result<Option<Piece>, StorageError> {
-        let Some((meta, rows)) = self.sealed.get(&group).filter(|(meta, _)| (meta.index, meta.term) == at) else {
+        let Some((meta, rows)) = self.sealed.get(&group).filter(|(meta, _)| (meta.index, meta.term) == at)
+        else {
             return Ok(None);
         };
         let stored = stored(meta, rows);
@@ -345,6 +486,7 @@ impl SnapshotStore for MemorySnapshots {
         offset: u64,
         bytes: &[u8],
     ) -> Result<(), StorageError> {
+        self.has_room()?;
         if offset == 0 {
             self.incoming.insert(group, (at, Vec::new()));
         }
@@ -360,7 +502,10 @@ impl SnapshotStore for MemorySnapshots {
     fn install(&mut self, group: GroupId, at: (u64, u64)) -> Result<Option<SnapshotMeta>, StorageError> {
         let received = self.incoming.remove(&group).filter(|(of, _)| *of == at);
         let read = received.and_then(|(_, bytes)| read_stored(&bytes));
-        let Some((meta, rows)) = read.filter(|(meta, _)| (meta.index, meta.term) == at) else {
+        let whole = |(meta, rows): &(SnapshotMeta, Vec<Row>)| {
+            (meta.index, meta.term) == at && meta.hash == hash_of(rows)
+        };
+        let Some((meta, rows)) = read.filter(whole) else {
             return Err(StorageError::of_state("what was received is not the snapshot"));
         };
         self.sealed.insert(group, (meta.clone(), rows));

@@ -1,0 +1,446 @@
+//! One group on this store: its raft node, how far its state is, who waits for what.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use eggs_machine::group;
+use eggs_machine::hash::StateHash;
+use eggs_machine::{Machine, Table, Tx};
+use eggs_proto::StoreId;
+use protobuf::Message as _;
+use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, EntryType};
+use raft::{RawNode, StateRole};
+
+use crate::group_log::GroupLog;
+use crate::host::{
+    Answer, ELECTION_TICKS, LEASE, Progress, ProposalId, ReadTicket, Role, SLEEP_AFTER_TICKS,
+    SNAPSHOT_LOG_BYTES_MIN, SNAPSHOT_LOG_FACTOR,
+};
+use crate::membership::Membership;
+use crate::peers::Peers;
+use crate::storage::{AppliedRow, GroupCommit, GroupId, LogChange, LogStore, SnapshotMeta, StorageError};
+use crate::wanted::Change;
+
+/// Entries a follower may lack and count as caught up: they are on their way to it.
+const CAUGHT_UP_ENTRIES: u64 = 256;
+/// Read rounds of one group in flight; more reads wait for the next.
+const READ_ROUNDS_MAX: usize = 16;
+
+pub(crate) struct Replica<M, L: LogStore> {
+    pub(crate) id: GroupId,
+    pub(crate) me: StoreId,
+    pub(crate) machine: M,
+    pub(crate) node: RawNode<GroupLog<L>>,
+    pub(crate) applied: AppliedRow,
+    pub(crate) snapshot: Option<SnapshotMeta>,
+    pub(crate) log_bytes: u64,
+    /// Bytes of the log before which a snapshot that failed is not tried again.
+    pub(crate) retry_at: u64,
+    /// (index, term, proposal), rising.
+    pub(crate) waiting: VecDeque<(u64, u64, ProposalId)>,
+    /// Proposals whose place in the log another entry took.
+    lost: Vec<ProposalId>,
+    /// What happens to the log with the next write.
+    pub(crate) change: Option<LogChange>,
+    /// As last told.
+    pub(crate) role: Role,
+    pub(crate) reads: Reads,
+    /// (term, until): reads need no round before.
+    lease: (u64, Duration),
+    /// In this term leadership was to be handed over: whoever got it need not wait for a lease.
+    lease_barred: u64,
+    pub(crate) asleep: bool,
+    idle_ticks: u64,
+    /// The leader sleeps at (term, index, hash): so does this replica, once it is there.
+    pub(crate) sleep_offer: Option<(u64, u64, StateHash)>,
+    seed: u64,
+    /// Elections that came to nothing: each draws another timeout.
+    attempts: u64,
+}
+
+/// Reads on their way to being confirmed.
+#[derive(Debug, Default)]
+pub(crate) struct Reads {
+    /// Not yet given to raft.
+    asked: Option<ReadTicket>,
+    /// (ticket, when the round began).
+    issued: VecDeque<(ReadTicket, Duration)>,
+    /// Confirmed at this index, which is not applied yet.
+    confirmed: Vec<(u64, ReadTicket)>,
+}
+
+impl Reads {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.asked.is_none() && self.issued.is_empty() && self.confirmed.is_empty()
+    }
+
+    fn take_all(&mut self) -> Vec<ReadTicket> {
+        let Reads { asked, issued, confirmed } = std::mem::take(self);
+        let issued = issued.into_iter().map(|(ticket, _)| ticket);
+        asked.into_iter().chain(issued).chain(confirmed.into_iter().map(|(_, ticket)| ticket)).collect()
+    }
+}
+
+impl<M: Machine, L: LogStore> Replica<M, L> {
+    pub(crate) fn new(
+        id: GroupId,
+        me: StoreId,
+        seed: u64,
+        machine: M,
+        node: RawNode<GroupLog<L>>,
+        applied: AppliedRow,
+    ) -> Self {
+        let mut replica = Replica {
+            id,
+            me,
+            machine,
+            node,
+            applied,
+            snapshot: None,
+            log_bytes: 0,
+            retry_at: 0,
+            waiting: VecDeque::new(),
+            lost: Vec::new(),
+            change: None,
+            role: Role::Follower { leader: None },
+            reads: Reads::default(),
+            lease: (0, Duration::ZERO),
+            lease_barred: 0,
+            asleep: false,
+            idle_ticks: 0,
+            sleep_offer: None,
+            seed,
+            attempts: 0,
+        };
+        replica.set_timeout();
+        replica
+    }
+
+    pub(crate) fn membership(&self) -> &Membership {
+        &self.applied.membership
+    }
+
+    /// The only voter: what it decides is decided.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.membership().voters == [self.me]
+    }
+
+    /// Has no other members to talk to.
+    pub(crate) fn is_single(&self) -> bool {
+        self.is_alone() && self.membership().learners.is_empty()
+    }
+
+    pub(crate) fn is_raft_leader(&self) -> bool {
+        self.node.raft.state == StateRole::Leader
+    }
+
+    /// Leader, and everything of earlier terms is applied: its state is what was decided.
+    pub(crate) fn leads(&self) -> bool {
+        self.is_raft_leader() && self.applied.term == self.node.raft.term
+    }
+
+    pub(crate) fn leader(&self) -> Option<StoreId> {
+        let leader = self.node.raft.leader_id;
+        (leader != 0).then_some(StoreId(leader))
+    }
+
+    /// Raft needs a snapshot for a follower that is not there; told once.
+    pub(crate) fn store_wants_snapshot(&self) -> bool {
+        self.node.store().take_snapshot_asked()
+    }
+
+    pub(crate) fn last_index(&self) -> u64 {
+        self.node.raft.raft_log.last_index()
+    }
+
+    pub(crate) fn outgrown(&self, sending: bool) -> bool {
+        let snapshot_bytes = self.snapshot.as_ref().map_or(0, |meta| meta.bytes);
+        let enough = SNAPSHOT_LOG_BYTES_MIN.max(snapshot_bytes.saturating_mul(SNAPSHOT_LOG_FACTOR));
+        // A snapshot on its way to a follower is replaced only when the log gets far too long.
+        let enough = if sending { enough.saturating_mul(4) } else { enough };
+        self.log_bytes > enough.max(self.retry_at)
+    }
+
+    // ---- time ----
+
+    /// Raft draws timeouts by chance; ours come from the seed.
+    pub(crate) fn set_timeout(&mut self) {
+        let mut mixed = self.seed ^ self.me.0 ^ (u64::from(self.id.0) << 48);
+        for part in [self.node.raft.term, self.attempts] {
+            mixed = (mixed ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            mixed ^= mixed >> 29;
+        }
+        let drawn = ELECTION_TICKS + (mixed >> 7) as usize % ELECTION_TICKS;
+        self.node.raft.set_randomized_election_timeout(drawn);
+    }
+
+    /// One tick of a replica that is awake. `may_campaign`: its clock is good.
+    pub(crate) fn tick(&mut self, may_campaign: bool) {
+        self.idle_ticks += 1;
+        if !self.is_raft_leader() && !may_campaign {
+            return;
+        }
+        let before = self.node.raft.election_elapsed;
+        self.node.tick();
+        if !self.is_raft_leader() && self.node.raft.election_elapsed < before {
+            self.attempts += 1;
+        }
+        self.set_timeout();
+    }
+
+    /// Nobody leads: the one who is to lead need not wait for its time.
+    pub(crate) fn campaign(&mut self) -> Result<(), StorageError> {
+        self.node.campaign().map_err(raft_failed)?;
+        self.set_timeout();
+        Ok(())
+    }
+
+    /// The leader has been silent, or is known to be gone: time it was silent counts.
+    pub(crate) fn leader_is_gone(&mut self) {
+        let elapsed = &mut self.node.raft.election_elapsed;
+        *elapsed = (*elapsed).max(ELECTION_TICKS);
+    }
+
+    pub(crate) fn busy(&mut self) {
+        self.asleep = false;
+        self.idle_ticks = 0;
+        self.sleep_offer = None;
+    }
+
+    // ---- sleep ----
+
+    /// A leader whose followers have everything (or are not there, and not needed) goes to sleep: what it
+    /// tells them.
+    pub(crate) fn sleep(&mut self, peers: &Peers) -> Option<(u64, u64, StateHash)> {
+        let last = self.last_index();
+        let quiet = self.idle_ticks >= SLEEP_AFTER_TICKS
+            && self.leads()
+            && self.waiting.is_empty()
+            && self.reads.is_empty()
+            && self.node.raft.lead_transferee.is_none()
+            && self.applied.index == last
+            && self.node.raft.raft_log.committed == last;
+        if !quiet {
+            return None;
+        }
+        let mut voters = 1;
+        for (&id, progress) in self.node.raft.prs().iter().filter(|&(&id, _)| id != self.me.0) {
+            if peers.is_silent(StoreId(id)) {
+                continue;
+            }
+            if progress.matched != last {
+                return None;
+            }
+            voters += usize::from(self.membership().voters.contains(&StoreId(id)));
+        }
+        if voters < self.membership().quorum() {
+            return None;
+        }
+        self.asleep = true;
+        Some((self.node.raft.term, last, self.applied.hash))
+    }
+
+    /// A follower that has been told that its leader sleeps. `Err`: it is as far as the leader and has
+    /// another state.
+    pub(crate) fn follow_to_sleep(&mut self) -> Result<(), ()> {
+        let Some((term, index, hash)) = self.sleep_offer else { return Ok(()) };
+        let raft = &self.node.raft;
+        let there = raft.state == StateRole::Follower
+            && raft.term == term
+            && self.applied.index == index
+            && raft.raft_log.last_index() == index;
+        if !there {
+            return Ok(());
+        }
+        self.sleep_offer = None;
+        if self.applied.hash != hash {
+            return Err(());
+        }
+        self.asleep = true;
+        Ok(())
+    }
+
+    // ---- reads ----
+
+    pub(crate) fn lease_holds(&self, now: Duration) -> bool {
+        let (term, until) = self.lease;
+        self.leads() && term == self.node.raft.term && self.lease_barred != term && now < until
+    }
+
+    pub(crate) fn ask(&mut self, next: &mut u64) -> ReadTicket {
+        if let Some(ticket) = self.reads.asked {
+            return ticket;
+        }
+        let ticket = ReadTicket(*next);
+        *next += 1;
+        self.reads.asked = Some(ticket);
+        ticket
+    }
+
+    pub(crate) fn begin_reads(&mut self, now: Duration) {
+        if self.reads.issued.len() < READ_ROUNDS_MAX
+            && self.leads()
+            && let Some(ticket) = self.reads.asked.take()
+        {
+            self.reads.issued.push_back((ticket, now));
+            self.node.read_index(ticket.0.to_be_bytes().to_vec());
+        }
+    }
+
+    /// Raft says that this was leader when the round began.
+    pub(crate) fn read_confirmed(&mut self, index: u64, context: &[u8], lease: bool) {
+        let Ok(ticket) = context.try_into().map(u64::from_be_bytes) else { return };
+        let Some(at) = self.reads.issued.iter().position(|(issued, _)| issued.0 == ticket) else { return };
+        if let Some((ticket, began)) = self.reads.issued.remove(at) {
+            if lease {
+                self.lease = (self.node.raft.term, began + LEASE);
+            }
+            self.reads.confirmed.push((index, ticket));
+        }
+    }
+
+    pub(crate) fn take_readable(&mut self, into: &mut Vec<ReadTicket>) {
+        let applied = self.applied.index;
+        self.reads.confirmed.retain(|&(index, ticket)| {
+            if index <= applied {
+                into.push(ticket);
+            }
+            index > applied
+        });
+    }
+
+    // ---- role ----
+
+    /// Compares the role with the one last told: what has become of proposals and reads is known then.
+    pub(crate) fn role_now(&self) -> Role {
+        match self.leads() {
+            true => Role::Leader { term: self.node.raft.term },
+            false => Role::Follower { leader: self.leader() },
+        }
+    }
+
+    /// Those that were proposed in a term this replica leads no more.
+    pub(crate) fn take_dropped(&mut self) -> Vec<ProposalId> {
+        let term = if self.is_raft_leader() { self.node.raft.term } else { 0 };
+        let mut dropped = std::mem::take(&mut self.lost);
+        self.waiting.retain(|&(_, of, proposal)| {
+            if of != term {
+                dropped.push(proposal);
+            }
+            of == term
+        });
+        dropped
+    }
+
+    pub(crate) fn take_lost_reads(&mut self) -> Vec<ReadTicket> {
+        self.reads.take_all()
+    }
+
+    pub(crate) fn transfer(&mut self, to: StoreId) {
+        self.lease_barred = self.node.raft.term;
+        self.node.transfer_leader(to.0);
+    }
+
+    pub(crate) fn is_caught_up(&self, store: StoreId) -> bool {
+        let last = self.last_index();
+        let progress = self.node.raft.prs().get(store.0);
+        progress.is_some_and(|progress| progress.matched + CAUGHT_UP_ENTRIES >= last && progress.matched > 0)
+    }
+
+    pub(crate) fn progress(&self) -> Vec<Progress> {
+        if !self.is_raft_leader() {
+            return Vec::new();
+        }
+        let mut all: Vec<Progress> = self
+            .node
+            .raft
+            .prs()
+            .iter()
+            .filter(|&(&id, _)| id != self.me.0)
+            .map(|(&id, progress)| Progress {
+                store: StoreId(id),
+                matched_index: progress.matched,
+                snapshot_sent: 0,
+                snapshot_total: 0,
+            })
+            .collect();
+        all.sort_unstable_by_key(|progress| progress.store);
+        all
+    }
+
+    // ---- log ----
+
+    /// Proposes a change of the members; false when raft takes none now.
+    pub(crate) fn propose_change(&mut self, change: Change) -> bool {
+        let (kind, store) = match change {
+            Change::AddLearner(store) => (ConfChangeType::AddLearnerNode, store),
+            Change::Promote(store) => (ConfChangeType::AddNode, store),
+            Change::Remove(store) => (ConfChangeType::RemoveNode, store),
+        };
+        let mut single = ConfChangeSingle { node_id: store.0, ..ConfChangeSingle::default() };
+        single.set_change_type(kind);
+        let change = ConfChangeV2 { changes: vec![single].into(), ..ConfChangeV2::default() };
+        self.node.propose_conf_change(Vec::new(), change).is_ok()
+    }
+
+    /// Applies a run of committed entries as one transaction.
+    pub(crate) fn apply<T: Table>(
+        &mut self,
+        table: &T,
+        entries: &[Entry],
+        answers: &mut Vec<Answer<M::Effect>>,
+    ) -> Result<GroupCommit, StorageError> {
+        let mut tx = Tx::new(table, self.applied.hash);
+        let mut applied = self.applied.clone();
+        for entry in entries {
+            // CO-6
+            if entry.index != applied.index + 1 {
+                return Err(StorageError::new(format!("entry {} follows {}", entry.index, applied.index)));
+            }
+            applied.index = entry.index;
+            applied.term = entry.term;
+            let proposal = self.proposal_of(entry);
+            match entry.get_entry_type() {
+                EntryType::EntryNormal if entry.data.is_empty() => {}
+                EntryType::EntryNormal => {
+                    let outcome = group::apply(&self.machine, &mut tx, &entry.data)?;
+                    answers.push(Answer { group: self.id, proposal, applied: outcome });
+                }
+                EntryType::EntryConfChangeV2 => {
+                    let change = ConfChangeV2::parse_from_bytes(&entry.data)
+                        .map_err(|error| StorageError::new(format!("entry {}: {error}", entry.index)))?;
+                    let conf = self.node.apply_conf_change(&change).map_err(raft_failed)?;
+                    applied.membership = Membership::from_conf(&conf, entry.index);
+                }
+                EntryType::EntryConfChange => {
+                    return Err(StorageError::new(format!("entry {} is of no kind we write", entry.index)));
+                }
+            }
+        }
+        let (batch, hash) = tx.finish();
+        applied.hash = hash;
+        self.applied = applied.clone();
+        Ok(GroupCommit { group: self.id, batch, applied })
+    }
+
+    fn proposal_of(&mut self, entry: &Entry) -> Option<ProposalId> {
+        while let Some(&(index, term, proposal)) = self.waiting.front() {
+            if index > entry.index {
+                return None;
+            }
+            if index < entry.index || term != entry.term {
+                // Another entry took its place.
+                self.waiting.pop_front();
+                self.lost.push(proposal);
+                continue;
+            }
+            self.waiting.pop_front();
+            return Some(proposal);
+        }
+        None
+    }
+}
+
+pub(crate) fn raft_failed(error: raft::Error) -> StorageError {
+    StorageError::new(format!("raft: {error}"))
+}
