@@ -31,16 +31,15 @@ pub(crate) struct SledState {
 
 impl SledState {
     /// Opens `DIR/state`.
-    pub(crate) fn open(directory: &Path, groups: &[GroupId]) -> Result<Self, StorageError> {
+    pub(crate) fn open(directory: &Path) -> Result<Self, StorageError> {
         let state = directory.join("state");
         let clean = take_marker(directory)?;
         let config = sled::Config::new().path(&state).cache_capacity(CACHE_BYTES).flush_every_ms(Some(1000));
         let db =
             config.open().map_err(|error| StorageError::of_state(format!("{}: {error}", state.display())))?;
-        let tree: sled::Tree = (*db).clone();
-        let tables = groups.iter().map(|&group| (group, SledTable::new(tree.clone(), group.0))).collect();
-        let applied = SledTable::new(tree, APPLIED);
-        Ok(SledState { db, directory: directory.to_owned(), tables, applied, clean })
+        sync_directory(directory)?;
+        let applied = SledTable::new((*db).clone(), APPLIED);
+        Ok(SledState { db, directory: directory.to_owned(), tables: BTreeMap::new(), applied, clean })
     }
 
     /// Reads every row, unless the files are as they were left: a page that cannot be read is found
@@ -155,8 +154,14 @@ fn sync_tree(path: &Path) -> io::Result<()> {
 impl StateStore for SledState {
     type Table = SledTable;
 
+    fn add(&mut self, group: GroupId) -> Result<(), StorageError> {
+        let tree: sled::Tree = (*self.db).clone();
+        self.tables.entry(group).or_insert_with(|| SledTable::new(tree, group.0));
+        Ok(())
+    }
+
     fn table(&self, group: GroupId) -> &SledTable {
-        // Only the groups given at opening are ever asked for; any other has no rows anywhere.
+        // Only groups that were added are ever asked for; any other has no rows anywhere.
         self.tables.get(&group).unwrap_or(&self.applied)
     }
 
@@ -201,32 +206,43 @@ impl StateStore for SledState {
 
 #[cfg(test)]
 mod tests {
+    use eggs_consensus_core::Membership;
     use eggs_machine::hash::StateHash;
     use eggs_machine::table::prefix_end;
+    use eggs_proto::StoreId;
 
     use super::*;
 
     fn commit(group: GroupId, index: u64) -> GroupCommit {
         let changes = vec![(Bytes::from_static(b"key"), Some(Bytes::from(index.to_string())))];
-        let applied = AppliedRow { index, term: 1, hash: StateHash::default() };
+        let membership = Membership::founding(&[StoreId(7)]);
+        let applied = AppliedRow { index, term: 1, hash: StateHash::default(), membership };
         GroupCommit { group, batch: Batch { changes }, applied }
+    }
+
+    fn open(directory: &Path) -> SledState {
+        let mut state = SledState::open(directory).unwrap();
+        for group in [GroupId(0), GroupId(257)] {
+            state.add(group).unwrap();
+        }
+        state
     }
 
     #[test]
     fn only_an_orderly_stop_leaves_trusted_state() {
         let directory = tempfile::tempdir().unwrap();
         let groups = [GroupId(0), GroupId(257)];
-        let mut state = SledState::open(directory.path(), &groups).unwrap();
+        let mut state = open(directory.path());
         assert!(!state.closed_cleanly());
         state.commit(groups.iter().map(|&group| commit(group, 7)).collect()).unwrap();
         state.close().unwrap();
-        let state = SledState::open(directory.path(), &groups).unwrap();
+        let state = open(directory.path());
         assert!(state.closed_cleanly());
         assert!(!clean_marker(directory.path()).exists());
-        assert_eq!(state.applied(GroupId(257)).unwrap().unwrap().index, 7);
+        assert_eq!(state.applied(GroupId(257)).unwrap(), Some(commit(GroupId(257), 7).applied));
         assert_eq!(state.table(GroupId(0)).get(b"key").unwrap().unwrap(), "7");
         drop(state);
-        let mut state = SledState::open(directory.path(), &groups).unwrap();
+        let mut state = open(directory.path());
         assert!(!state.closed_cleanly());
         state.clear(GroupId(0)).unwrap();
         assert_eq!(state.applied(GroupId(0)).unwrap(), None);
@@ -238,7 +254,7 @@ mod tests {
     #[test]
     fn a_state_changed_after_the_stop_is_not_trusted() {
         let directory = tempfile::tempdir().unwrap();
-        let mut state = SledState::open(directory.path(), &[GroupId(0)]).unwrap();
+        let mut state = open(directory.path());
         state.commit(vec![commit(GroupId(0), 7)]).unwrap();
         state.close().unwrap();
         let path = directory.path().join("state/db");

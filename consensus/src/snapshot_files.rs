@@ -1,44 +1,52 @@
-//! Snapshots as files: `DIR/snapshots/GROUP.snap`, the newest of each group.
+//! Snapshots as files: `DIR/snapshots/GROUP.snap`, the newest of each group; `GROUP.TERM-INDEX.incoming`, what has come of
+//! another store's.
 //!
-//! Layout, integers little-endian:
+//! Layout ([`format`]), integers little-endian:
 //!
 //! ```text
-//! magic "EGGSSNAP"  u32 version = 1  u32 group
+//! magic "EGGSSNAP"  u32 version = 2  u32 group
 //! pages: u32 length  u32 crc32 of the page  page = rows: u32 key length, key, u32 value length, value
-//! end:   u32 0       u32 crc32 of the footer
-//! footer: u64 index  u64 term  [u8;16] state hash  u64 bytes of all keys and values
+//! end:   u32 0
+//! footer: u64 index  u64 term  [u8;16] state hash  u64 bytes of all keys and values  Membership (protobuf)
+//! u32 length of the footer  u32 crc32 of the footer
 //! ```
 //!
-//! The footer is at the end, so that rows can stream; its 40 bytes are the last of the file.
+//! The footer is at the end, so that rows can stream.
 
-use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+mod format;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use eggs_consensus_core::{GroupId, SnapshotMeta, SnapshotStore, StorageError};
+use eggs_consensus_core::{GroupId, Piece, SnapshotMeta, SnapshotStore, StorageError};
 use eggs_machine::Row;
-use eggs_machine::hash::StateHash;
 
 use crate::sled_state::sync_directory;
 
-const MAGIC: &[u8; 8] = b"EGGSSNAP";
-const VERSION: u32 = 1;
-const FOOTER_BYTES: usize = 40;
-/// A page longer than this is not one (rows are bounded by messages of 8 MiB).
-const PAGE_BYTES_MAX: u32 = 1 << 30;
+/// (index, term)
+type At = (u64, u64);
+type Helper<R> = JoinHandle<Result<R, StorageError>>;
 
 pub(crate) struct SnapshotFiles {
     directory: PathBuf,
     begun: Option<(GroupId, BufWriter<File>)>,
-    sealing: Option<JoinHandle<Result<(), StorageError>>>,
+    sealing: Option<(GroupId, Helper<()>)>,
+    /// The incoming file that is being added to.
+    receiving: Option<(PathBuf, File)>,
+    installing: Option<(GroupId, At, Helper<SnapshotMeta>)>,
 }
 
 impl SnapshotFiles {
     pub(crate) fn open(directory: PathBuf) -> Result<Self, StorageError> {
         fs::create_dir_all(&directory).map_err(|error| failed(&directory, &error))?;
-        Ok(SnapshotFiles { directory, begun: None, sealing: None })
+        if let Some(parent) = directory.parent() {
+            sync_directory(parent)?;
+        }
+        Ok(SnapshotFiles { directory, begun: None, sealing: None, receiving: None, installing: None })
     }
 
     fn path(&self, group: GroupId) -> PathBuf {
@@ -47,6 +55,30 @@ impl SnapshotFiles {
 
     fn begun_path(&self) -> PathBuf {
         self.directory.join("taking.tmp")
+    }
+
+    fn incoming_path(&self, group: GroupId, (index, term): At) -> PathBuf {
+        self.directory.join(format!("{:05}.{term}-{index}.incoming", group.0))
+    }
+
+    /// Removes what has come of other snapshots of a group.
+    fn remove_incoming(&mut self, group: GroupId, but: Option<At>) -> Result<(), StorageError> {
+        let keep = but.map(|at| self.incoming_path(group, at));
+        let prefix = format!("{:05}.", group.0);
+        let io_error = |error: io::Error| failed(&self.directory, &error);
+        for entry in fs::read_dir(&self.directory).map_err(io_error)? {
+            let path = entry.map_err(io_error)?.path();
+            let of_group =
+                path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(&prefix));
+            let incoming = path.extension().is_some_and(|extension| extension == "incoming");
+            if of_group && incoming && keep.as_ref() != Some(&path) {
+                remove_file(&path)?;
+            }
+        }
+        if self.receiving.as_ref().is_some_and(|(path, _)| !path.exists()) {
+            self.receiving = None;
+        }
+        Ok(())
     }
 }
 
@@ -58,47 +90,30 @@ fn damaged(path: &Path, what: &str) -> StorageError {
     StorageError::new(format!("{}: snapshot damaged: {what}", path.display()))
 }
 
-fn encode_footer(meta: &SnapshotMeta) -> [u8; FOOTER_BYTES] {
-    let mut footer = [0; FOOTER_BYTES];
-    footer[..8].copy_from_slice(&meta.index.to_le_bytes());
-    footer[8..16].copy_from_slice(&meta.term.to_le_bytes());
-    footer[16..32].copy_from_slice(&meta.hash.to_bytes());
-    footer[32..].copy_from_slice(&meta.bytes.to_le_bytes());
-    footer
+fn remove_file(path: &Path) -> Result<(), StorageError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(path, &error)),
+        _ => Ok(()),
+    }
 }
 
-fn decode_footer(footer: &[u8; FOOTER_BYTES]) -> SnapshotMeta {
-    let number = |at: usize| footer[at..at + 8].iter().rev().fold(0, |n, &byte| n << 8 | u64::from(byte));
-    let mut hash = [0; 16];
-    hash.copy_from_slice(&footer[16..32]);
-    SnapshotMeta { index: number(0), term: number(8), hash: StateHash::from_bytes(hash), bytes: number(32) }
+fn open_existing(path: &Path) -> Result<Option<File>, StorageError> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(path, &error)),
+    }
 }
 
-fn read_u32(reader: &mut impl Read) -> io::Result<u32> {
-    let mut bytes = [0; 4];
-    reader.read_exact(&mut bytes)?;
-    Ok(u32::from_le_bytes(bytes))
+fn joined<R>(helper: Helper<R>) -> Result<R, StorageError> {
+    helper.join().unwrap_or_else(|_| Err(StorageError::new("the snapshot thread panicked")))
 }
 
 impl SnapshotStore for SnapshotFiles {
     fn latest(&self, group: GroupId) -> Result<Option<SnapshotMeta>, StorageError> {
         let path = self.path(group);
-        let mut file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(&path, &error)),
-        };
-        let mut tail = [0; 8 + FOOTER_BYTES];
-        let end = -i64::try_from(tail.len()).unwrap_or(i64::MAX);
-        file.seek(SeekFrom::End(end)).map_err(|_| damaged(&path, "too short"))?;
-        file.read_exact(&mut tail).map_err(|error| failed(&path, &error))?;
-        let mut footer = [0; FOOTER_BYTES];
-        footer.copy_from_slice(&tail[8..]);
-        let crc = u32::from_le_bytes([tail[4], tail[5], tail[6], tail[7]]);
-        if tail[..4] != [0; 4] || crc32fast::hash(&footer) != crc {
-            return Err(damaged(&path, "wrong checksum of the footer"));
-        }
-        Ok(Some(decode_footer(&footer)))
+        let Some(file) = open_existing(&path)? else { return Ok(None) };
+        format::read_meta(&path, &file).map(Some)
     }
 
     fn read(
@@ -107,48 +122,19 @@ impl SnapshotStore for SnapshotFiles {
         each: &mut dyn FnMut(Vec<Row>) -> Result<(), StorageError>,
     ) -> Result<(), StorageError> {
         let path = self.path(group);
-        let io_error = |error: io::Error| failed(&path, &error);
-        let mut reader = BufReader::with_capacity(1 << 20, File::open(&path).map_err(io_error)?);
-        let mut magic = [0; 8];
-        reader.read_exact(&mut magic).map_err(io_error)?;
-        let version = read_u32(&mut reader).map_err(io_error)?;
-        let stored = read_u32(&mut reader).map_err(io_error)?;
-        if &magic != MAGIC || stored != u32::from(group.0) {
-            return Err(damaged(&path, "it is not a snapshot of this group"));
-        }
-        if version != VERSION {
-            return Err(StorageError::new(format!(
-                "{}: version {version} is newer than this build",
-                path.display()
-            )));
-        }
-        loop {
-            let length = read_u32(&mut reader).map_err(io_error)?;
-            let crc = read_u32(&mut reader).map_err(io_error)?;
-            if length == 0 {
-                return Ok(());
-            }
-            if length > PAGE_BYTES_MAX {
-                return Err(damaged(&path, "a page is too long"));
-            }
-            let mut page = Vec::new();
-            (&mut reader).take(u64::from(length)).read_to_end(&mut page).map_err(io_error)?;
-            if page.len() != length as usize || crc32fast::hash(&page) != crc {
-                return Err(damaged(&path, "wrong checksum of a page"));
-            }
-            let rows =
-                decode_page(Bytes::from(page)).ok_or_else(|| damaged(&path, "a page has broken rows"))?;
-            each(rows)?;
-        }
+        let file = File::open(&path).map_err(|error| failed(&path, &error))?;
+        format::read_pages(&path, &file, group, &mut |page| {
+            let rows = format::decode_page(page).ok_or_else(|| damaged(&path, "a page has broken rows"))?;
+            each(rows)
+        })
+        .map(drop)
     }
 
     fn begin(&mut self, group: GroupId) -> Result<(), StorageError> {
         let path = self.begun_path();
         let io_error = |error: io::Error| failed(&path, &error);
         let mut writer = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(io_error)?);
-        writer.write_all(MAGIC).map_err(io_error)?;
-        writer.write_all(&VERSION.to_le_bytes()).map_err(io_error)?;
-        writer.write_all(&u32::from(group.0).to_le_bytes()).map_err(io_error)?;
+        writer.write_all(&format::encode_header(group)).map_err(io_error)?;
         self.begun = Some((group, writer));
         Ok(())
     }
@@ -159,7 +145,7 @@ impl SnapshotStore for SnapshotFiles {
         }
         let path = self.begun_path();
         let Some((_, writer)) = &mut self.begun else { return Err(damaged(&path, "not begun")) };
-        let page = encode_page(rows);
+        let page = format::encode_page(rows);
         let length = u32::try_from(page.len()).map_err(|_| damaged(&path, "page too long"))?;
         let written = writer
             .write_all(&length.to_le_bytes())
@@ -169,30 +155,143 @@ impl SnapshotStore for SnapshotFiles {
     }
 
     fn seal(&mut self, meta: SnapshotMeta) -> Result<bool, StorageError> {
-        let from = self.begun_path();
-        if let Some(sealing) = &self.sealing {
+        if let Some((_, sealing)) = &self.sealing {
             if !sealing.is_finished() {
                 return Ok(false);
             }
         } else if let Some((group, writer)) = self.begun.take() {
             // The fsync of a large file takes long: not on the consensus thread.
-            let to = self.path(group);
-            let directory = self.directory.clone();
-            let sealing = std::thread::Builder::new()
-                .name("snapshot".to_owned())
-                .spawn(move || seal_file(writer, &meta, &from, &to, &directory));
-            self.sealing = Some(sealing.map_err(|error| failed(&self.directory, &error))?);
+            let (from, to) = (self.begun_path(), self.path(group));
+            let sealing =
+                helper(&self.directory, move |directory| seal(writer, &meta, &from, &to, directory))?;
+            self.sealing = Some((group, sealing));
             return Ok(false);
         }
-        match self.sealing.take().map(JoinHandle::join) {
-            Some(Ok(sealed)) => sealed.map(|()| true),
-            Some(Err(_)) => Err(StorageError::new("the snapshot thread panicked".to_owned())),
-            None => Err(StorageError::new("no snapshot begun".to_owned())),
+        match self.sealing.take() {
+            Some((_, sealing)) => joined(sealing).map(|()| true),
+            None => Err(StorageError::new("no snapshot begun")),
         }
+    }
+
+    fn piece(
+        &self,
+        group: GroupId,
+        (index, term): At,
+        offset: u64,
+        max: usize,
+    ) -> Result<Option<Piece>, StorageError> {
+        let path = self.path(group);
+        let Some(file) = open_existing(&path)? else { return Ok(None) };
+        let meta = format::read_meta(&path, &file)?;
+        if (meta.index, meta.term) != (index, term) {
+            return Ok(None);
+        }
+        let io_error = |error: io::Error| failed(&path, &error);
+        let total = file.metadata().map_err(io_error)?.len();
+        let left = usize::try_from(total.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; left.min(max)];
+        file.read_exact_at(&mut bytes, offset.min(total)).map_err(io_error)?;
+        Ok(Some(Piece { bytes: Bytes::from(bytes), total }))
+    }
+
+    fn received(&self, group: GroupId, at: At) -> Result<u64, StorageError> {
+        let path = self.incoming_path(group, at);
+        match fs::metadata(&path) {
+            Ok(metadata) => Ok(metadata.len()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(failed(&path, &error)),
+        }
+    }
+
+    fn receive(&mut self, group: GroupId, at: At, offset: u64, bytes: &[u8]) -> Result<(), StorageError> {
+        let path = self.incoming_path(group, at);
+        let io_error = |error: io::Error| failed(&path, &error);
+        if offset == 0 {
+            self.receiving = None;
+            self.remove_incoming(group, None)?;
+        }
+        if self.receiving.as_ref().is_none_or(|(of, _)| *of != path) {
+            let file = OpenOptions::new().append(true).create(offset == 0).open(&path);
+            match file {
+                Ok(file) => self.receiving = Some((path.clone(), file)),
+                Err(error) if error.kind() == ErrorKind::NotFound => return Err(not_the_next()),
+                Err(error) => return Err(io_error(error)),
+            }
+        }
+        let Some((_, file)) = &mut self.receiving else { return Err(not_the_next()) };
+        if file.metadata().map_err(io_error)?.len() != offset {
+            return Err(not_the_next());
+        }
+        if let Err(error) = file.write_all(bytes) {
+            // A part of a piece must not stay: the disk is full, say.
+            let _ = file.set_len(offset);
+            return Err(io_error(error));
+        }
+        Ok(())
+    }
+
+    fn install(&mut self, group: GroupId, at: At) -> Result<Option<SnapshotMeta>, StorageError> {
+        match self.installing.take() {
+            Some((of, of_at, installing)) if !installing.is_finished() => {
+                self.installing = Some((of, of_at, installing));
+                return Ok(None);
+            }
+            Some((of, of_at, installing)) => {
+                let installed = joined(installing);
+                if (of, of_at) == (group, at) {
+                    return installed.map(Some);
+                }
+                // Whoever waits for that one finds it installed, or gone, when it asks again.
+            }
+            None => {}
+        }
+        let from = self.incoming_path(group, at);
+        if !from.exists() {
+            let latest = self.latest(group)?.filter(|meta| (meta.index, meta.term) == at);
+            return latest.map(Some).ok_or_else(|| StorageError::of_state("no such snapshot was received"));
+        }
+        self.receiving = None;
+        let to = self.path(group);
+        let work = move |directory: &Path| install(group, at, &from, &to, directory);
+        self.installing = Some((group, at, helper(&self.directory, work)?));
+        Ok(None)
+    }
+
+    fn remove(&mut self, group: GroupId) -> Result<(), StorageError> {
+        // What is under way must not bring it back.
+        if let Some((of, _, installing)) = self.installing.take_if(|(of, _, _)| *of == group) {
+            debug_assert_eq!(of, group);
+            let _ = joined(installing);
+        }
+        if let Some((_, sealing)) = self.sealing.take_if(|(of, _)| *of == group) {
+            let _ = joined(sealing);
+        }
+        if self.begun.take_if(|(of, _)| *of == group).is_some() {
+            remove_file(&self.begun_path())?;
+        }
+        self.remove_incoming(group, None)?;
+        remove_file(&self.path(group))?;
+        sync_directory(&self.directory)
     }
 }
 
-fn seal_file(
+/// A piece that does not follow the one before: what was received can be fetched anew.
+fn not_the_next() -> StorageError {
+    StorageError::of_state("a piece of a snapshot that does not follow the one before")
+}
+
+/// Runs slow work on the directory in a thread of its own.
+fn helper<R: Send + 'static>(
+    directory: &Path,
+    work: impl FnOnce(&Path) -> Result<R, StorageError> + Send + 'static,
+) -> Result<Helper<R>, StorageError> {
+    let directory = directory.to_owned();
+    let thread = std::thread::Builder::new().name("snapshot".to_owned());
+    let path = directory.clone();
+    thread.spawn(move || work(&directory)).map_err(|error| failed(&path, &error))
+}
+
+fn seal(
     mut writer: BufWriter<File>,
     meta: &SnapshotMeta,
     from: &Path,
@@ -200,114 +299,71 @@ fn seal_file(
     directory: &Path,
 ) -> Result<(), StorageError> {
     let io_error = |error: io::Error| failed(from, &error);
-    let footer = encode_footer(meta);
-    writer.write_all(&0u32.to_le_bytes()).map_err(io_error)?;
-    writer.write_all(&crc32fast::hash(&footer).to_le_bytes()).map_err(io_error)?;
-    writer.write_all(&footer).map_err(io_error)?;
+    writer.write_all(&format::encode_end(meta)).map_err(io_error)?;
     let file = writer.into_inner().map_err(|error| io_error(error.into_error()))?;
     file.sync_all().map_err(io_error)?;
-    fs::rename(from, to).map_err(io_error)?;
+    put_in_place(meta, from, to, directory)
+}
+
+fn install(
+    group: GroupId,
+    at: At,
+    from: &Path,
+    to: &Path,
+    directory: &Path,
+) -> Result<SnapshotMeta, StorageError> {
+    let file = File::open(from).map_err(|error| failed(from, &error))?;
+    match whole(group, at, from, &file) {
+        Ok(meta) => {
+            file.sync_all().map_err(|error| failed(from, &error))?;
+            put_in_place(&meta, from, to, directory)?;
+            Ok(meta)
+        }
+        Err(error) => {
+            remove_file(from)?;
+            Err(StorageError::of_state(error.to_string()))
+        }
+    }
+}
+
+/// What a received file is, every byte of it verified.
+fn whole(group: GroupId, at: At, path: &Path, file: &File) -> Result<SnapshotMeta, StorageError> {
+    let meta = format::read_meta(path, file)?;
+    if (meta.index, meta.term) != at {
+        return Err(damaged(path, "it is of another index"));
+    }
+    let mut hash = eggs_machine::hash::StateHash::default();
+    let read_to = format::read_pages(path, file, group, &mut |page| {
+        let rows = format::decode_page(page).ok_or_else(|| damaged(path, "a page has broken rows"))?;
+        for (key, value) in &rows {
+            hash.insert(key, value);
+        }
+        Ok(())
+    })?;
+    let length = file.metadata().map_err(|error| failed(path, &error))?.len();
+    if read_to != length {
+        return Err(damaged(path, "bytes after its end"));
+    }
+    if hash != meta.hash {
+        return Err(damaged(path, "its rows do not have its hash"));
+    }
+    Ok(meta)
+}
+
+/// Makes a durable file the group's newest snapshot, never in the place of a newer one.
+fn put_in_place(meta: &SnapshotMeta, from: &Path, to: &Path, directory: &Path) -> Result<(), StorageError> {
+    if let Some(file) = open_existing(to)?
+        && let Ok(there) = format::read_meta(to, &file)
+        && there.index > meta.index
+    {
+        remove_file(from)?;
+        let (index, newer) = (meta.index, there.index);
+        let what = format!("{}: a snapshot at {index} came after one at {newer}", to.display());
+        return Err(StorageError::new(what));
+    }
+    fs::rename(from, to).map_err(|error| failed(from, &error))?;
     sync_directory(directory)
 }
 
-fn encode_page(rows: &[Row]) -> Vec<u8> {
-    let bytes = rows.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
-    let mut page = Vec::with_capacity(bytes);
-    for part in rows.iter().flat_map(|(key, value)| [key, value]) {
-        // Keys and values are far below 4 GiB (messages are bounded by 8 MiB).
-        page.extend_from_slice(&(part.len() as u32).to_le_bytes());
-        page.extend_from_slice(part);
-    }
-    page
-}
-
-fn decode_page(mut page: Bytes) -> Option<Vec<Row>> {
-    let mut part = || -> Option<Bytes> {
-        let length = page.get(..4)?;
-        let length = u32::from_le_bytes(length.try_into().ok()?) as usize;
-        let part = (page.len() - 4 >= length).then(|| page.slice(4..4 + length))?;
-        page = page.slice(4 + length..);
-        Some(part)
-    };
-    let mut rows = Vec::new();
-    while let Some(key) = part() {
-        // Copied: a row must not keep its whole page in memory.
-        rows.push((Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&part()?)));
-    }
-    page.is_empty().then_some(rows)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn rows(n: u32) -> Vec<Row> {
-        (0..n).map(|n| (Bytes::from(format!("key{n:05}")), Bytes::from(vec![7; n as usize % 50]))).collect()
-    }
-
-    fn seal(files: &mut SnapshotFiles, index: u64) {
-        let mut hash = StateHash::default();
-        hash.insert(b"a", b"b");
-        while !files.seal(SnapshotMeta { index, term: 2, hash, bytes: 9 }).unwrap() {
-            std::thread::yield_now();
-        }
-    }
-
-    #[test]
-    fn a_sealed_snapshot_reads_back_and_replaces_the_older() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut files = SnapshotFiles::open(directory.path().join("snapshots")).unwrap();
-        let group = GroupId(3);
-        assert_eq!(files.latest(group).unwrap(), None);
-        for index in [10, 20] {
-            files.begin(group).unwrap();
-            files.add(&rows(500)).unwrap();
-            files.add(&rows(3)).unwrap();
-            assert_eq!(files.latest(group).unwrap().map_or(0, |meta| meta.index), index - 10);
-            seal(&mut files, index);
-        }
-        assert_eq!(files.latest(group).unwrap().unwrap().index, 20);
-        let mut read = Vec::new();
-        files
-            .read(group, &mut |rows| {
-                read.extend(rows);
-                Ok(())
-            })
-            .unwrap();
-        assert_eq!(read, [rows(500), rows(3)].concat());
-    }
-
-    #[test]
-    fn any_flipped_or_missing_byte_is_noticed() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut files = SnapshotFiles::open(directory.path().to_owned()).unwrap();
-        let group = GroupId(3);
-        files.begin(group).unwrap();
-        files.add(&rows(5)).unwrap();
-        seal(&mut files, 1);
-        let path = files.path(group);
-        let good = fs::read(&path).unwrap();
-        let whole =
-            |files: &SnapshotFiles| files.latest(group).and_then(|_| files.read(group, &mut |_| Ok(())));
-        whole(&files).unwrap();
-        for at in 0..good.len() {
-            let mut bad = good.clone();
-            bad[at] ^= 0x10;
-            fs::write(&path, &bad).unwrap();
-            assert!(whole(&files).is_err(), "byte {at} flipped");
-            fs::write(&path, &good[..at]).unwrap();
-            assert!(whole(&files).is_err(), "cut at {at}");
-        }
-    }
-
-    #[test]
-    fn golden_bytes() {
-        let meta = SnapshotMeta { index: 1, term: 2, hash: StateHash::from_bytes([9; 16]), bytes: 3 };
-        let footer = encode_footer(&meta);
-        assert_eq!(footer[..16], [1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(footer[16..], [[9; 16].as_slice(), &[3, 0, 0, 0, 0, 0, 0, 0]].concat());
-        assert_eq!(decode_footer(&footer), meta);
-        let page = encode_page(&[(Bytes::from_static(b"k"), Bytes::from_static(b"vv"))]);
-        assert_eq!(page, [1, 0, 0, 0, b'k', 2, 0, 0, 0, b'v', b'v']);
-    }
-}
+mod tests;
