@@ -7,6 +7,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
 use clap::Args;
+use eggs_proto::limits::FAILURE_DOMAIN_BYTES_MAX;
 
 use crate::logging::Format;
 
@@ -61,13 +62,68 @@ pub struct DataArgs {
 /// Daemons that join a cluster through shuckle.
 #[derive(Debug, Clone, Args)]
 pub struct ClusterArgs {
-    /// Where shuckle, the registry, listens
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:5000", value_parser = advertised_address)]
-    pub shuckle: String,
+    /// Where shuckle, the registry, listens: all of its replicas, separated by commas. One is enough as long
+    /// as that one is there at the start
+    #[arg(long, value_name = "HOST:PORT,…", default_value = "127.0.0.1:5000", value_parser = advertised_address, value_delimiter = ',')]
+    pub shuckle: Vec<String>,
 
     /// File with the cluster secret (shuckle makes it)
     #[arg(long, value_name = "FILE")]
     pub secret_file: PathBuf,
+}
+
+/// What every daemon says of the machine it runs on.
+#[derive(Debug, Clone, Args)]
+pub struct HostArgs {
+    /// The name of this host: what is on one host fails together, so no two replicas of anything share one
+    /// [default: the system's host name]
+    #[arg(long, value_name = "NAME", value_parser = host_name)]
+    pub host: Option<String>,
+}
+
+impl HostArgs {
+    /// The host's name.
+    ///
+    /// # Errors
+    /// When it was not given and the system has none.
+    pub fn name(&self) -> Result<String, String> {
+        if let Some(name) = &self.host {
+            return Ok(name.clone());
+        }
+        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        host_name(name.trim()).map_err(|_| "this host has no usable name: --host NAME is needed".to_owned())
+    }
+}
+
+/// Daemons whose data is replicated.
+#[derive(Debug, Clone, Args)]
+pub struct ReplicaArgs {
+    /// Answer reads on the word of a lease, without asking the other replicas each time. Right only while no
+    /// host's clock runs more than a tenth faster than another's
+    #[arg(long)]
+    pub read_lease: bool,
+
+    /// MiB per second that replicas far behind, or new, may be sent in all
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub snapshot_rate: u32,
+}
+
+impl ReplicaArgs {
+    pub fn snapshot_bytes_per_second(&self) -> u64 {
+        u64::from(self.snapshot_rate) << 20
+    }
+}
+
+/// The name of a host: short text, without what separates lists.
+///
+/// # Errors
+/// For people: what it may be.
+pub fn host_name(text: &str) -> Result<String, String> {
+    let fits = !text.is_empty() && text.len() <= FAILURE_DOMAIN_BYTES_MAX;
+    if fits && !text.contains(|c: char| c.is_control() || c.is_whitespace() || c == ',') {
+        return Ok(text.to_owned());
+    }
+    Err(format!("a host's name has 1 to {FAILURE_DOMAIN_BYTES_MAX} bytes without spaces and commas"))
 }
 
 fn log_filter(text: &str) -> Result<String, String> {

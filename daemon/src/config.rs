@@ -204,6 +204,9 @@ fn file_values(arg: &Arg, value: &toml::Value) -> Result<Vec<OsString>, String> 
         toml::Value::Boolean(set) if is_switch(arg) => Ok(vec![set.to_string().into()]),
         _ if is_switch(arg) => Err("true or false is expected".to_owned()),
         toml::Value::Array(items) if list => items.iter().map(scalar).collect(),
+        toml::Value::String(text) if list && arg.get_value_delimiter() == Some(',') => {
+            Ok(text.split(',').map(|item| OsString::from(item.trim())).collect())
+        }
         toml::Value::Array(_) => Err("one value is expected, not a list".to_owned()),
         _ => scalar(value).map(|value| vec![value]),
     }

@@ -4,13 +4,18 @@
 //! for people. `FORMAT` says what the directory is:
 //!
 //! ```text
-//! eggsfs 1                                    magic and format version: line 1 stays as it is for ever
+//! eggsfs 2                                    magic and format version: line 1 stays as it is for ever
 //! kind shuckle
 //! cluster 00000000000000000000000000000000    zeros until the directory joins a cluster
+//! store 0123456789abcdef                      the id of its replicas in their groups: random, made with the directory
 //! crc 89abcdef                                CRC-32 (ISO-HDLC) of the lines above
 //! ```
 //!
 //! It is replaced as a whole (written aside, synced, renamed), so it is never half there.
+//!
+//! A store whose log is damaged is put aside ([`DataDirectory::put_aside`]): what it held moves to
+//! `damaged-<store>/`, and the directory goes on as another store. The folder's being there under the id that
+//! `FORMAT` still has is the mark of a move that was cut short: the next opening finishes it.
 
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -18,8 +23,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use eggs_proto::ClusterId;
 use eggs_proto::limits::FORMAT_VERSION;
+use eggs_proto::{ClusterId, StoreId};
 
 const LOCK: &str = "LOCK";
 const FORMAT: &str = "FORMAT";
@@ -27,6 +32,10 @@ const FORMAT_NEW: &str = "FORMAT.new";
 const MAGIC: &str = "eggsfs";
 /// mkfs makes this one: a fresh file system counts as empty.
 const LOST_AND_FOUND: &str = "lost+found";
+/// All that a store holds as one: the log, and what is of no use without it.
+const STORE: [&str; 4] = ["log", "state", "state.clean", "snapshots"];
+/// The oldest format this build reads: before it, a directory had no store.
+const FORMAT_VERSION_MIN: u32 = 2;
 const FORMAT_BYTES_MAX: u64 = 4096;
 const LOCK_TRIES: u32 = 10;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
@@ -37,6 +46,7 @@ pub struct DataDirectory {
     path: PathBuf,
     kind: String,
     cluster: Option<ClusterId>,
+    store: StoreId,
     _lock: Lock,
 }
 
@@ -56,15 +66,21 @@ impl DataDirectory {
         }
         let lock = Lock::take(path)?;
         look(path, kind).map_err(error)?;
-        let cluster = match read_format(path).map_err(error)? {
-            Some(format) => format.cluster,
+        let format = match read_format(path).map_err(error)? {
+            Some(format) => format,
             None => {
-                write_format(path, kind, None).map_err(io)?;
+                let format = Format { kind: kind.to_owned(), cluster: None, store: new_store().map_err(io)? };
+                write_format(path, &format).map_err(io)?;
                 sync_parent(path).map_err(io)?;
-                None
+                format
             }
         };
-        Ok(DataDirectory { path: path.to_owned(), kind: kind.to_owned(), cluster, _lock: lock })
+        let Format { kind, cluster, store } = format;
+        let mut directory = DataDirectory { path: path.to_owned(), kind, cluster, store, _lock: lock };
+        if directory.aside().exists() {
+            directory.put_aside()?;
+        }
+        Ok(directory)
     }
 
     /// The cluster a directory of this `kind` belongs to; `None` for a new or absent one. Looks only:
@@ -89,6 +105,43 @@ impl DataDirectory {
         self.cluster
     }
 
+    /// The id of the replicas in it.
+    pub fn store(&self) -> StoreId {
+        self.store
+    }
+
+    /// Moves all that the store holds into a folder of its own, which comes back, and makes the directory
+    /// another store of the same cluster, durably. The old id is never used again (DA-6): a voter that has
+    /// forgotten what it promised would let two leaders be elected. Nothing may have the files open.
+    ///
+    /// # Errors
+    /// When something cannot be moved or written. The next opening, or call, goes on where this one ended.
+    pub fn put_aside(&mut self) -> Result<PathBuf, DirectoryError> {
+        let (aside, path) = (self.aside(), self.path.clone());
+        let io = |source| DirectoryError { path: path.clone(), problem: Problem::Io(source) };
+        std::fs::create_dir_all(&aside).map_err(io)?;
+        // From here on the next opening would finish it.
+        sync(&self.path).map_err(io)?;
+        for name in STORE {
+            match std::fs::rename(self.path.join(name), aside.join(name)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(error)),
+                _ => {}
+            }
+        }
+        sync(&aside).map_err(io)?;
+        sync(&self.path).map_err(io)?;
+        // Only now: an id that is new while the old log is still in place would vote with it.
+        let store = new_store().map_err(io)?;
+        let format = Format { kind: self.kind.clone(), cluster: self.cluster, store };
+        write_format(&self.path, &format).map_err(io)?;
+        self.store = store;
+        Ok(aside)
+    }
+
+    fn aside(&self) -> PathBuf {
+        self.path.join(format!("damaged-{:016x}", self.store.0))
+    }
+
     /// Makes the directory one of `cluster`, durably; nothing to do when it is one already.
     ///
     /// # Errors
@@ -99,7 +152,8 @@ impl DataDirectory {
             Some(own) if own == cluster => Ok(()),
             Some(own) => Err(error(Problem::AnotherCluster { own, wanted: cluster })),
             None => {
-                write_format(&self.path, &self.kind, Some(cluster))
+                let (kind, store) = (self.kind.clone(), self.store);
+                write_format(&self.path, &Format { kind, cluster: Some(cluster), store })
                     .map_err(|source| error(Problem::Io(source)))?;
                 self.cluster = Some(cluster);
                 Ok(())
@@ -181,6 +235,7 @@ fn look(path: &Path, kind: &str) -> Result<bool, Problem> {
 struct Format {
     kind: String,
     cluster: Option<ClusterId>,
+    store: StoreId,
 }
 
 fn read_format(directory: &Path) -> Result<Option<Format>, Problem> {
@@ -194,9 +249,10 @@ fn read_format(directory: &Path) -> Result<Option<Format>, Problem> {
     decode(&bytes).map(Some)
 }
 
-fn encode(kind: &str, cluster: Option<ClusterId>) -> String {
+fn encode(format: &Format) -> String {
+    let Format { kind, cluster, store } = format;
     let cluster = cluster.unwrap_or(ClusterId([0; 16]));
-    let body = format!("{MAGIC} {FORMAT_VERSION}\nkind {kind}\ncluster {cluster}\n");
+    let body = format!("{MAGIC} {FORMAT_VERSION}\nkind {kind}\ncluster {cluster}\nstore {:016x}\n", store.0);
     let crc = crc32fast::hash(body.as_bytes());
     format!("{body}crc {crc:08x}\n")
 }
@@ -209,10 +265,13 @@ fn decode(bytes: &[u8]) -> Result<Format, Problem> {
     if version > FORMAT_VERSION {
         return Err(Problem::NewerFormat { version });
     }
+    if version < FORMAT_VERSION_MIN {
+        return Err(Problem::OlderFormat { version });
+    }
     let mut field = |name: &str| {
         lines.next().and_then(|line| line.strip_prefix(name)?.strip_prefix(' ')).ok_or(Problem::Damaged)
     };
-    let (kind, cluster, crc) = (field("kind")?, field("cluster")?, field("crc")?);
+    let (kind, cluster, store, crc) = (field("kind")?, field("cluster")?, field("store")?, field("crc")?);
     let body = text.rfind("crc ").and_then(|at| text.get(..at)).ok_or(Problem::Damaged)?;
     let expected = crc32fast::hash(body.as_bytes());
     if u32::from_str_radix(crc, 16) != Ok(expected) {
@@ -220,15 +279,26 @@ fn decode(bytes: &[u8]) -> Result<Format, Problem> {
     }
     let unclaimed = !cluster.is_empty() && cluster.bytes().all(|byte| byte == b'0');
     let cluster = if unclaimed { None } else { Some(cluster.parse().map_err(|_| Problem::Damaged)?) };
-    Ok(Format { kind: kind.to_owned(), cluster })
+    let store = u64::from_str_radix(store, 16).ok().filter(|&store| store != 0).ok_or(Problem::Damaged)?;
+    Ok(Format { kind: kind.to_owned(), cluster, store: StoreId(store) })
 }
 
-fn write_format(directory: &Path, kind: &str, cluster: Option<ClusterId>) -> io::Result<()> {
+fn write_format(directory: &Path, format: &Format) -> io::Result<()> {
     let new = directory.join(FORMAT_NEW);
     let mut file = File::create(&new)?;
-    file.write_all(encode(kind, cluster).as_bytes())?;
+    file.write_all(encode(format).as_bytes())?;
     file.sync_all()?;
     std::fs::rename(&new, directory.join(FORMAT))?;
+    sync(directory)
+}
+
+fn new_store() -> io::Result<StoreId> {
+    let id = getrandom::u64().map_err(|error| io::Error::other(error.to_string()))?;
+    Ok(StoreId(id.max(1)))
+}
+
+/// Makes what was renamed in a directory durable.
+fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
@@ -238,7 +308,7 @@ pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    File::open(parent)?.sync_all()
+    sync(parent)
 }
 
 /// A data directory was refused: one line that names it and says what to do.
@@ -257,6 +327,10 @@ pub enum Problem {
     },
     /// A newer build wrote it.
     NewerFormat {
+        version: u32,
+    },
+    /// A build that is too old wrote it.
+    OlderFormat {
         version: u32,
     },
     /// It is the directory of another kind of service.
@@ -299,6 +373,11 @@ impl fmt::Display for DirectoryError {
             Problem::NewerFormat { version } => write!(
                 f,
                 "data directory {path} has format {version}, this build reads up to {FORMAT_VERSION}: use a newer build"
+            ),
+            Problem::OlderFormat { version } => write!(
+                f,
+                "data directory {path} has format {version}, made by a build before replication: \
+                 this build reads format {FORMAT_VERSION} only; choose another directory"
             ),
             Problem::AnotherKind { own, wanted } => {
                 write!(f, "data directory {path} belongs to {own}, not to {wanted}: choose another directory")
@@ -350,6 +429,10 @@ mod tests {
 
     const CLUSTER: ClusterId = ClusterId([7; 16]);
 
+    fn format(kind: &str) -> Format {
+        Format { kind: kind.to_owned(), cluster: Some(CLUSTER), store: StoreId(0x0a_0b0c) }
+    }
+
     #[test]
     fn a_new_directory_is_made_claimed_and_found_again() {
         let root = tempfile::tempdir().unwrap();
@@ -358,9 +441,11 @@ mod tests {
         assert_eq!(directory.cluster(), None);
         directory.claim(CLUSTER).unwrap();
         directory.claim(CLUSTER).unwrap();
+        let store = directory.store();
         drop(directory);
         let mut directory = DataDirectory::open(&path, "shard").unwrap();
-        assert_eq!(directory.cluster(), Some(CLUSTER));
+        assert_eq!((directory.cluster(), directory.store()), (Some(CLUSTER), store));
+        assert_ne!(DataDirectory::open(&root.path().join("c"), "shard").unwrap().store(), store);
         let error = directory.claim(ClusterId([8; 16])).unwrap_err();
         assert!(matches!(error.problem, Problem::AnotherCluster { own: CLUSTER, .. }));
     }
@@ -379,15 +464,17 @@ mod tests {
     fn what_is_not_ours_is_refused_untouched() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path();
-        let newer = encode("shard", Some(CLUSTER)).replacen("eggsfs 1", "eggsfs 2", 1);
-        let damaged = encode("shard", Some(CLUSTER)).replacen("07", "17", 1);
-        let other_kind = encode("crossdir", None);
+        let newer = encode(&format("shard")).replacen("eggsfs 2", "eggsfs 3", 1);
+        let older = encode(&format("shard")).replacen("eggsfs 2", "eggsfs 1", 1);
+        let damaged = encode(&format("shard")).replacen("07", "17", 1);
+        let other_kind = encode(&format("crossdir"));
         for (name, contents) in [
             ("holiday.jpg", "x"),
             (FORMAT, "disk format of another program"),
             (FORMAT, ""),
             (FORMAT, "eggsfs"),
             (FORMAT, &newer),
+            (FORMAT, &older),
             (FORMAT, &damaged),
             (FORMAT, &other_kind),
         ] {
@@ -397,7 +484,8 @@ mod tests {
             assert_eq!(files(path), before, "{problem:?}");
             let expected = match (name, contents) {
                 ("holiday.jpg", _) => matches!(problem, Problem::Foreign { .. }),
-                (_, text) if text == newer => matches!(problem, Problem::NewerFormat { version: 2 }),
+                (_, text) if text == newer => matches!(problem, Problem::NewerFormat { version: 3 }),
+                (_, text) if text == older => matches!(problem, Problem::OlderFormat { version: 1 }),
                 (_, text) if text == damaged => matches!(problem, Problem::Damaged),
                 (_, text) if text == other_kind => matches!(problem, Problem::AnotherKind { .. }),
                 _ => matches!(problem, Problem::NotOurs),
@@ -421,14 +509,67 @@ mod tests {
 
     #[test]
     fn golden_format_file() {
-        let text = encode("shuckle", Some(CLUSTER));
-        assert_eq!(text, "eggsfs 1\nkind shuckle\ncluster 07070707070707070707070707070707\ncrc 4ec6baca\n");
+        let text = encode(&format("shuckle"));
         assert_eq!(
-            decode(text.as_bytes()).unwrap(),
-            Format { kind: "shuckle".to_owned(), cluster: Some(CLUSTER) }
+            text,
+            "eggsfs 2\nkind shuckle\ncluster 07070707070707070707070707070707\nstore 00000000000a0b0c\ncrc 00000000\n"
         );
+        assert_eq!(decode(text.as_bytes()).unwrap(), format("shuckle"));
         for length in 0..text.len() - 1 {
             assert!(decode(&text.as_bytes()[..length]).is_err(), "{length}");
+        }
+    }
+    fn fill(path: &Path) {
+        for name in ["log", "state", "snapshots"] {
+            std::fs::create_dir_all(path.join(name)).unwrap();
+            std::fs::write(path.join(name).join("file"), name).unwrap();
+        }
+        std::fs::write(path.join("secret"), "not the store's").unwrap();
+    }
+
+    #[test]
+    fn a_store_put_aside_is_whole_in_its_folder_and_another_takes_its_place() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path();
+        let mut directory = DataDirectory::open(path, "shard").unwrap();
+        directory.claim(CLUSTER).unwrap();
+        fill(path);
+        let old = directory.store();
+        let aside = directory.put_aside().unwrap();
+        assert_eq!(aside, path.join(format!("damaged-{:016x}", old.0)));
+        for name in ["log", "state", "snapshots"] {
+            assert_eq!(std::fs::read(aside.join(name).join("file")).unwrap(), name.as_bytes());
+            assert!(!path.join(name).exists());
+        }
+        assert!(path.join("secret").exists());
+        let new = directory.store();
+        assert_ne!(new, old);
+        drop(directory);
+        let directory = DataDirectory::open(path, "shard").unwrap();
+        assert_eq!((directory.cluster(), directory.store()), (Some(CLUSTER), new));
+    }
+
+    /// DA-6: wherever the move was cut short, the next opening ends with all of the old store aside and
+    /// another id; never with the old id and less than all of its files.
+    #[test]
+    fn a_move_that_was_cut_short_is_finished() {
+        for moved in 0..=STORE.len() {
+            let root = tempfile::tempdir().unwrap();
+            let path = root.path();
+            let directory = DataDirectory::open(path, "shard").unwrap();
+            let old = directory.store();
+            drop(directory);
+            fill(path);
+            let aside = path.join(format!("damaged-{:016x}", old.0));
+            std::fs::create_dir(&aside).unwrap();
+            for name in STORE.iter().take(moved).filter(|name| path.join(name).exists()) {
+                std::fs::rename(path.join(name), aside.join(name)).unwrap();
+            }
+            let directory = DataDirectory::open(path, "shard").unwrap();
+            assert_ne!(directory.store(), old, "{moved}");
+            for name in ["log", "state", "snapshots"] {
+                assert!(aside.join(name).join("file").exists() && !path.join(name).exists(), "{moved}");
+            }
         }
     }
 }

@@ -12,6 +12,8 @@
 //!   ([`server`]): sizes, counts and waits of every connection are bounded.
 //! - **DA-4** a daemon that panics ends: the panic is logged and the process aborts ([`logging`]).
 //! - **DA-5** the cluster secret never appears in logs, errors or debug output ([`secret`]).
+//! - **DA-6** the id of a store is used with all of what that store wrote, or never again: a store that was
+//!   emptied or put aside comes back under another id ([`directory`]).
 
 pub mod args;
 pub mod channel;

@@ -1,7 +1,12 @@
 //! Daemons as clients of shuckle: joining the cluster, heartbeats, watching the cluster map.
+//!
+//! Shuckle is a list of addresses: one of its replicas leads and answers, the others say who does. A call
+//! tries whoever led last, follows the hints of those who do not, and goes through all addresses it was
+//! given or has learned from the map, until its time is over.
 
+use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,8 +14,9 @@ use eggs_proto::limits::{HEARTBEAT_INTERVAL, MESSAGE_BYTES_MAX, PROTOCOL_VERSION
 use eggs_proto::pb::registry_reply::Result as Answer;
 use eggs_proto::pb::registry_request::Op;
 use eggs_proto::pb::registry_service_client::RegistryServiceClient;
-use eggs_proto::{ClusterId, RegistryError, ServiceError, pb};
+use eggs_proto::{ClusterId, RegistryError, Retry, ServiceError, pb};
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
@@ -22,7 +28,16 @@ use crate::secret::Secret;
 const RETRY: Duration = Duration::from_millis(50);
 /// Between looks at a map that has just changed.
 const EAGER: Duration = Duration::from_millis(100);
+/// How long one call goes on trying.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long one replica may take to answer before another is tried.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Hints followed before all addresses are gone through once more: two replicas may name each other.
+const HINTS_MAX: usize = 4;
+/// Addresses learned from the map: a cluster has at most five replicas, and one or two in exchange.
+const LEARNED_MAX: usize = 16;
+/// Failures are silent that long: daemons start in any order, and an election takes a while.
+const SILENCE: Duration = Duration::from_secs(3);
 /// A shuckle that stays away is logged this often.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
@@ -41,6 +56,25 @@ pub enum RegistryCallError {
 }
 
 impl RegistryCallError {
+    /// Another replica, or this one in a while, may answer.
+    fn may_pass(&self) -> bool {
+        match self {
+            RegistryCallError::Unreachable { .. } => true,
+            RegistryCallError::Nonsense { .. } => false,
+            RegistryCallError::Refused { error, .. } => {
+                RegistryError::from_code(error.code).is_some_and(|error| error.retry() != Retry::Never)
+            }
+        }
+    }
+
+    /// Who leads, as whoever refused knows.
+    fn leader(&self) -> Option<&str> {
+        match self {
+            RegistryCallError::Refused { error, .. } if !error.leader.is_empty() => Some(&error.leader),
+            _ => None,
+        }
+    }
+
     /// Asking again cannot help: the daemon is set up wrongly.
     pub fn is_fatal(&self) -> bool {
         match self {
@@ -73,6 +107,8 @@ pub enum JoinError {
              give the right --shuckle, or other data"
     )]
     AnotherCluster { address: String, theirs: ClusterId, ours: ClusterId },
+    #[error("no address of shuckle was given")]
+    NoAddress,
     #[error("stopped while waiting for shuckle at {address}")]
     Stopped { address: String },
 }
@@ -80,26 +116,24 @@ pub enum JoinError {
 /// A client of the cluster's shuckle. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Registry {
-    address: Arc<str>,
-    client: RegistryServiceClient<Channel>,
+    replicas: Arc<Replicas>,
     secret: Option<Secret>,
     cluster: ClusterId,
+    wanted: u32,
 }
 
 impl Registry {
-    /// Asks shuckle at `address` for the cluster's id, until it answers or `stop`.
+    /// Asks the shuckles at `addresses` for the cluster's id, until one answers or `stop`.
     ///
     /// # Errors
     /// Fatal ones: not an address, another cluster than `expected`, another protocol.
     pub async fn join(
-        address: &str,
+        addresses: &[String],
         secret: Option<Secret>,
         expected: Option<ClusterId>,
         stop: &CancellationToken,
     ) -> Result<Registry, JoinError> {
-        let client = RegistryServiceClient::new(channel::connect(address)?)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let replicas = Arc::new(Replicas::new(addresses)?);
         let header = pb::RequestHeader {
             version: PROTOCOL_VERSION,
             time: clock::wall().0,
@@ -107,21 +141,27 @@ impl Registry {
         };
         let mut complaints = Complaints::default();
         loop {
-            match call(address, client.clone(), header.clone(), Op::Hello(pb::Hello {})).await {
-                Ok(Answer::Hello(hello)) => {
+            let round = tokio::select! {
+                round = replicas.round(&header, &Op::Hello(pb::Hello {})) => round,
+                () = stop.cancelled() => return Err(JoinError::Stopped { address: replicas.to_string() }),
+            };
+            match round {
+                Ok((address, Answer::Hello(hello))) => {
                     let theirs = ClusterId::from_bytes(&hello.cluster_id)
-                        .ok_or_else(|| nonsense(address, "its cluster id is not one"))?;
+                        .ok_or_else(|| nonsense(&address, "its cluster id is not one"))?;
                     if let Some(ours) = expected.filter(|&ours| ours != theirs) {
-                        return Err(JoinError::AnotherCluster { address: address.to_owned(), theirs, ours });
+                        return Err(JoinError::AnotherCluster { address, theirs, ours });
                     }
-                    return Ok(Registry { address: address.into(), client, secret, cluster: theirs });
+                    return Ok(Registry { replicas, secret, cluster: theirs, wanted: hello.replicas.max(1) });
                 }
-                Ok(_) => return Err(nonsense(address, "it answered something else than hello").into()),
+                Ok((address, _)) => {
+                    return Err(nonsense(&address, "it answered something else than hello").into());
+                }
                 Err(error) if error.is_fatal() => return Err(error.into()),
                 Err(error) => complaints.log(&error),
             }
-            if sleep(RETRY, stop).await.is_err() {
-                return Err(JoinError::Stopped { address: address.to_owned() });
+            if sleep(jittered(RETRY), stop).await.is_err() {
+                return Err(JoinError::Stopped { address: replicas.to_string() });
             }
         }
     }
@@ -131,23 +171,52 @@ impl Registry {
         self.cluster
     }
 
-    pub fn address(&self) -> &str {
-        &self.address
+    /// How many replicas every group of the cluster is to have, as of the joining.
+    pub fn replicas(&self) -> u32 {
+        self.wanted
     }
 
-    /// One request.
-    ///
-    /// # Errors
-    /// Not reached, or refused.
-    pub async fn call(&self, op: Op) -> Result<Answer, RegistryCallError> {
-        let header = pb::RequestHeader {
+    /// Where it was told shuckle is, for people.
+    pub fn addresses(&self) -> String {
+        self.replicas.to_string()
+    }
+
+    fn header(&self) -> pb::RequestHeader {
+        pb::RequestHeader {
             version: PROTOCOL_VERSION,
             time: clock::wall().0,
             cluster_id: Bytes::copy_from_slice(&self.cluster.0),
             secret: self.secret.as_ref().map(Secret::to_bytes).unwrap_or_default(),
             ..pb::RequestHeader::default()
-        };
-        call(&self.address, self.client.clone(), header, op).await
+        }
+    }
+
+    /// One request, to whoever leads; tried for a few seconds.
+    ///
+    /// # Errors
+    /// Not reached, or refused.
+    pub async fn call(&self, op: Op) -> Result<Answer, RegistryCallError> {
+        let deadline = Instant::now() + CALL_TIMEOUT;
+        let mut pause = RETRY;
+        loop {
+            let round = tokio::time::timeout_at(deadline, self.round(&op)).await;
+            let error = match round {
+                Ok(Err(error)) if error.may_pass() => error,
+                Ok(result) => return result,
+                Err(_) => return Err(self.replicas.silent()),
+            };
+            pause = (pause * 2).min(EAGER * 4);
+            let next = Instant::now() + jittered(pause);
+            if next >= deadline {
+                return Err(error);
+            }
+            tokio::time::sleep_until(next).await;
+        }
+    }
+
+    /// One request to each replica at most, but for hints.
+    async fn round(&self, op: &Op) -> Result<Answer, RegistryCallError> {
+        self.replicas.round(&self.header(), op).await.map(|(_, answer)| answer)
     }
 
     /// The cluster map.
@@ -155,9 +224,18 @@ impl Registry {
     /// # Errors
     /// As [`call`](Registry::call).
     pub async fn map(&self, with_keys: bool) -> Result<pb::ClusterMapReply, RegistryCallError> {
-        match self.call(Op::Map(pb::ClusterMap { with_keys })).await? {
-            Answer::Map(map) => Ok(map),
-            _ => Err(nonsense(&self.address, "it answered something else than a map")),
+        let op = Op::Map(pb::ClusterMap { with_keys });
+        self.learned(self.call(op).await?)
+    }
+
+    /// The map in an answer; where shuckle is now is remembered.
+    fn learned(&self, answer: Answer) -> Result<pb::ClusterMapReply, RegistryCallError> {
+        match answer {
+            Answer::Map(map) => {
+                self.replicas.learn(&map);
+                Ok(map)
+            }
+            _ => Err(nonsense(&self.addresses(), "it answered something else than a map")),
         }
     }
 
@@ -175,11 +253,14 @@ impl Registry {
         let mut complaints = Complaints::default();
         let mut registered = Some(registered);
         loop {
-            let result = match self.call(report().await).await {
+            // What is reported is of now: a round that failed is not repeated but made anew.
+            let op = report().await;
+            let result = match self.round(&op).await {
                 Ok(Answer::Registered(_)) => Ok(()),
-                Ok(_) => Err(nonsense(&self.address, "it answered something else than a registration")),
+                Ok(_) => Err(nonsense(&self.addresses(), "it answered something else than a registration")),
                 Err(error) => Err(error),
             };
+            let taken = result.is_ok();
             match result {
                 Ok(()) => {
                     complaints = Complaints::default();
@@ -192,7 +273,12 @@ impl Registry {
                 Err(error) if error.is_fatal() && registered.is_some() => return Err(error),
                 Err(error) => complaints.log(&error),
             }
-            let pause = if registered.is_some() { RETRY } else { HEARTBEAT_INTERVAL };
+            let pause = match registered {
+                Some(_) => jittered(RETRY),
+                None if taken => HEARTBEAT_INTERVAL,
+                // Between two leaders: the next one does not know yet who is there.
+                None => jittered(EAGER),
+            };
             if sleep(pause, &stop).await.is_err() {
                 return Ok(());
             }
@@ -259,7 +345,8 @@ async fn watch_map(
     // A cluster that is coming up changes quickly: look again soon after a change, later at rest.
     let mut pause = EAGER;
     loop {
-        match registry.map(with_keys).await {
+        let answer = registry.round(&Op::Map(pb::ClusterMap { with_keys })).await;
+        match answer.and_then(|answer| registry.learned(answer)) {
             Ok(map) => {
                 complaints = Complaints::default();
                 let same = heard && same_members(&sender.borrow(), &map);
@@ -269,7 +356,7 @@ async fn watch_map(
             }
             Err(error) => {
                 complaints.log(&error);
-                pause = if heard { EAGER } else { RETRY };
+                pause = jittered(if heard { EAGER } else { RETRY });
             }
         }
         tokio::select! {
@@ -284,14 +371,171 @@ async fn watch_map(
     }
 }
 
-/// The same daemons and disks in the same condition; loads and counters aside.
-fn same_members(a: &pb::ClusterMapReply, b: &pb::ClusterMapReply) -> bool {
-    let shard = |place: &pb::ShardPlace| (place.shard, place.alive, place.address.clone());
+/// The same daemons, groups and disks in the same condition; loads, counters and times aside.
+pub fn same_members(a: &pb::ClusterMapReply, b: &pb::ClusterMapReply) -> bool {
     let disk = |info: &pb::BlockServiceInfo| (info.id, info.flags, info.address.clone());
-    a.crossdir_address == b.crossdir_address
-        && a.crossdir_alive == b.crossdir_alive
-        && a.shards.iter().map(shard).eq(b.shards.iter().map(shard))
+    same_groups(a, b)
+        && a.stores.iter().map(|store| store.alive).eq(b.stores.iter().map(|store| store.alive))
+        && a.groups.iter().map(|group| group.alive).eq(b.groups.iter().map(|group| group.alive))
         && a.block_services.iter().map(disk).eq(b.block_services.iter().map(disk))
+}
+
+/// The same stores at the same places, and the same groups with the same members and leaders, there and wanted.
+pub fn same_groups(a: &pb::ClusterMapReply, b: &pb::ClusterMapReply) -> bool {
+    let store = |a: &pb::StoreInfo, b: &pb::StoreInfo| {
+        a.id == b.id
+            && a.kind == b.kind
+            && a.host == b.host
+            && a.address == b.address
+            && a.draining == b.draining
+    };
+    let group = |a: &pb::GroupPlace, b: &pb::GroupPlace| {
+        a.group == b.group
+            && a.leader == b.leader
+            && a.conf_index == b.conf_index
+            && a.preferred == b.preferred
+            && a.voters == b.voters
+            && a.learners == b.learners
+            && a.wanted == b.wanted
+            && a.founding == b.founding
+    };
+    a.replicas == b.replicas
+        && a.stores.len() == b.stores.len()
+        && a.groups.len() == b.groups.len()
+        && a.stores.iter().zip(&b.stores).all(|(a, b)| store(a, b))
+        && a.groups.iter().zip(&b.groups).all(|(a, b)| group(a, b))
+}
+
+/// Shuckle's replicas as far as they are known.
+#[derive(Debug)]
+struct Replicas {
+    /// As set: never empty, never changed.
+    given: Vec<String>,
+    book: Mutex<Book>,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    /// From the map: where shuckle's stores are now.
+    learned: Vec<String>,
+    /// Who answered last.
+    leader: Option<String>,
+    clients: BTreeMap<String, RegistryServiceClient<Channel>>,
+}
+
+impl std::fmt::Display for Replicas {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.given.join(", "))
+    }
+}
+
+impl Replicas {
+    fn new(addresses: &[String]) -> Result<Replicas, JoinError> {
+        let mut replicas = Replicas { given: Vec::new(), book: Mutex::default() };
+        for address in addresses {
+            replicas.client(address)?;
+            if !replicas.given.contains(address) {
+                replicas.given.push(address.clone());
+            }
+        }
+        if replicas.given.is_empty() {
+            return Err(JoinError::NoAddress);
+        }
+        Ok(replicas)
+    }
+
+    fn book(&self) -> std::sync::MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn learn(&self, map: &pb::ClusterMapReply) {
+        let shuckles = map.stores.iter().filter(|store| store.kind == pb::StoreKind::StoreShuckle as i32);
+        let mut learned: Vec<String> = shuckles.map(|store| store.address.clone()).collect();
+        learned.truncate(LEARNED_MAX);
+        let mut book = self.book();
+        if book.learned != learned {
+            let Book { clients, .. } = &mut *book;
+            clients.retain(|address, _| self.given.contains(address) || learned.contains(address));
+            book.learned = learned;
+        }
+    }
+
+    /// Whom to ask, in this order: who led last, those that the map names, those that were given.
+    fn candidates(&self) -> Vec<String> {
+        let book = self.book();
+        let mut candidates: Vec<String> = Vec::new();
+        for address in book.leader.iter().chain(&book.learned).chain(&self.given) {
+            if !candidates.contains(address) {
+                candidates.push(address.clone());
+            }
+        }
+        candidates
+    }
+
+    fn client(&self, address: &str) -> Result<RegistryServiceClient<Channel>, AddressError> {
+        let mut book = self.book();
+        if let Some(client) = book.clients.get(address) {
+            return Ok(client.clone());
+        }
+        let client = RegistryServiceClient::new(channel::connect(address)?)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        if book.clients.len() < LEARNED_MAX * 2 {
+            book.clients.insert(address.to_owned(), client.clone());
+        }
+        Ok(client)
+    }
+
+    /// Asks each candidate once, and those that are named as the leader first, until one answers.
+    async fn round(
+        &self,
+        header: &pb::RequestHeader,
+        op: &Op,
+    ) -> Result<(String, Answer), RegistryCallError> {
+        let mut left = self.candidates();
+        left.reverse();
+        let mut hints = 0;
+        let mut silent: Vec<String> = Vec::new();
+        let mut failure: Option<RegistryCallError> = None;
+        while let Some(address) = left.pop() {
+            let answered = match self.client(&address) {
+                Ok(client) => call(&address, client, header.clone(), op.clone()).await,
+                Err(_) => continue,
+            };
+            let error = match answered {
+                Ok(answer) => {
+                    self.book().leader = Some(address.clone());
+                    return Ok((address, answer));
+                }
+                Err(error) if !error.may_pass() => return Err(error),
+                Err(error) => error,
+            };
+            if matches!(error, RegistryCallError::Unreachable { .. }) {
+                silent.push(address.clone());
+            }
+            if let Some(leader) = error.leader()
+                && leader != address
+                && !silent.iter().any(|silent| silent == leader)
+                && hints < HINTS_MAX
+            {
+                hints += 1;
+                left.retain(|other| other != leader);
+                left.push(leader.to_owned());
+            }
+            // "Not the leader" says less than why the leader cannot be reached.
+            failure = Some(match failure {
+                Some(earlier @ RegistryCallError::Unreachable { .. }) => earlier,
+                _ => error,
+            });
+        }
+        self.book().leader = None;
+        Err(failure.unwrap_or_else(|| self.silent()))
+    }
+
+    fn silent(&self) -> RegistryCallError {
+        let reason = format!("no answer within {} s", CALL_TIMEOUT.as_secs());
+        RegistryCallError::Unreachable { address: self.to_string(), reason }
+    }
 }
 
 async fn call(
@@ -302,9 +546,9 @@ async fn call(
 ) -> Result<Answer, RegistryCallError> {
     let unreachable = |reason: String| RegistryCallError::Unreachable { address: address.to_owned(), reason };
     let request = pb::RegistryRequest { header: Some(header), op: Some(op) };
-    let reply = tokio::time::timeout(CALL_TIMEOUT, client.call(request))
+    let reply = tokio::time::timeout(ATTEMPT_TIMEOUT, client.call(request))
         .await
-        .map_err(|_| unreachable(format!("no answer within {} s", CALL_TIMEOUT.as_secs())))?
+        .map_err(|_| unreachable(format!("no answer within {} s", ATTEMPT_TIMEOUT.as_secs())))?
         .map_err(|status| match status.code() {
             tonic::Code::Unimplemented => nonsense(address, "it is not a shuckle"),
             _ => unreachable(reason(&status)),
@@ -340,20 +584,25 @@ async fn sleep(pause: Duration, stop: &CancellationToken) -> Result<(), ()> {
     }
 }
 
-/// Logs a failure that repeats at its beginning and now and then, not every time. The first second
-/// of it is silent: daemons start in any order.
+/// Half as long to half as much again: those who failed together do not come back together.
+fn jittered(pause: Duration) -> Duration {
+    let random = getrandom::u32().unwrap_or(u32::MAX / 2);
+    pause.mul_f64(0.5 + f64::from(random) / f64::from(u32::MAX))
+}
+
+/// Logs a failure that repeats when it has lasted a while and then now and then, not every time.
 #[derive(Debug, Default)]
 struct Complaints {
-    since: Option<tokio::time::Instant>,
-    last: Option<tokio::time::Instant>,
+    since: Option<Instant>,
+    last: Option<Instant>,
 }
 
 impl Complaints {
     fn log(&mut self, error: &RegistryCallError) {
-        let now = tokio::time::Instant::now();
+        let now = Instant::now();
         let since = *self.since.get_or_insert(now);
         let due = match self.last {
-            None => now - since >= Duration::from_secs(1),
+            None => now - since >= SILENCE,
             Some(last) => now - last >= COMPLAIN_EVERY,
         };
         if due {

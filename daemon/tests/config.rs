@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
-use eggs_daemon::args::{ClusterArgs, CommonArgs, DataArgs};
+use eggs_daemon::args::{ClusterArgs, CommonArgs, DataArgs, HostArgs, ReplicaArgs};
 use eggs_daemon::config::{ConfigError, try_parse};
 
 /// A daemon for the tests
@@ -18,6 +18,10 @@ struct Settings {
     data: DataArgs,
     #[command(flatten)]
     cluster: ClusterArgs,
+    #[command(flatten)]
+    host: HostArgs,
+    #[command(flatten)]
+    replica: ReplicaArgs,
     /// A disk
     #[arg(long)]
     disk: Vec<String>,
@@ -82,7 +86,7 @@ fn flags_win_over_environment_over_file_over_defaults() {
     };
     let expect = |data: &str, port: u16, disks: &[&str], read_only, copies| {
         let disks = disks.iter().map(ToString::to_string).collect();
-        (PathBuf::from(data), port, disks, read_only, copies, "127.0.0.1:5000".to_owned())
+        (PathBuf::from(data), port, disks, read_only, copies, vec!["127.0.0.1:5000".to_owned()])
     };
     let table = [
         (Case { file, ..EMPTY }, expect("/file", 1, &["a", "b"], true, 4)),
@@ -98,6 +102,31 @@ fn flags_win_over_environment_over_file_over_defaults() {
     for (case, expected) in table {
         assert_eq!(shape(run(&case).unwrap()), expected);
     }
+}
+
+#[test]
+fn shuckle_is_a_list_however_it_is_given() {
+    let two = ["a:1", "b:2"];
+    for (arguments, environment, file) in [
+        (&["--shuckle", "a:1,b:2"][..], &[][..], ""),
+        (&["--shuckle", "a:1", "--shuckle", "b:2"], &[], ""),
+        (&[], &[("EGGS_SHUCKLE", "a:1, b:2")], ""),
+        (&[], &[], "shuckle = 'a:1, b:2'\n"),
+        (&[], &[], "shuckle = ['a:1', 'b:2']\n"),
+    ] {
+        let file = format!("{file}{REQUIRED}").leak();
+        assert_eq!(run(&Case { arguments, environment, file }).unwrap().cluster.shuckle, two);
+    }
+}
+
+#[test]
+fn the_host_has_a_name() {
+    let named = run(&Case { file: REQUIRED, arguments: &["--host", "rack-7"], ..EMPTY }).unwrap();
+    assert_eq!(named.host.name().unwrap(), "rack-7");
+    let unnamed = run(&Case { file: REQUIRED, ..EMPTY }).unwrap();
+    assert!(!unnamed.host.name().unwrap().is_empty());
+    assert!(!unnamed.replica.read_lease);
+    assert_eq!(unnamed.replica.snapshot_bytes_per_second(), 64 << 20);
 }
 
 #[test]
@@ -166,6 +195,9 @@ fn wrong_settings_are_one_line_that_says_where() {
             "the following required arguments were not provided: --data <DIR> --secret-file <FILE>",
         ),
         (Case { file: REQUIRED, arguments: &["--shuckle", "x"], ..EMPTY }, "HOST:PORT is expected"),
+        (Case { file: REQUIRED, arguments: &["--shuckle", "a:1,x"], ..EMPTY }, "HOST:PORT is expected"),
+        (Case { file: REQUIRED, arguments: &["--host", "a b"], ..EMPTY }, "without spaces and commas"),
+        (Case { file: REQUIRED, arguments: &["--snapshot-rate", "0"], ..EMPTY }, "0 is not in 1.."),
     ];
     for (case, expected) in table {
         let line = run(&case).unwrap_err();

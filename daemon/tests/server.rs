@@ -158,6 +158,7 @@ async fn grpc_to_a_service_that_is_not_here_is_unimplemented() {
     let status = client.call(eggs_proto::pb::RegistryRequest::default()).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::Unimplemented);
     let stop = CancellationToken::new();
-    let error = registry::Registry::join(&running.address.to_string(), None, None, &stop).await.unwrap_err();
+    let error =
+        registry::Registry::join(&[running.address.to_string()], None, None, &stop).await.unwrap_err();
     assert!(error.to_string().contains("it is not a shuckle"), "{error}");
 }
