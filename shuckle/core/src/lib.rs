@@ -24,10 +24,18 @@
 
 pub mod health;
 pub mod machine;
+mod map;
+mod members;
+pub mod planner;
 mod schema;
+mod stores;
 pub mod summary;
+mod troubles;
 pub mod validate;
 
-pub use health::{Health, Reported, Step};
+pub use health::{Health, REPLACE_AFTER, Reported, Step};
 pub use machine::{RegistryMachine, hello};
+pub use planner::plan;
+pub use schema::{groups_of, kind_name, kind_of};
 pub use summary::{Capacity, Reason, State, Summary, summarize};
+pub use troubles::{Host, hosts};

@@ -1,10 +1,11 @@
-//! What is kept of the cluster, replicated: its id, its disks, who serves what, flags.
+//! What is kept of the cluster, replicated: its id, its disks, its stores, who replicates what, flags.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 
 use eggs_machine::{Machine, Outcome, Table, TableError, Tx};
-use eggs_proto::limits::{BLOCK_SERVICES_MAX, PROTOCOL_VERSION};
-use eggs_proto::{BlockServiceId, ClusterId, RegistryError, ServiceError, ShardId, Time, pb};
+use eggs_proto::limits::{BLOCK_SERVICES_MAX, PROTOCOL_VERSION, REPLICAS};
+use eggs_proto::{BlockServiceId, ClusterId, GroupId, RegistryError, ServiceError, StoreId, Time, pb};
 use pb::registry_command::Command;
 use pb::registry_reply::Result as Reply;
 use prost::Message;
@@ -46,9 +47,10 @@ impl Machine for RegistryMachine {
         let result = match command {
             Some(Command::Found(op)) => found(tx, time, &op),
             Some(Command::PutBlockServices(op)) => put_block_services(tx, time, &op),
-            Some(Command::PutShardPlaces(op)) => put_shard_places(tx, &op),
-            Some(Command::PutCrossdir(op)) => put_crossdir(tx, &op),
             Some(Command::SetFlags(op)) => set_flags(tx, &op),
+            Some(Command::PutStore(op)) => put_store(tx, time, &op),
+            Some(Command::PutGroups(op)) => put_groups(tx, &op),
+            Some(Command::DrainHost(op)) => drain_host(tx, &op),
             None => Err(RegistryError::Malformed.with("command").into()),
         };
         let result = match result {
@@ -69,13 +71,14 @@ fn found<T: Table + ?Sized>(tx: &mut Tx<'_, T>, time: Time, op: &pb::FoundCluste
     if ClusterId::from_bytes(&op.cluster_id).is_none() {
         return Err(RegistryError::Malformed.with("a cluster id is 16 bytes, not all zero").into());
     }
-    let row = pb::RegistryMetaRow { cluster_id: op.cluster_id.clone(), created_at: time.0 };
+    if !REPLICAS.contains(&op.replicas) {
+        let what = format_args!("{} replicas: there can be 1, 3 or 5", op.replicas);
+        return Err(RegistryError::Malformed.with(what).into());
+    }
+    let row =
+        pb::RegistryMetaRow { cluster_id: op.cluster_id.clone(), created_at: time.0, replicas: op.replicas };
     tx.put(schema::META, row.encode_to_vec())?;
-    Ok(Reply::Hello(pb::HelloReply {
-        cluster_id: row.cluster_id,
-        created_at: time.0,
-        version: PROTOCOL_VERSION,
-    }))
+    Ok(Reply::Hello(hello_of(row)))
 }
 
 /// RG-2: all of them, or none.
@@ -143,19 +146,174 @@ pub(crate) fn row_of(
     }
 }
 
-fn put_shard_places<T: Table + ?Sized>(tx: &mut Tx<'_, T>, op: &pb::PutShardPlaces) -> Result<Reply, Stop> {
-    validate::shards(&op.address, op.shards.iter().copied())?;
-    let row = pb::PlaceRow { address: op.address.clone() }.encode_to_vec();
-    for shard in op.shards.iter().filter_map(|&shard| ShardId::try_from(shard).ok()) {
-        tx.put(schema::place_key(shard), row.clone())?;
+/// A store that is new, or has moved; its kind stays (RG-5).
+fn put_store<T: Table + ?Sized>(tx: &mut Tx<'_, T>, time: Time, op: &pb::PutStore) -> Result<Reply, Stop> {
+    validate::store(op.id, op.kind, &op.host, &op.address)?;
+    let id = StoreId(op.id);
+    let known = schema::store(tx, id)?;
+    if let Some(known) = &known {
+        same_kind(id, known, op.kind())?;
+    }
+    let others = schema::stores(tx)?;
+    if known.is_none() && others.len() >= validate::STORES_MAX {
+        return Err(RegistryError::Malformed.with("the cluster has no room for more stores").into());
+    }
+    let mut on_host = others.iter().filter(|(_, other)| other.host == op.host);
+    let row = pb::StoreRow {
+        kind: op.kind,
+        host: op.host.clone(),
+        address: op.address.clone(),
+        registered_at: known.map_or(time.0, |known| known.registered_at),
+        // A host is drained as a whole: what is new there takes nothing either.
+        draining: on_host.any(|(_, other)| other.draining),
+    };
+    tx.put(schema::store_key(id), row.encode_to_vec())?;
+    forget_replaced(tx)?;
+    Ok(Reply::Registered(pb::Registered {}))
+}
+
+pub(crate) fn same_kind(id: StoreId, known: &pb::StoreRow, kind: pb::StoreKind) -> Result<(), pb::Error> {
+    if known.kind() == kind {
+        return Ok(());
+    }
+    let (was, is) = (schema::kind_name(known.kind()), schema::kind_name(kind));
+    Err(conflict(format!("store {id} on host {} is a {was} store, not a {is} store", known.host)))
+}
+
+/// RG-12: of a host's stores of a kind, those that a later one has replaced are forgotten with their
+/// last replica.
+fn forget_replaced<T: Table + ?Sized>(tx: &mut Tx<'_, T>) -> Result<(), TableError> {
+    let stores = schema::stores(tx)?;
+    let mut newest: BTreeMap<(i32, &str), u64> = BTreeMap::new();
+    for (_, row) in &stores {
+        let at = newest.entry((row.kind, &row.host)).or_default();
+        *at = row.registered_at.max(*at);
+    }
+    let replaced =
+        |row: &pb::StoreRow| newest.get(&(row.kind, &row.host)).is_some_and(|&at| row.registered_at < at);
+    let mut replaced: Vec<StoreId> =
+        stores.iter().filter(|(_, row)| replaced(row)).map(|&(id, _)| id).collect();
+    if replaced.is_empty() {
+        return Ok(());
+    }
+    let named = named_in_groups(tx)?;
+    replaced.retain(|id| !named.contains(id));
+    for id in replaced {
+        tx.delete(schema::store_key(id))?;
+    }
+    Ok(())
+}
+
+/// Stores that a group has or is to have a replica on.
+fn named_in_groups<T: Table + ?Sized>(tx: &Tx<'_, T>) -> Result<BTreeSet<StoreId>, TableError> {
+    let mut named = BTreeSet::new();
+    for (_, row) in schema::groups(tx)? {
+        let wanted = row.wanted.iter().flat_map(|wanted| &wanted.voters);
+        let members = row.membership.iter().flat_map(|now| now.voters.iter().chain(&now.learners));
+        named.extend(wanted.chain(members).chain(&row.founding).copied().map(StoreId));
+    }
+    Ok(named)
+}
+
+/// RG-2: all of them, or none; a membership older than the one known is no news and changes nothing.
+fn put_groups<T: Table + ?Sized>(tx: &mut Tx<'_, T>, op: &pb::PutGroups) -> Result<Reply, Stop> {
+    let mut rows = Vec::with_capacity(op.groups.len().min(validate::GROUPS_MAX));
+    let mut seen = BTreeSet::new();
+    for put in &op.groups {
+        let group = validate::group(put.group)?;
+        if !seen.insert(group) {
+            return Err(RegistryError::Malformed.with(format_args!("{group} is there twice")).into());
+        }
+        let row = schema::group(tx, group)?.unwrap_or_default();
+        rows.push((group, changed_group(tx, group, row, put)?));
+    }
+    for (group, row) in &rows {
+        tx.put(schema::group_key(*group), row.encode_to_vec())?;
+    }
+    forget_replaced(tx)?;
+    Ok(Reply::Registered(pb::Registered {}))
+}
+
+fn changed_group<T: Table + ?Sized>(
+    tx: &Tx<'_, T>,
+    group: GroupId,
+    mut row: pb::GroupRow,
+    put: &pb::PutGroup,
+) -> Result<pb::GroupRow, Stop> {
+    if !put.founding.is_empty() {
+        if row.wanted.is_some() || row.membership.is_some() || group == GroupId::SHUCKLE {
+            return Err(conflict(format!("{group} is founded already")).into());
+        }
+        stores_of_group(tx, group, &put.founding)?;
+        row.founding.clone_from(&put.founding);
+    }
+    if let Some(wanted) = &put.wanted {
+        stores_of_group(tx, group, &wanted.voters)?;
+        if wanted.preferred != 0 && !wanted.voters.contains(&wanted.preferred) {
+            let what = format_args!("{group} is to be led by one that is no voter of it");
+            return Err(RegistryError::Malformed.with(what).into());
+        }
+        row.wanted = Some(wanted.clone());
+    }
+    if let Some(membership) = &put.membership {
+        validate::members(&membership.voters, &membership.learners)?;
+        if row.membership.as_ref().is_none_or(|known| known.index <= membership.index) {
+            row.membership = Some(membership.clone());
+        }
+    }
+    // RG-11: nobody founds a group whose members have changed or are to.
+    let wanted = row.wanted.as_ref().map_or(&[][..], |wanted| &wanted.voters);
+    if row.membership.as_ref().is_some_and(|now| now.index > 0) || !same_set(wanted, &row.founding) {
+        row.founding.clear();
+    }
+    Ok(row)
+}
+
+/// RG-10: known stores of the right kind.
+fn stores_of_group<T: Table + ?Sized>(tx: &Tx<'_, T>, group: GroupId, ids: &[u64]) -> Result<(), Stop> {
+    validate::members(ids, &[])?;
+    for id in ids.iter().copied().map(StoreId) {
+        let row = schema::store(tx, id)?;
+        let row = row.ok_or_else(|| RegistryError::UnknownMember.with(format_args!("store {id}")))?;
+        of_kind(group, id, &row)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn of_kind(group: GroupId, id: StoreId, row: &pb::StoreRow) -> Result<(), pb::Error> {
+    if schema::kind_of(group) == Some(row.kind()) {
+        return Ok(());
+    }
+    let (host, kind) = (&row.host, schema::kind_name(row.kind()));
+    Err(RegistryError::Malformed
+        .with(format_args!("store {id} on host {host} is a {kind} store, asked for {group}")))
+}
+
+pub(crate) fn same_set(a: &[u64], b: &[u64]) -> bool {
+    a.len() == b.len() && a.iter().all(|id| b.contains(id))
+}
+
+fn drain_host<T: Table + ?Sized>(tx: &mut Tx<'_, T>, op: &pb::DrainHost) -> Result<Reply, Stop> {
+    let mut stores = schema::stores(tx)?;
+    stores.retain(|(_, row)| row.host == op.host);
+    if stores.is_empty() {
+        return Err(unknown_host(&op.host).into());
+    }
+    for (id, mut row) in stores {
+        row.draining = !op.undo;
+        tx.put(schema::store_key(id), row.encode_to_vec())?;
     }
     Ok(Reply::Registered(pb::Registered {}))
 }
 
-fn put_crossdir<T: Table + ?Sized>(tx: &mut Tx<'_, T>, op: &pb::PutCrossdir) -> Result<Reply, Stop> {
-    validate::address(&op.address)?;
-    tx.put(schema::CROSSDIR, pb::PlaceRow { address: op.address.clone() }.encode_to_vec())?;
-    Ok(Reply::Registered(pb::Registered {}))
+pub(crate) fn unknown_host(host: &str) -> pb::Error {
+    let host: String = host.chars().filter(|c| !c.is_control()).take(validate::HOST_BYTES_MAX).collect();
+    RegistryError::UnknownMember.with(format_args!("host '{host}'"))
+}
+
+/// Two that claim to be the same; the code's own words are about disks.
+pub(crate) fn conflict(message: String) -> pb::Error {
+    pb::Error { message, ..RegistryError::Conflict.bare() }
 }
 
 /// RG-2, RG-4.
@@ -179,11 +337,16 @@ fn set_flags<T: Table + ?Sized>(tx: &mut Tx<'_, T>, op: &pb::SetFlags) -> Result
 /// # Errors
 /// When the table fails.
 pub fn hello<T: Table + ?Sized>(view: &T) -> Result<Option<pb::HelloReply>, TableError> {
-    Ok(schema::meta(view)?.map(|row| pb::HelloReply {
+    Ok(schema::meta(view)?.map(hello_of))
+}
+
+fn hello_of(row: pb::RegistryMetaRow) -> pb::HelloReply {
+    pb::HelloReply {
         cluster_id: row.cluster_id,
         created_at: row.created_at,
         version: PROTOCOL_VERSION,
-    }))
+        replicas: row.replicas,
+    }
 }
 
 #[cfg(test)]

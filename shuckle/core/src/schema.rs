@@ -4,30 +4,73 @@
 //! |---|---|
 //! | `M` | [`pb::RegistryMetaRow`] |
 //! | `B` block service id (u64, big endian) | [`pb::BlockServiceRow`] |
-//! | `P` shard (u8) | [`pb::PlaceRow`]: who serves it |
-//! | `X` | [`pb::PlaceRow`]: who is the coordinator |
+//! | `G` group (u16, big endian) | [`pb::GroupRow`]: who replicates it, and who is to |
+//! | `S` store id (u64, big endian) | [`pb::StoreRow`] |
+
+use std::ops::RangeInclusive;
 
 use bytes::Bytes;
 use eggs_machine::table::scan;
 use eggs_machine::{Table, TableError};
-use eggs_proto::{BlockServiceId, ShardId, pb};
+use eggs_proto::limits::SHARDS;
+use eggs_proto::{BlockServiceId, GroupId, StoreId, pb};
+use pb::StoreKind;
 use prost::Message;
 
 pub(crate) const META: &[u8] = b"M";
-pub(crate) const CROSSDIR: &[u8] = b"X";
 const BLOCK_SERVICES: &[u8] = b"B";
 const BLOCK_SERVICES_END: &[u8] = b"C";
-const PLACES: &[u8] = b"P";
-const PLACES_END: &[u8] = b"Q";
+const GROUPS: &[u8] = b"G";
+const GROUPS_END: &[u8] = b"H";
+const STORES: &[u8] = b"S";
+const STORES_END: &[u8] = b"T";
 
-pub(crate) fn block_service_key(id: BlockServiceId) -> Vec<u8> {
-    let mut key = BLOCK_SERVICES.to_vec();
-    key.extend_from_slice(&id.0.to_be_bytes());
-    key
+/// The kind of store that holds replicas of the group; `None` for what is no group.
+pub fn kind_of(group: GroupId) -> Option<StoreKind> {
+    match group {
+        GroupId::CROSSDIR => Some(StoreKind::StoreCrossdir),
+        GroupId::SHUCKLE => Some(StoreKind::StoreShuckle),
+        GroupId(shard) if shard < SHARDS => Some(StoreKind::StoreShard),
+        GroupId(_) => None,
+    }
 }
 
-pub(crate) fn place_key(shard: ShardId) -> Vec<u8> {
-    vec![PLACES[0], shard.0]
+/// The groups whose replicas are on stores of that kind.
+pub fn groups_of(kind: StoreKind) -> impl DoubleEndedIterator<Item = GroupId> + Clone {
+    let range: RangeInclusive<u16> = match kind {
+        StoreKind::StoreShard => 0..=SHARDS - 1,
+        StoreKind::StoreCrossdir => GroupId::CROSSDIR.0..=GroupId::CROSSDIR.0,
+        StoreKind::StoreShuckle => GroupId::SHUCKLE.0..=GroupId::SHUCKLE.0,
+        // Empty.
+        StoreKind::StoreUnspecified => RangeInclusive::new(1, 0),
+    };
+    range.map(GroupId)
+}
+
+/// As people call a store of that kind.
+pub fn kind_name(kind: StoreKind) -> &'static str {
+    match kind {
+        StoreKind::StoreShard => "shard",
+        StoreKind::StoreCrossdir => "crossdir",
+        StoreKind::StoreShuckle => "shuckle",
+        StoreKind::StoreUnspecified => "unknown",
+    }
+}
+
+pub(crate) fn block_service_key(id: BlockServiceId) -> Vec<u8> {
+    key(BLOCK_SERVICES, &id.0.to_be_bytes())
+}
+
+pub(crate) fn group_key(group: GroupId) -> Vec<u8> {
+    key(GROUPS, &group.0.to_be_bytes())
+}
+
+pub(crate) fn store_key(store: StoreId) -> Vec<u8> {
+    key(STORES, &store.0.to_be_bytes())
+}
+
+fn key(tag: &[u8], id: &[u8]) -> Vec<u8> {
+    [tag, id].concat()
 }
 
 pub(crate) fn meta<T: Table + ?Sized>(table: &T) -> Result<Option<pb::RegistryMetaRow>, TableError> {
@@ -41,29 +84,26 @@ pub(crate) fn block_service<T: Table + ?Sized>(
     get(table, &block_service_key(id), "block service row")
 }
 
-pub(crate) fn place<T: Table + ?Sized>(
+pub(crate) fn group<T: Table + ?Sized>(
     table: &T,
-    shard: ShardId,
-) -> Result<Option<pb::PlaceRow>, TableError> {
-    get(table, &place_key(shard), "place row")
+    group: GroupId,
+) -> Result<Option<pb::GroupRow>, TableError> {
+    get(table, &group_key(group), "group row")
 }
 
-pub(crate) fn crossdir<T: Table + ?Sized>(table: &T) -> Result<Option<pb::PlaceRow>, TableError> {
-    get(table, CROSSDIR, "place row")
+pub(crate) fn store<T: Table + ?Sized>(
+    table: &T,
+    store: StoreId,
+) -> Result<Option<pb::StoreRow>, TableError> {
+    get(table, &store_key(store), "store row")
 }
 
 /// In the order of the ids.
 pub(crate) fn block_services<T: Table + ?Sized>(
     table: &T,
 ) -> Result<Vec<(BlockServiceId, pb::BlockServiceRow)>, TableError> {
-    let mut all = Vec::new();
-    scan(table, BLOCK_SERVICES, BLOCK_SERVICES_END, |key, value| {
-        let id = key.get(1..).and_then(|id| id.try_into().ok()).map(u64::from_be_bytes);
-        let id = id.ok_or_else(|| TableError("the key of a block service row is not 9 bytes".to_owned()))?;
-        all.push((BlockServiceId(id), decode(value, "block service row")?));
-        Ok(true)
-    })?;
-    Ok(all)
+    let id = |key| BlockServiceId(u64::from_be_bytes(key));
+    all(table, BLOCK_SERVICES, BLOCK_SERVICES_END, id, "block service row")
 }
 
 pub(crate) fn count_block_services<T: Table + ?Sized>(table: &T) -> Result<usize, TableError> {
@@ -75,14 +115,30 @@ pub(crate) fn count_block_services<T: Table + ?Sized>(table: &T) -> Result<usize
     Ok(count)
 }
 
-/// In the order of the shards.
-pub(crate) fn places<T: Table + ?Sized>(table: &T) -> Result<Vec<(ShardId, pb::PlaceRow)>, TableError> {
+/// In the order of the groups.
+pub(crate) fn groups<T: Table + ?Sized>(table: &T) -> Result<Vec<(GroupId, pb::GroupRow)>, TableError> {
+    let id = |key| GroupId(u16::from_be_bytes(key));
+    all(table, GROUPS, GROUPS_END, id, "group row")
+}
+
+/// In the order of the ids.
+pub(crate) fn stores<T: Table + ?Sized>(table: &T) -> Result<Vec<(StoreId, pb::StoreRow)>, TableError> {
+    let id = |key| StoreId(u64::from_be_bytes(key));
+    all(table, STORES, STORES_END, id, "store row")
+}
+
+fn all<T: Table + ?Sized, I, R: Message + Default, const N: usize>(
+    table: &T,
+    from: &[u8],
+    to: &[u8],
+    id: impl Fn([u8; N]) -> I,
+    what: &str,
+) -> Result<Vec<(I, R)>, TableError> {
     let mut all = Vec::new();
-    scan(table, PLACES, PLACES_END, |key, value| {
-        let [_, shard] = key[..] else {
-            return Err(TableError("the key of a place row is not 2 bytes".to_owned()));
-        };
-        all.push((ShardId(shard), decode(value, "place row")?));
+    scan(table, from, to, |key, value| {
+        let id = key.get(1..).and_then(|key| key.try_into().ok()).map(&id);
+        let id = id.ok_or_else(|| TableError(format!("the key of a {what} is not {} bytes", N + 1)))?;
+        all.push((id, decode(value, what)?));
         Ok(true)
     })?;
     Ok(all)

@@ -1,13 +1,14 @@
 //! How the cluster is, in words and numbers, for the dashboard and `eggsctl status`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use eggs_machine::{Table, TableError};
 use eggs_proto::limits::{CLASS_FLASH, CLASS_HDD, SHARDS};
-use eggs_proto::{Time, flags, pb};
+use eggs_proto::{GroupId, Time, flags, pb};
 
 use crate::health::Health;
+use crate::troubles::{Host, Picture};
 
 /// A class of disks with less than one part in this many free is nearly full.
 const NEARLY_FULL_PARTS: u64 = 10;
@@ -86,6 +87,8 @@ pub struct Summary {
     pub shards: u32,
     pub crossdir_alive: bool,
     pub crossdir_transactions: u32,
+    /// By name.
+    pub hosts: Vec<Host>,
     pub total: Capacity,
     /// By storage class.
     pub classes: BTreeMap<u32, Capacity>,
@@ -112,64 +115,23 @@ pub fn summarize(map: &pb::ClusterMapReply) -> Summary {
         classes.entry(info.storage_class).or_default().add(info);
         failure_domains.entry(info.failure_domain.clone()).or_default().add(info);
     }
-    let alive: BTreeSet<u32> =
-        map.shards.iter().filter(|place| place.alive).map(|place| place.shard).collect();
-    let mut reasons = Vec::new();
-    reasons.extend(shard_reason(&alive));
-    reasons.extend(crossdir_reason(map));
+    let picture = Picture::of(map);
+    let mut reasons = picture.reasons();
     reasons.extend(disk_reasons(&map.block_services, &total));
     reasons.extend(class_reasons(&classes));
     reasons.sort_by_key(|reason| std::cmp::Reverse(reason.state));
     Summary {
         state: reasons.first().map_or(State::Healthy, |reason| reason.state),
         reasons,
-        shards_alive: u32::try_from(alive.len()).unwrap_or(u32::MAX),
+        shards_alive: u32::try_from(picture.shards_alive()).unwrap_or(u32::MAX),
         shards: u32::from(SHARDS),
-        crossdir_alive: map.crossdir_alive,
+        crossdir_alive: picture.alive(GroupId::CROSSDIR),
         crossdir_transactions: map.crossdir_transactions,
+        hosts: picture.hosts(),
         total,
         classes,
         failure_domains,
     }
-}
-
-fn shard_reason(alive: &BTreeSet<u32>) -> Option<Reason> {
-    let away: Vec<u32> = (0..u32::from(SHARDS)).filter(|shard| !alive.contains(shard)).collect();
-    let text = match away.len() {
-        0 => return None,
-        1 => format!("shard {} has no live leader", away[0]),
-        count if count == usize::from(SHARDS) => "no shard has a live leader".to_owned(),
-        count => format!("{count} of {SHARDS} shards have no live leader: {}", ranges(&away)),
-    };
-    Some(Reason { state: State::Unavailable, text })
-}
-
-/// `0-3, 7, 9-11`, and how many more when there are many.
-fn ranges(sorted: &[u32]) -> String {
-    let runs: Vec<&[u32]> = sorted.chunk_by(|a, b| a + 1 == *b).collect();
-    let named = runs.iter().take(NAMED_MAX).map(|run| match run {
-        [one] => one.to_string(),
-        [first, .., last] => format!("{first}-{last}"),
-        [] => String::new(),
-    });
-    let mut text = named.collect::<Vec<_>>().join(", ");
-    if runs.len() > NAMED_MAX {
-        text.push_str(", …");
-    }
-    text
-}
-
-fn crossdir_reason(map: &pb::ClusterMapReply) -> Option<Reason> {
-    if map.crossdir_alive {
-        return None;
-    }
-    let text = if map.crossdir_address.is_empty() {
-        "no coordinator has registered: mkdir, rmdir and mv between directories cannot work".to_owned()
-    } else {
-        let address = &map.crossdir_address;
-        format!("the coordinator at {address} is away: mkdir, rmdir and mv between directories wait for it")
-    };
-    Some(Reason { state: State::Degraded, text })
 }
 
 fn disk_reasons(services: &[pb::BlockServiceInfo], total: &Capacity) -> Vec<Reason> {

@@ -3,8 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use eggs_proto::limits::{CLASS_INLINE, FAILURE_DOMAIN_BYTES_MAX, PATH_BYTES_MAX, SHARDS};
-use eggs_proto::{RegistryError, ServiceError, flags, pb};
+use eggs_proto::limits::{CLASS_INLINE, FAILURE_DOMAIN_BYTES_MAX, MEMBERS_MAX, PATH_BYTES_MAX, SHARDS};
+use eggs_proto::{GroupId, RegistryError, ServiceError, flags, pb};
+
+use crate::schema::{kind_name, kind_of};
 
 /// `host:port`.
 pub const ADDRESS_BYTES_MAX: usize = 256;
@@ -16,6 +18,12 @@ pub const PROBLEM_BYTES_MAX: usize = 1024;
 pub const REPORT_BLOCKS_MAX: usize = 4096;
 /// Block services whose flags one request sets.
 pub const SET_FLAGS_MAX: usize = 4096;
+/// Stores a cluster remembers.
+pub const STORES_MAX: usize = 4096;
+/// Shards, coordinator, registry.
+pub const GROUPS_MAX: usize = SHARDS as usize + 2;
+/// A host's name is the failure domain of what is on it.
+pub const HOST_BYTES_MAX: usize = FAILURE_DOMAIN_BYTES_MAX;
 const KEY_BYTES: usize = 32;
 
 type Check = Result<(), pb::Error>;
@@ -88,15 +96,68 @@ pub fn block_services(host: &str, host_domain: &str, reports: &[pb::BlockService
     Ok(())
 }
 
-pub fn shards(host: &str, shards: impl ExactSizeIterator<Item = u32>) -> Check {
-    address(host)?;
-    if shards.len() > usize::from(SHARDS) {
-        return Err(malformed("more shards than there are"));
+pub fn host(host: &str) -> Check {
+    text("host name", host, HOST_BYTES_MAX)?;
+    if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c == ',') {
+        return Err(malformed(format_args!("'{host}' is no host name")));
+    }
+    Ok(())
+}
+
+pub fn store(id: u64, kind: i32, host: &str, address: &str) -> Check {
+    if id == 0 {
+        return Err(malformed("store 0"));
+    }
+    if pb::StoreKind::try_from(kind).unwrap_or_default() == pb::StoreKind::StoreUnspecified {
+        return Err(malformed(format_args!("kind of store {kind}")));
+    }
+    self::host(host)?;
+    self::address(address)
+}
+
+/// A group that exists.
+pub fn group(group: u32) -> Result<GroupId, pb::Error> {
+    let id = u16::try_from(group).ok().map(GroupId).filter(|&id| kind_of(id).is_some());
+    id.ok_or_else(|| malformed(format_args!("group {group}")))
+}
+
+/// Voters and learners: some, not too many, none twice.
+pub fn members(voters: &[u64], learners: &[u64]) -> Check {
+    if voters.is_empty() {
+        return Err(malformed("a group without voters"));
+    }
+    if voters.len() + learners.len() > MEMBERS_MAX {
+        return Err(malformed(format_args!("more than {MEMBERS_MAX} replicas of one group")));
     }
     let mut seen = BTreeSet::new();
-    for shard in shards {
-        if shard >= u32::from(SHARDS) || !seen.insert(shard) {
-            return Err(malformed(format_args!("shard {shard}")));
+    for &id in voters.iter().chain(learners) {
+        if id == 0 || !seen.insert(id) {
+            return Err(malformed(format_args!("store {id:#018x} is there twice, or is none")));
+        }
+    }
+    Ok(())
+}
+
+pub fn register_store(op: &pb::RegisterStore) -> Check {
+    store(op.id, op.kind, &op.host, &op.address)?;
+    if op.problem.len() > PROBLEM_BYTES_MAX {
+        return Err(malformed("problem is too long"));
+    }
+    if op.led.len() > GROUPS_MAX {
+        return Err(malformed("more groups than there are"));
+    }
+    let mut seen = BTreeSet::new();
+    for led in &op.led {
+        let id = group(led.group)?;
+        if kind_of(id) != Some(op.kind()) {
+            return Err(malformed(format_args!("a {} store that leads {id}", kind_name(op.kind()))));
+        }
+        if !seen.insert(id) {
+            return Err(malformed(format_args!("{id} is there twice")));
+        }
+        members(&led.voters, &led.learners)?;
+        if led.progress.len() > MEMBERS_MAX {
+            return Err(malformed(format_args!("more than {MEMBERS_MAX} replicas of one group")));
         }
     }
     Ok(())
