@@ -9,7 +9,7 @@ use eggs_proto::{InodeId, ShardId, pb};
 use futures_util::{StreamExt, stream};
 
 use crate::Client;
-use crate::call::status_words;
+use crate::ask::status_words;
 use crate::error::{ClientError, Result, block_error_words, shortened};
 use crate::types::{FsckFinding, FsckProgress, FsckReport, ListOptions, ShardState};
 
@@ -23,7 +23,7 @@ const FINDINGS_MAX: usize = 10_000;
 impl Client {
     /// Who serves what, and how the disks feel, fresh from shuckle.
     pub async fn cluster_map(&self) -> Result<pb::ClusterMapReply> {
-        let map = self.shared.fetch_map().await?;
+        let map = self.shared.fetch_map(self.shared.options.timeout).await?;
         self.shared.learn(&map);
         Ok(map)
     }

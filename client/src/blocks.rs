@@ -19,7 +19,7 @@ use futures_util::stream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use crate::call::status_words;
+use crate::ask::status_words;
 use crate::connection::{Shared, entropy};
 use crate::error::block_error_words;
 
@@ -59,7 +59,7 @@ impl Shared {
             if started.elapsed() + pause > RECONNECT_MAX {
                 return Err(why);
             }
-            let _ = self.renew(seen).await;
+            self.renew_within(seen, pause).await;
             tokio::time::sleep(pause).await;
         }
     }
@@ -129,8 +129,7 @@ impl Shared {
             Err(_) => return Err(unreachable(silent(patience))),
             Ok(Err(status)) => {
                 let why = status_words(&status);
-                let shared = self.clone();
-                self.tasks.spawn(async move { shared.renew(seen).await });
+                self.renew_soon(seen);
                 return Err(unreachable(why));
             }
             Ok(Ok(response)) => response.into_inner(),

@@ -1,4 +1,4 @@
-//! What all clones of a client share: channels, the cluster map, the clock, lanes.
+//! What all clones of a client share: channels, the cluster map, who leads, the clock, lanes.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,27 +6,37 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use eggs_proto::limits::{BLOCK_SERVICES_MAX, PROTOCOL_VERSION, SHARDS};
+use eggs_proto::limits::PROTOCOL_VERSION;
 use eggs_proto::time::HybridClock;
-use eggs_proto::{BlockServiceId, ClusterId, SessionId, ShardId, Time, flags, pb};
+use eggs_proto::{ClusterId, GroupId, SessionId, Time, pb};
 use tokio_util::task::TaskTracker;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::error::{ClientError, Result};
+use crate::map::{Leaders, Map};
 use crate::types::Options;
 
 // As the daemons' ends (`eggs_daemon::server`): both must agree for large messages to flow.
 const STREAM_WINDOW: u32 = 16 << 20;
 const CONNECTION_WINDOW: u32 = 64 << 20;
 const FRAME_BYTES_MAX: u32 = 1 << 20;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A host that is away does not answer at all: each try to connect is short, so that one that is back is
+/// found soon.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Without keep-alive a channel stays broken after a partition heals.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+const KEEP_ALIVE: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(1)];
+/// Of connections that move blocks: pings wait behind them.
+const BULK_KEEP_ALIVE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 /// A map older than this is renewed in the background when it is used.
 const MAP_AGE_MAX: Duration = Duration::from_secs(5);
 /// However many ask at once, shuckle is asked this often at most.
-const MAP_INTERVAL_MIN: Duration = Duration::from_millis(50);
+const MAP_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// A renewal takes this long at most; the map at hand serves meanwhile.
+const RENEW_TIMEOUT: Duration = Duration::from_secs(3);
+/// A host that could not be reached is asked after the others for this long.
+const SUSPECT_FOR: Duration = Duration::from_secs(2);
+/// Connections kept; addresses come from maps and hints.
+const PEERS_MAX: usize = 4096;
 /// Damaged blocks remembered as reported.
 const REPORTED_MAX: usize = 4096;
 
@@ -36,38 +46,6 @@ pub(crate) struct Peer {
     pub address: Arc<str>,
     pub meta: Channel,
     pub bulk: Channel,
-}
-
-/// The cluster map, ready to be used.
-#[derive(Debug)]
-pub(crate) struct Map {
-    shards: Vec<Option<Peer>>,
-    pub crossdir: Option<Peer>,
-    services: BTreeMap<u64, (Peer, u32)>,
-    fetched: Instant,
-}
-
-impl Map {
-    pub fn shard(&self, shard: ShardId) -> Option<&Peer> {
-        self.shards.get(usize::from(shard.0))?.as_ref()
-    }
-
-    pub fn service(&self, service: BlockServiceId) -> Option<&Peer> {
-        self.services.get(&service.0).map(|(peer, _)| peer)
-    }
-
-    /// Whether the registry thinks it worth asking for blocks.
-    pub fn readable(&self, service: BlockServiceId) -> bool {
-        self.services.get(&service.0).is_some_and(|&(_, bits)| flags::readable(bits))
-    }
-
-    /// One address for each daemon that has disks.
-    pub fn block_peers(&self) -> Vec<Peer> {
-        let mut peers: Vec<Peer> = self.services.values().map(|(peer, _)| peer.clone()).collect();
-        peers.sort_by(|a, b| a.address.cmp(&b.address));
-        peers.dedup_by(|a, b| a.address == b.address);
-        peers
-    }
 }
 
 /// A session with its last sequence (CL-10). One write at a time uses it; sessions are kept by each group
@@ -86,6 +64,9 @@ pub(crate) struct Shared {
     clock: Mutex<HybridClock>,
     peers: Mutex<BTreeMap<String, Peer>>,
     map: RwLock<Arc<Map>>,
+    leaders: Mutex<Leaders>,
+    /// Unreachable just now, and since when.
+    suspects: Mutex<BTreeMap<Arc<str>, Instant>>,
     renewing: tokio::sync::Mutex<()>,
     lanes: Mutex<Vec<Lane>>,
     turn: AtomicUsize,
@@ -110,8 +91,6 @@ pub(crate) fn entropy() -> u64 {
 
 impl Shared {
     pub fn new(options: Options, cluster: ClusterId) -> Shared {
-        let map =
-            Map { shards: Vec::new(), crossdir: None, services: BTreeMap::new(), fetched: Instant::now() };
         Shared {
             options,
             cluster,
@@ -120,7 +99,9 @@ impl Shared {
                 .map_or_else(Bytes::new, |id| Bytes::copy_from_slice(&id.0)),
             clock: Mutex::default(),
             peers: Mutex::default(),
-            map: RwLock::new(Arc::new(map)),
+            map: RwLock::new(Arc::new(Map::empty())),
+            leaders: Mutex::new(Leaders::none()),
+            suspects: Mutex::default(),
             renewing: tokio::sync::Mutex::new(()),
             lanes: Mutex::default(),
             turn: AtomicUsize::new(entropy() as usize % 1024),
@@ -175,42 +156,94 @@ impl Shared {
             return Ok(peer.clone());
         }
         let peer = connect(address)?;
-        peers.insert(address.to_owned(), peer.clone());
+        if peers.len() < PEERS_MAX {
+            peers.insert(address.to_owned(), peer.clone());
+        }
         Ok(peer)
+    }
+
+    /// The likeliest leader of a group.
+    pub fn leader(&self, group: GroupId, map: &Map) -> Option<Arc<str>> {
+        lock(&self.leaders).of(group, map)
+    }
+
+    pub fn learn_leader(&self, group: GroupId, address: &Arc<str>) {
+        lock(&self.leaders).learn(group, address);
+    }
+
+    pub fn forget_leader(&self, group: GroupId, address: &str) {
+        lock(&self.leaders).forget(group, address);
+    }
+
+    /// It could not be reached: for a moment the others are asked first.
+    pub fn suspect(&self, address: &Arc<str>) {
+        let mut suspects = lock(&self.suspects);
+        suspects.retain(|_, since| since.elapsed() < SUSPECT_FOR);
+        if suspects.len() < PEERS_MAX {
+            suspects.insert(address.clone(), Instant::now());
+        }
+    }
+
+    /// It answered.
+    pub fn trust(&self, address: &str) {
+        lock(&self.suspects).remove(address);
+    }
+
+    pub fn is_trusted(&self, address: &str) -> bool {
+        lock(&self.suspects).get(address).is_none_or(|since| since.elapsed() >= SUSPECT_FOR)
+    }
+
+    /// The map at hand, however old.
+    pub fn map_at_hand(&self) -> Arc<Map> {
+        self.map.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The map at hand; renewed in the background when it is not young.
     pub fn map(self: &Arc<Self>) -> Arc<Map> {
-        let map = self.map.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if map.fetched.elapsed() > MAP_AGE_MAX && self.renewing.try_lock().is_ok() {
-            let shared = self.clone();
-            let old = map.fetched;
-            self.tasks.spawn(async move {
-                if let Err(error) = shared.renew(old).await {
-                    tracing::debug!(%error, "cluster map not renewed");
-                }
-            });
+        let map = self.map_at_hand();
+        if map.fetched.elapsed() > MAP_AGE_MAX {
+            self.renew_soon(map.fetched);
         }
         map
     }
 
+    /// Has the map renewed in the background, unless that is being done.
+    pub fn renew_soon(self: &Arc<Self>, seen: Instant) {
+        if self.renewing.try_lock().is_err() {
+            return;
+        }
+        let shared = self.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = shared.renew(seen).await {
+                tracing::debug!(%error, "cluster map not renewed");
+            }
+        });
+    }
+
+    /// Asks shuckle for the map, unless somebody else did since `seen`. What is not known by then is not
+    /// waited for: the map at hand goes on serving.
+    pub async fn renew_within(self: &Arc<Self>, seen: Instant, patience: Duration) {
+        let shared = self.clone();
+        let renewing = self.tasks.spawn(async move { shared.renew(seen).await });
+        let _ = tokio::time::timeout(patience, renewing).await;
+    }
+
     /// Asks shuckle for the map, unless somebody else did since `seen`.
-    pub async fn renew(&self, seen: Instant) -> Result<()> {
+    async fn renew(self: &Arc<Self>, seen: Instant) -> Result<()> {
         let _one = self.renewing.lock().await;
-        let fetched = self.map.read().unwrap_or_else(PoisonError::into_inner).fetched;
+        let fetched = self.map_time();
         if fetched > seen || (fetched == seen && seen.elapsed() < MAP_INTERVAL_MIN) {
             return Ok(());
         }
-        match self.fetch_map().await {
+        match self.fetch_map(RENEW_TIMEOUT).await {
             Ok(reply) => {
                 self.learn(&reply);
                 Ok(())
             }
             Err(error) => {
                 // Whoever waited behind this does not ask a shuckle that is away once more.
-                let old = self.map.read().unwrap_or_else(PoisonError::into_inner).clone();
-                let (shards, crossdir) = (old.shards.clone(), old.crossdir.clone());
-                let map = Map { shards, crossdir, services: old.services.clone(), fetched: Instant::now() };
+                let mut map = Map::clone(&self.map_at_hand());
+                map.fetched = Instant::now();
                 *self.map.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(map);
                 Err(error)
             }
@@ -222,20 +255,9 @@ impl Shared {
         self.map.read().unwrap_or_else(PoisonError::into_inner).fetched
     }
 
-    /// Takes in a map. Addresses that are none are as good as absent.
+    /// Takes in a map.
     pub fn learn(&self, reply: &pb::ClusterMapReply) {
-        let peer = |address: &str| if address.is_empty() { None } else { self.peer(address).ok() };
-        let mut shards = vec![None; usize::from(SHARDS)];
-        for place in &reply.shards {
-            if let Some(slot) = shards.get_mut(place.shard as usize) {
-                *slot = peer(&place.address);
-            }
-        }
-        let services = reply.block_services.iter().take(BLOCK_SERVICES_MAX);
-        let services =
-            services.filter_map(|info| Some((info.id, (peer(&info.address)?, info.flags)))).collect();
-        let crossdir = peer(&reply.crossdir_address);
-        let map = Map { shards, crossdir, services, fetched: Instant::now() };
+        let map = Map::new(reply, |address| if address.is_empty() { None } else { self.peer(address).ok() });
         *self.map.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(map);
     }
 }
@@ -255,10 +277,11 @@ fn connect(address: &str) -> Result<Peer> {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME_BYTES_MAX)
         .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
-    Ok(Peer { address: address.into(), meta: endpoint.connect_lazy(), bulk: endpoint.connect_lazy() })
+    let channel = |[interval, timeout]: [Duration; 2]| {
+        endpoint.clone().http2_keep_alive_interval(interval).keep_alive_timeout(timeout).connect_lazy()
+    };
+    Ok(Peer { address: address.into(), meta: channel(KEEP_ALIVE), bulk: channel(BULK_KEEP_ALIVE) })
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@
 //! happened, a file not finished has no name.
 
 mod admin;
+mod ask;
 mod blocks;
 mod call;
 mod connection;
@@ -28,6 +29,7 @@ mod directory;
 mod eden;
 mod error;
 mod listing;
+mod map;
 mod names;
 mod path;
 mod reader;
@@ -69,9 +71,9 @@ pub struct Directory {
 }
 
 impl Client {
-    /// Asks shuckle for the cluster; tries until `options.timeout`.
+    /// Asks shuckle (whichever of the addresses answers) for the cluster; tries until `options.timeout`.
     pub async fn connect(options: Options) -> Result<Client> {
-        Ok(Client { shared: Arc::new(call::join(options).await?) })
+        Ok(Client { shared: call::join(options).await? })
     }
 
     pub fn cluster_id(&self) -> ClusterId {

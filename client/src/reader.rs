@@ -312,8 +312,8 @@ impl Open {
             if started.elapsed() + pause > shared.options.timeout {
                 return Err(ClientError::Unreachable { tried: missing, after: started.elapsed() });
             }
+            shared.renew_within(seen, pause).await;
             sleep(pause).await;
-            let _ = shared.renew(seen).await;
         }
     }
 

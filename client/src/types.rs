@@ -10,10 +10,14 @@ pub use pb::{NewAttributes, Policies, PolicyKind, Span};
 /// How to find a cluster and how patient to be.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Addresses of shuckle, `host:port`; the first that answers is used.
+    /// Addresses of shuckle, `host:port`: one that answers is enough, it tells of the others.
     pub shuckle: Vec<String>,
     /// How long one operation is tried before it is given up as unreachable.
     pub timeout: Duration,
+    /// A replica of metadata that is silent for this long does not keep the others from being asked.
+    pub another_after: Duration,
+    /// The cluster secret: only for calls that change the cluster itself.
+    pub secret: Option<ClusterSecret>,
     /// How long one block service may take to answer before it counts as failed.
     pub block_timeout: Duration,
     /// A read not answered in this time is also asked of other blocks.
@@ -30,6 +34,8 @@ impl Default for Options {
         Options {
             shuckle: vec![DEFAULT_SHUCKLE.to_owned()],
             timeout: DEFAULT_TIMEOUT,
+            another_after: Duration::from_secs(1),
+            secret: None,
             block_timeout: Duration::from_secs(10),
             hedge_after: Duration::from_millis(1000),
             read_ahead: 32 << 20,
@@ -41,6 +47,26 @@ impl Options {
     /// The defaults, with one address of shuckle.
     pub fn new(shuckle: impl Into<String>) -> Options {
         Options { shuckle: vec![shuckle.into()], ..Options::default() }
+    }
+}
+
+/// What only those have who run the cluster. Not in logs, errors or debug output.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ClusterSecret(Bytes);
+
+impl ClusterSecret {
+    pub fn new(secret: impl Into<Bytes>) -> ClusterSecret {
+        ClusterSecret(secret.into())
+    }
+
+    pub(crate) fn to_bytes(&self) -> Bytes {
+        self.0.clone()
+    }
+}
+
+impl std::fmt::Debug for ClusterSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ClusterSecret")
     }
 }
 

@@ -23,6 +23,10 @@
 //!   for the name together with the last certification and never before).
 //! - **CL-10** Every retry of one write carries the same session and sequence; a new sequence is used only
 //!   after the answer to the one before.
+//! - **CL-11** In a round of a search nobody is asked twice, and hints lead to at most
+//!   [`search::STRANGERS_MAX`] addresses that the map does not name; between rounds there is a pause.
+//! - **CL-12** While a host that was asked is silent, the other replicas are asked: one that is away costs a
+//!   request its patience, never its deadline.
 
 pub mod code;
 pub mod crc;
@@ -30,5 +34,6 @@ pub mod encode;
 pub mod layout;
 pub mod read;
 pub mod retry;
+pub mod search;
 pub mod span;
 pub mod write;

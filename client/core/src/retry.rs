@@ -4,8 +4,8 @@ use std::time::Duration;
 
 /// First pause: about one round trip with an fsync in it.
 pub const PAUSE_MIN: Duration = Duration::from_millis(4);
-/// Longest pause: a daemon that is back is found within it.
-pub const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// Longest pause: a daemon that is back, or a leader that was elected, is found within it.
+pub const PAUSE_MAX: Duration = Duration::from_millis(250);
 
 /// Exponential backoff with jitter ("equal jitter": half of the pause is fixed, half random), so that many
 /// clients that failed together do not come back together.
