@@ -62,7 +62,7 @@ const ENTRY_BYTES_GUESS: u64 = 256;
 #[derive(Debug, Clone, Copy)]
 pub struct HostOptions {
     pub store: StoreId,
-    /// Another at each start: election timeouts, and how others tell this start from the one before.
+    /// Another at each start: how others tell this one from the one before.
     pub seed: u64,
     /// Reads without a round to the others while a lease holds. All stores of a group must agree on it.
     pub lease: bool,

@@ -166,7 +166,7 @@ impl LogStore for MemoryLog {
             hard: log.hard.clone(),
             founding: log.founding.clone(),
             removed: log.removed,
-            first: log.entries.keys().next().copied().unwrap_or(log.first),
+            first: log.entries.keys().next().copied().unwrap_or(log.first.max(1)),
             last: log.entries.keys().next_back().copied().unwrap_or(log.first.saturating_sub(1)),
         }))
     }

@@ -94,7 +94,7 @@ where
         );
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let node = RawNode::new(&self.raft_config(applied.index), log, &logger).map_err(raft_failed)?;
-        let mut replica = Replica::new(id, self.options.store, self.options.seed, machine, node, applied);
+        let mut replica = Replica::new(id, self.options.store, machine, node, applied);
         replica.snapshot = snapshot;
         replica.log_bytes = guessed_bytes(entries);
         Ok(replica)

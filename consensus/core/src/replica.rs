@@ -53,9 +53,6 @@ pub(crate) struct Replica<M, L: LogStore> {
     idle_ticks: u64,
     /// The leader sleeps at (term, index, hash): so does this replica, once it is there.
     pub(crate) sleep_offer: Option<(u64, u64, StateHash)>,
-    seed: u64,
-    /// Elections that came to nothing: each draws another timeout.
-    attempts: u64,
 }
 
 /// Reads on their way to being confirmed.
@@ -85,7 +82,6 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
     pub(crate) fn new(
         id: GroupId,
         me: StoreId,
-        seed: u64,
         machine: M,
         node: RawNode<GroupLog<L>>,
         applied: AppliedRow,
@@ -109,8 +105,6 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
             asleep: false,
             idle_ticks: 0,
             sleep_offer: None,
-            seed,
-            attempts: 0,
         };
         replica.set_timeout();
         replica
@@ -163,14 +157,16 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
 
     // ---- time ----
 
-    /// Raft draws timeouts by chance; ours come from the seed.
+    /// Raft draws timeouts by chance, and two that draw the same split the votes. Here each voter has its own
+    /// turn, which changes from group to group and from term to term.
     pub(crate) fn set_timeout(&mut self) {
-        let mut mixed = self.seed ^ self.me.0 ^ (u64::from(self.id.0) << 48);
-        for part in [self.node.raft.term, self.attempts] {
-            mixed = (mixed ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            mixed ^= mixed >> 29;
-        }
-        let drawn = ELECTION_TICKS + (mixed >> 7) as usize % ELECTION_TICKS;
+        let voters = &self.applied.membership.voters;
+        let count = voters.len().max(1);
+        let place = voters.iter().position(|&store| store == self.me).unwrap_or(0);
+        let mixed = (u64::from(self.id.0) << 32 | (self.node.raft.term & 0xffff_ffff))
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let turn = (place + (mixed >> 40) as usize) % count;
+        let drawn = ELECTION_TICKS + (turn * ELECTION_TICKS / count).min(ELECTION_TICKS - 1);
         self.node.raft.set_randomized_election_timeout(drawn);
     }
 
@@ -180,11 +176,7 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
         if !self.is_raft_leader() && !may_campaign {
             return;
         }
-        let before = self.node.raft.election_elapsed;
         self.node.tick();
-        if !self.is_raft_leader() && self.node.raft.election_elapsed < before {
-            self.attempts += 1;
-        }
         self.set_timeout();
     }
 
@@ -217,6 +209,8 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
             && self.leads()
             && self.waiting.is_empty()
             && self.reads.is_empty()
+            // What it still has to say would wake them again.
+            && !self.node.has_ready()
             && self.node.raft.lead_transferee.is_none()
             && self.applied.index == last
             && self.node.raft.raft_log.committed == last;

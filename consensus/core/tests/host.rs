@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use eggs_consensus_core::memory::{MemoryLog, MemorySnapshots, MemoryState, rows};
-use eggs_consensus_core::{GroupId, Host, Proposal, ProposalId};
+use eggs_consensus_core::{GroupId, Host, HostOptions, Now, Proposal, ProposalId, Turn};
 use eggs_machine::group::Applied;
 use eggs_machine::hash::StateHash;
 use eggs_machine::{Machine, Outcome, Table, TableError, Tx};
-use eggs_proto::{SessionId, Time};
+use eggs_proto::{SessionId, StoreId, Time};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -40,11 +40,23 @@ impl Machine for KeyValue {
 
 type TestHost = Host<KeyValue, MemoryLog, MemoryState, MemorySnapshots>;
 
+const ME: StoreId = StoreId(7);
+
+fn options() -> HostOptions {
+    HostOptions { store: ME, seed: 1, lease: false, snapshot_bytes_per_second: 64 << 20 }
+}
+
+fn turn(host: &mut TestHost) -> Turn<()> {
+    host.turn(Now::default(), &mut |_, _| panic!("a lonely store has nobody to tell")).unwrap()
+}
+
 fn open(log: MemoryLog, state: MemoryState, snapshots: MemorySnapshots) -> TestHost {
-    let mut host = Host::open((0..GROUPS).map(|id| (GroupId(id), KeyValue)), log, state, snapshots).unwrap();
+    let mut host = Host::open(options(), |_| Some(KeyValue), log, state, snapshots).unwrap();
+    host.found(&(0..GROUPS).map(|id| (GroupId(id), vec![ME])).collect::<Vec<_>>()).unwrap();
     while host.has_work() {
-        host.turn().unwrap();
+        turn(&mut host);
     }
+    assert!(!host.needs_ticks());
     host
 }
 
@@ -79,12 +91,12 @@ fn one_turn_syncs_once_for_all_groups_and_rest_costs_nothing() {
     let mut host = new();
     let before = host.log().syncs();
     let waiting: Vec<_> = (0..GROUPS).map(|group| propose(&mut host, group, "a=1".into(), 1)).collect();
-    let answers = host.turn().unwrap();
+    let answers = turn(&mut host).answers;
     assert_eq!(host.log().syncs(), before + 1);
     let answered: Vec<_> = answers.iter().filter_map(|answer| answer.proposal).collect();
     assert_eq!(answered, waiting);
     assert!(!host.has_work());
-    assert!(host.turn().unwrap().is_empty());
+    assert!(turn(&mut host).answers.is_empty());
     assert_eq!(host.log().syncs(), before + 1);
 }
 
@@ -93,7 +105,7 @@ fn a_failed_log_write_answers_nobody() {
     let mut host = new();
     propose(&mut host, 0, "a=1".into(), 1);
     host.log().fail_next("no space left on device");
-    assert!(host.turn().is_err());
+    assert!(host.turn(Now::default(), &mut |_, _| {}).is_err());
 }
 
 #[test]
@@ -101,10 +113,10 @@ fn a_log_that_lost_entries_is_refused() {
     let mut host = new();
     host.log().skip_sync();
     propose(&mut host, 0, "a=1".into(), 1);
-    assert_eq!(host.turn().unwrap().len(), 1);
+    assert_eq!(turn(&mut host).answers.len(), 1);
     let (log, state, snapshots) = host.into_stores();
-    let machines = (0..GROUPS).map(|id| (GroupId(id), KeyValue));
-    let error = Host::open(machines, log.crashed(), state.crashed(), snapshots.crashed()).unwrap_err();
+    let (state, snapshots) = (state.crashed(), snapshots.crashed());
+    let error = Host::open(options(), |_| Some(KeyValue), log.crashed(), state, snapshots).unwrap_err();
     assert!(error.to_string().contains("the log is missing or cut"), "{error}");
 }
 
@@ -114,7 +126,7 @@ fn damaged_state_is_rebuilt_and_good_state_is_kept() {
     for group in 0..GROUPS {
         propose(&mut host, group, "a=1".into(), 1);
     }
-    host.turn().unwrap();
+    turn(&mut host);
     let (log, mut state, snapshots) = host.into_stores();
     state.damage(GroupId(3));
     let host = open(log.crashed(), state.crashed(), snapshots);
@@ -131,16 +143,16 @@ fn a_snapshot_that_cannot_be_written_is_tried_again_later() {
     snapshots.fail_next("no space left on device");
     let mut host = open(MemoryLog::default(), MemoryState::default(), snapshots);
     host.request_snapshot(GroupId(0));
-    host.turn().unwrap();
+    turn(&mut host);
     assert!(host.take_snapshot_failure().unwrap().to_string().contains("no space"));
     assert!(!host.has_work());
     propose(&mut host, 0, "a=1".into(), 1);
-    assert_eq!(host.turn().unwrap().len(), 1);
+    assert_eq!(turn(&mut host).answers.len(), 1);
     host.request_snapshot(GroupId(0));
     while host.has_work() {
-        host.turn().unwrap();
+        turn(&mut host);
     }
-    assert_eq!(host.status(GroupId(0)).unwrap().snapshot_index, 2);
+    assert_eq!(host.status(GroupId(0)).unwrap().snapshot_index, 3);
 }
 
 #[test]
@@ -149,10 +161,10 @@ fn a_busy_group_is_snapshotted_once_per_growth() {
     let value = "x".repeat(1 << 20);
     for n in 0..6 {
         propose(&mut host, 0, format!("k{n}={value}"), n + 1);
-        host.turn().unwrap();
+        turn(&mut host);
     }
     while host.has_work() {
-        host.turn().unwrap();
+        turn(&mut host);
     }
     assert_eq!(host.truncations(), 1);
 }
@@ -199,7 +211,7 @@ fn random_run(seed: u64) {
                     sequence += 1;
                     waiting.insert(proposal, (group, key, value));
                 }
-                for answer in host.turn().unwrap() {
+                for answer in turn(&mut host).answers {
                     let (group, key, value) = waiting.remove(&answer.proposal.unwrap()).unwrap();
                     let old = model.insert((group, key), value).unwrap_or_default();
                     assert_eq!(reply(&answer.applied), old, "seed {seed}");
@@ -227,7 +239,7 @@ fn a_snapshot_is_of_one_instant_while_the_group_goes_on() {
     for n in 0..3000 {
         propose(&mut host, 0, format!("k{n:04}=first"), n + 1);
     }
-    host.turn().unwrap();
+    turn(&mut host);
     let at = host.status(GroupId(0)).unwrap();
     host.request_snapshot(GroupId(0));
     let mut sequence = 10_000;
@@ -238,7 +250,7 @@ fn a_snapshot_is_of_one_instant_while_the_group_goes_on() {
             propose(&mut host, 0, format!("k{n:04}=second{changed}"), sequence);
         }
         changed += 1;
-        host.turn().unwrap();
+        turn(&mut host);
     }
     assert!(changed > 3, "the snapshot took more than one step");
     // The snapshot plus the rest of the log make the same state.

@@ -1,0 +1,445 @@
+//! Several hosts and a network between them: elections, catching up, members that come and go, reads, sleep.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use eggs_consensus_core::memory::{MemoryLog, MemorySnapshots, MemoryState, rows};
+use eggs_consensus_core::{
+    Grant, GroupId, Host, HostOptions, Now, PeerBatch, Proposal, ProposalId, ReadTicket, Role, TICK, Wanted,
+};
+use eggs_machine::group::Applied;
+use eggs_machine::{Machine, Outcome, Table, TableError, Tx};
+use eggs_proto::{SessionId, StoreId, Time};
+
+/// `key=value` stores a row and answers the old value.
+struct KeyValue;
+
+impl Machine for KeyValue {
+    type Effect = ();
+
+    fn genesis<T: Table + ?Sized>(&self, tx: &mut Tx<'_, T>) -> Result<(), TableError> {
+        tx.put(&b"born"[..], &b"yes"[..])
+    }
+
+    fn apply<T: Table + ?Sized>(
+        &self,
+        tx: &mut Tx<'_, T>,
+        _time: Time,
+        command: &[u8],
+    ) -> Result<Outcome<()>, TableError> {
+        let at = command.iter().position(|&byte| byte == b'=').unwrap_or(command.len());
+        let (key, value) = (command[..at].to_vec(), command[at..].to_vec());
+        let old = tx.get(&key)?.unwrap_or_default();
+        tx.put(key, value)?;
+        Ok(Outcome { reply: old, effects: Vec::new() })
+    }
+}
+
+type TestHost = Host<KeyValue, MemoryLog, MemoryState, MemorySnapshots>;
+
+const GROUP: GroupId = GroupId(3);
+
+/// Hosts by store, and batches on their way.
+struct Net {
+    hosts: BTreeMap<u64, TestHost>,
+    stores: BTreeMap<u64, (MemoryLog, MemoryState, MemorySnapshots)>,
+    mail: VecDeque<(u64, u64, PeerBatch)>,
+    /// Pairs (from, to) whose mail is lost.
+    cut: BTreeSet<(u64, u64)>,
+    now: u64,
+    skew: BTreeMap<u64, i64>,
+    boots: u64,
+    lease: bool,
+    answered: BTreeMap<(u64, ProposalId), Applied<()>>,
+    dropped: BTreeSet<(u64, ProposalId)>,
+    confirmed: BTreeSet<(u64, ReadTicket)>,
+    lost: BTreeSet<(u64, ReadTicket)>,
+    sent: u64,
+}
+
+fn stores(ids: &[u64]) -> Vec<StoreId> {
+    ids.iter().copied().map(StoreId).collect()
+}
+
+impl Net {
+    fn new(ids: &[u64], groups: &[GroupId], lease: bool) -> Net {
+        let mut net = Net {
+            hosts: BTreeMap::new(),
+            stores: BTreeMap::new(),
+            mail: VecDeque::new(),
+            cut: BTreeSet::new(),
+            now: 1_000,
+            skew: BTreeMap::new(),
+            boots: 0,
+            lease,
+            answered: BTreeMap::new(),
+            dropped: BTreeSet::new(),
+            confirmed: BTreeSet::new(),
+            lost: BTreeSet::new(),
+            sent: 0,
+        };
+        for &id in ids {
+            net.start(id);
+            let groups: Vec<_> = groups.iter().map(|&group| (group, stores(ids))).collect();
+            net.hosts.get_mut(&id).unwrap().found(&groups).unwrap();
+        }
+        net
+    }
+
+    fn start(&mut self, id: u64) {
+        self.boots += 1;
+        let (log, state, snapshots) = self.stores.remove(&id).unwrap_or_default();
+        let seed = self.boots * 77;
+        let options =
+            HostOptions { store: StoreId(id), seed, lease: self.lease, snapshot_bytes_per_second: 64 << 20 };
+        self.hosts.insert(id, Host::open(options, |_| Some(KeyValue), log, state, snapshots).unwrap());
+    }
+
+    fn crash(&mut self, id: u64) {
+        let (log, state, snapshots) = self.hosts.remove(&id).unwrap().into_stores();
+        self.stores.insert(id, (log.crashed(), state.crashed(), snapshots.crashed()));
+        self.mail.retain(|&(from, to, _)| from != id && to != id);
+    }
+
+    fn clock(&self, id: u64) -> Now {
+        let wall = (self.now as i64 + 1_000_000_000_000 + self.skew.get(&id).copied().unwrap_or(0)) as u64;
+        Now { monotonic: std::time::Duration::from_nanos(self.now), wall: Time(wall) }
+    }
+
+    fn host(&mut self, id: u64) -> &mut TestHost {
+        self.hosts.get_mut(&id).unwrap()
+    }
+
+    /// Turns and mail until nothing moves.
+    fn settle(&mut self) {
+        loop {
+            let mut moved = false;
+            for id in self.hosts.keys().copied().collect::<Vec<_>>() {
+                while self.hosts[&id].has_work() {
+                    moved = true;
+                    self.turn(id);
+                }
+            }
+            while let Some((from, to, batch)) = self.mail.pop_front() {
+                self.now += 10_000;
+                let now = self.clock(to);
+                if !self.cut.contains(&(from, to))
+                    && let Some(host) = self.hosts.get_mut(&to)
+                {
+                    host.receive(StoreId(from), batch, now).unwrap();
+                    moved = true;
+                }
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    fn turn(&mut self, id: u64) {
+        let now = self.clock(id);
+        let mut out = Vec::new();
+        let turn = self.host(id).turn(now, &mut |to, batch| out.push((to, batch))).unwrap();
+        self.sent += out.len() as u64;
+        self.mail.extend(out.into_iter().map(|(to, batch)| (id, to.0, batch)));
+        let answers = turn.answers.into_iter();
+        self.answered.extend(answers.filter_map(|answer| Some(((id, answer.proposal?), answer.applied))));
+        self.dropped.extend(turn.dropped.into_iter().map(|proposal| (id, proposal)));
+        self.confirmed.extend(turn.confirmed.into_iter().map(|ticket| (id, ticket)));
+        self.lost.extend(turn.lost.into_iter().map(|ticket| (id, ticket)));
+    }
+
+    fn tick(&mut self) {
+        self.now += TICK.as_nanos() as u64;
+        for id in self.hosts.keys().copied().collect::<Vec<_>>() {
+            let now = self.clock(id);
+            self.host(id).tick(now).unwrap();
+            self.turn(id);
+        }
+        self.settle();
+    }
+
+    fn ticks(&mut self, count: u32) {
+        for _ in 0..count {
+            self.tick();
+        }
+    }
+
+    fn leader_of(&self, group: GroupId) -> Option<u64> {
+        let mut leaders =
+            self.hosts.iter().filter(|(_, host)| matches!(host.role(group), Role::Leader { .. }));
+        leaders.next().map(|(&id, _)| id)
+    }
+
+    fn elect(&mut self) -> u64 {
+        self.settle();
+        for _ in 0..60 {
+            if let Some(leader) = self.leader_of(GROUP) {
+                return leader;
+            }
+            self.tick();
+        }
+        let all: Vec<_> = self.hosts.values().map(|host| host.status(GROUP)).collect();
+        panic!("no leader within 6 s: {all:#?}");
+    }
+
+    fn propose(&mut self, id: u64, sequence: u64, command: &str) -> ProposalId {
+        let command = Bytes::copy_from_slice(command.as_bytes());
+        let proposal = Proposal { time: Time(sequence), session: SessionId(1), sequence, command };
+        self.host(id).propose(GROUP, proposal).unwrap()
+    }
+
+    fn write(&mut self, id: u64, sequence: u64, command: &str) -> Bytes {
+        let proposal = self.propose(id, sequence, command);
+        self.settle();
+        match self.answered.remove(&(id, proposal)) {
+            Some(Applied::Ran(outcome)) => outcome.reply,
+            Some(Applied::Repeated(reply)) => reply,
+            other => panic!("{command}: {other:?}"),
+        }
+    }
+
+    fn want(&mut self, group: GroupId, voters: &[u64], preferred: Option<u64>) {
+        let wanted = Wanted {
+            voters: stores(voters),
+            preferred: preferred.map(StoreId),
+            known: eggs_consensus_core::Membership::default(),
+        };
+        for host in self.hosts.values_mut() {
+            host.want(group, wanted.clone()).unwrap();
+        }
+    }
+
+    fn same_everywhere(&self, ids: &[u64]) {
+        let all: Vec<_> = ids.iter().map(|id| rows(self.hosts[id].local_view(GROUP).unwrap())).collect();
+        assert!(all.windows(2).all(|pair| pair[0] == pair[1]));
+        let status = self.hosts[&ids[0]].status(GROUP).unwrap();
+        for id in ids {
+            let other = self.hosts[id].status(GROUP).unwrap();
+            assert_eq!((other.state_hash, other.applied_index), (status.state_hash, status.applied_index));
+        }
+    }
+}
+
+#[test]
+fn what_is_answered_survives_the_leader_and_is_answered_the_same_again() {
+    let mut net = Net::new(&[1, 2, 3], &[GROUP], false);
+    let leader = net.elect();
+    assert_eq!(net.write(leader, 1, "a=1"), "");
+    assert_eq!(net.write(leader, 2, "a=2"), "=1");
+    net.crash(leader);
+    let next = net.elect();
+    assert_ne!(next, leader);
+    assert_eq!(net.write(next, 2, "a=2"), "=1", "the first answer again");
+    assert_eq!(net.write(next, 3, "a=3"), "=2");
+    net.start(leader);
+    net.ticks(30);
+    net.same_everywhere(&[1, 2, 3]);
+}
+
+#[test]
+fn a_leader_that_is_cut_off_answers_nothing_and_gives_up() {
+    let mut net = Net::new(&[1, 2, 3], &[GROUP], false);
+    let leader = net.elect();
+    let others: Vec<u64> = (1..=3).filter(|&id| id != leader).collect();
+    for &other in &others {
+        net.cut.extend([(leader, other), (other, leader)]);
+    }
+    let proposal = net.propose(leader, 1, "a=lost");
+    let now = net.clock(leader);
+    let Ok(Grant::Later(ticket)) = net.host(leader).read(GROUP, now) else { panic!("read without asking") };
+    net.ticks(30);
+    assert!(!net.answered.contains_key(&(leader, proposal)));
+    assert!(net.dropped.contains(&(leader, proposal)), "it has to say so");
+    assert!(net.lost.contains(&(leader, ticket)) && !net.confirmed.contains(&(leader, ticket)));
+    let next = net.elect();
+    assert!(others.contains(&next));
+    assert_eq!(net.write(next, 1, "a=kept"), "");
+    net.cut.clear();
+    net.ticks(30);
+    net.same_everywhere(&[1, 2, 3]);
+    let stored = net.hosts[&leader].local_view(GROUP).unwrap().get(b"a").unwrap().unwrap();
+    assert_eq!(stored, "=kept");
+}
+
+#[test]
+fn reads_are_confirmed_by_the_others() {
+    let mut net = Net::new(&[1, 2, 3], &[GROUP], false);
+    let leader = net.elect();
+    let now = net.clock(leader);
+    let Ok(Grant::Later(ticket)) = net.host(leader).read(GROUP, now) else { panic!("read without asking") };
+    net.settle();
+    assert!(net.confirmed.contains(&(leader, ticket)));
+    // Also when everybody sleeps.
+    net.ticks(40);
+    assert!(net.hosts.values().all(|host| host.status(GROUP).unwrap().asleep));
+    let now = net.clock(leader);
+    let Ok(Grant::Later(ticket)) = net.host(leader).read(GROUP, now) else { panic!("read without asking") };
+    net.settle();
+    assert!(net.confirmed.contains(&(leader, ticket)));
+}
+
+#[test]
+fn a_lease_ends_before_another_can_lead() {
+    let mut net = Net::new(&[1, 2, 3], &[GROUP], true);
+    let leader = net.elect();
+    let now = net.clock(leader);
+    assert!(matches!(net.host(leader).read(GROUP, now), Ok(Grant::Later(_))));
+    net.settle();
+    let now = net.clock(leader);
+    assert_eq!(net.host(leader).read(GROUP, now), Ok(Grant::Now));
+    for other in (1..=3).filter(|&id| id != leader) {
+        net.cut.extend([(leader, other), (other, leader)]);
+    }
+    for _ in 0..40 {
+        net.tick();
+        let now = net.clock(leader);
+        let reads = net.host(leader).read(GROUP, now) == Ok(Grant::Now);
+        let other = net
+            .hosts
+            .iter()
+            .any(|(&id, host)| id != leader && matches!(host.role(GROUP), Role::Leader { .. }));
+        assert!(!(reads && other), "two can be read");
+    }
+    let now = net.clock(leader);
+    assert_ne!(net.host(leader).read(GROUP, now), Ok(Grant::Now));
+}
+
+#[test]
+fn a_store_comes_by_snapshot_and_another_goes() {
+    let mut net = Net::new(&[1, 2, 3], &[GROUP], false);
+    let leader = net.elect();
+    let value = "v".repeat(400_000);
+    for n in 1..=5 {
+        net.write(leader, n, &format!("k{n}={value}"));
+    }
+    net.start(4);
+    let gone = (1..=3).find(|&id| id != leader).unwrap();
+    let mut voters: Vec<u64> = (1..=4).filter(|&id| id != gone).collect();
+    net.want(GROUP, &voters, None);
+    net.ticks(40);
+    let status = net.hosts[&leader].status(GROUP).unwrap();
+    assert_eq!(status.membership.voters, stores(&voters));
+    assert_eq!(net.hosts[&gone].role(GROUP), Role::Removed);
+    net.same_everywhere(&voters);
+    // It comes again, with nothing left of its first life but its votes.
+    voters = vec![1, 2, 3, 4];
+    net.want(GROUP, &voters, None);
+    net.ticks(40);
+    net.write(leader, 6, "k6=6");
+    net.ticks(5);
+    net.same_everywhere(&voters);
+    for id in voters {
+        net.crash(id);
+        net.start(id);
+    }
+    net.elect();
+    net.ticks(10);
+    net.same_everywhere(&[1, 2, 3, 4]);
+}
+
+#[test]
+fn an_empty_disk_is_a_new_store_and_the_dead_one_is_replaced() {
+    let mut net = Net::new(&[1, 2, 3], &[GROUP], false);
+    let leader = net.elect();
+    net.write(leader, 1, "a=1");
+    let dead = (1..=3).find(|&id| id != leader).unwrap();
+    net.crash(dead);
+    net.stores.remove(&dead);
+    net.ticks(10);
+    net.start(9);
+    let voters: Vec<u64> = (1..=3).filter(|&id| id != dead).chain([9]).collect();
+    net.want(GROUP, &voters, Some(9));
+    net.ticks(80);
+    assert_eq!(net.leader_of(GROUP), Some(9), "preferred");
+    assert_eq!(net.hosts[&9].status(GROUP).unwrap().membership.voters, stores(&voters));
+    net.same_everywhere(&voters);
+}
+
+#[test]
+fn who_leads_hands_over_before_it_is_removed() {
+    let mut net = Net::new(&[1, 2, 3], &[GROUP], false);
+    let leader = net.elect();
+    net.write(leader, 1, "a=1");
+    let voters: Vec<u64> = (1..=3).filter(|&id| id != leader).collect();
+    net.want(GROUP, &voters, None);
+    net.ticks(60);
+    let next = net.leader_of(GROUP).unwrap();
+    assert_ne!(next, leader);
+    assert_eq!(net.hosts[&leader].role(GROUP), Role::Removed);
+    assert_eq!(net.write(next, 2, "a=2"), "=1");
+}
+
+#[test]
+fn many_groups_at_rest_say_nothing_but_that_they_are_there() {
+    let groups: Vec<GroupId> = (0..256).map(GroupId).collect();
+    let mut net = Net::new(&[1, 2, 3], &groups, false);
+    net.settle();
+    net.ticks(60);
+    assert!(groups.iter().all(|&group| net.leader_of(group).is_some()));
+    let asleep = |net: &Net| {
+        let of = |host: &TestHost| groups.iter().filter(|&&group| host.status(group).unwrap().asleep).count();
+        net.hosts.values().map(of).sum::<usize>()
+    };
+    assert_eq!(asleep(&net), 3 * 256);
+    let syncs: u64 = net.hosts.values().map(|host| host.log().syncs()).sum();
+    net.sent = 0;
+    net.ticks(100);
+    assert_eq!(net.hosts.values().map(|host| host.log().syncs()).sum::<u64>(), syncs, "rest syncs nothing");
+    // Three stores tell two others every second tick.
+    assert!(net.sent <= 6 * 51, "{} batches in 100 ticks", net.sent);
+    // The leader of some dies: all of those have another within the election bound.
+    let dead = net.leader_of(groups[0]).unwrap();
+    net.crash(dead);
+    net.ticks(20);
+    assert!(groups.iter().all(|&group| net.leader_of(group).is_some()));
+    net.ticks(40);
+    assert_eq!(asleep(&net), 2 * 256, "and sleeps without the dead");
+    net.start(dead);
+    net.ticks(60);
+    assert_eq!(asleep(&net), 3 * 256);
+}
+
+#[test]
+fn a_restarted_leader_of_a_sleeping_group_is_noticed() {
+    let mut net = Net::new(&[1, 2, 3], &[GROUP], false);
+    let leader = net.elect();
+    net.ticks(40);
+    net.crash(leader);
+    net.start(leader);
+    net.ticks(25);
+    let next = net.leader_of(GROUP).expect("a leader");
+    net.write(next, 1, "a=1");
+    net.ticks(5);
+    net.same_everywhere(&[1, 2, 3]);
+}
+
+#[test]
+fn a_host_whose_clock_is_off_leads_nothing() {
+    let mut net = Net::new(&[1, 2, 3], &[GROUP], false);
+    let leader = net.elect();
+    net.skew.insert(leader, 3_000_000_000);
+    net.write(leader, 1, "a=1");
+    net.ticks(150);
+    let next = net.leader_of(GROUP).unwrap();
+    assert_ne!(next, leader);
+    let offset = net.hosts[&leader].clock_offset();
+    assert!((2_900_000_000..3_100_000_000).contains(&offset), "{offset}");
+    let others = net.hosts.iter().filter(|&(&id, _)| id != leader);
+    assert!(others.clone().all(|(_, host)| host.clock_offset().abs() < 100_000_000));
+}
+
+#[test]
+fn damaged_state_is_found_when_the_group_goes_to_sleep() {
+    let mut net = Net::new(&[1, 2, 3], &[GROUP], false);
+    let leader = net.elect();
+    net.write(leader, 1, "a=1");
+    let follower = (1..=3).find(|&id| id != leader).unwrap();
+    // A bug that applies something else: the row changes and the hash with it.
+    net.ticks(2);
+    net.host(follower).state_mut().damage(GROUP);
+    net.crash(follower);
+    net.start(follower);
+    net.ticks(40);
+    net.same_everywhere(&[1, 2, 3]);
+}
