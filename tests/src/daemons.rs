@@ -1,4 +1,4 @@
-//! The separate daemons as children: shuckle, two shard hosts, crossdir, two disk hosts.
+//! The separate daemons as children, nothing replicated: shuckle, shard, crossdir, two disk hosts.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -14,7 +14,9 @@ use crate::{Ctl, Process, TOO_LONG, json, program, until};
 /// How long a restarted shuckle may be away for others: they ask again every second.
 pub const SHUCKLE_RESTART: Duration = Duration::from_secs(30);
 
-const NAMES: [&str; 6] = ["shuckle", "shard-a", "shard-b", "crossdir", "blockd-a", "blockd-b"];
+const NAMES: [&str; 5] = ["shuckle", "shard", "crossdir", "blockd-a", "blockd-b"];
+/// The host that all but the disks are on.
+const HOST: &str = "host-a";
 const DISKS_PER_HOST: usize = 4;
 
 /// A cluster of daemons that find each other through shuckle.
@@ -41,7 +43,7 @@ impl Daemons {
     }
 
     /// Every daemon's name.
-    pub fn names() -> [&'static str; 6] {
+    pub fn names() -> [&'static str; 5] {
         NAMES
     }
 
@@ -100,7 +102,7 @@ impl Daemons {
     pub fn launch(&mut self, name: &'static str) {
         let address = until(name, TOO_LONG, || {
             let process = self.spawn(name);
-            let found = process.try_wait_for(TOO_LONG, address);
+            let found = process.try_wait_for(TOO_LONG, listening_address);
             // Its old port may be in use for a moment, as the local end of somebody's connection.
             if found.is_none() && !process.said().contains("address in use") {
                 panic!("{name} does not listen; it said:\n{}", process.said());
@@ -126,12 +128,10 @@ impl Daemons {
     }
 
     fn arguments(&self, name: &str) -> (&'static str, Vec<OsString>) {
-        let data = || vec!["--data".into(), self.data(name).into_os_string()];
-        let shards = |list: &str| [data(), vec!["--shards".into(), list.into()]].concat();
+        let data = || vec!["--host".into(), HOST.into(), "--data".into(), self.data(name).into_os_string()];
         match name {
             "shuckle" => ("eggs-shuckle", data()),
-            "shard-a" => ("eggs-shard", shards("0..127")),
-            "shard-b" => ("eggs-shard", shards("128..255")),
+            "shard" => ("eggs-shard", data()),
             "crossdir" => ("eggs-crossdir", data()),
             host => {
                 let mut options = vec!["--failure-domain".into(), host.into()];
@@ -164,7 +164,7 @@ impl Daemons {
 }
 
 /// From the line that says where it listens.
-fn address(line: &str) -> Option<SocketAddr> {
+pub(crate) fn listening_address(line: &str) -> Option<SocketAddr> {
     let rest = line.split_once("address=")?.1;
     rest.split_whitespace().next()?.parse().ok()
 }

@@ -156,6 +156,13 @@ impl Process {
         }
     }
 
+    /// SIGKILL, without waiting for its end.
+    pub fn send_kill(&mut self) {
+        if self.status.is_none() {
+            let _ = self.child.kill();
+        }
+    }
+
     /// SIGKILL; returns when it is gone.
     pub fn kill(&mut self) {
         if self.status.is_none() {

@@ -117,12 +117,15 @@ fn a_newer_format() {
     let data = folder.path().join("data");
     stopped_cluster(&data);
     let format = fs::read_to_string(data.join("FORMAT")).unwrap();
-    assert!(format.starts_with("eggsfs 1\n"), "{format}");
+    assert!(format.starts_with("eggsfs 2\n"), "{format}");
     // A later version may have more to say after its first line.
-    for newer in [format.replacen("eggsfs 1", "eggsfs 2", 1), "eggsfs 999\nand more\n".to_owned()] {
+    for newer in [format.replacen("eggsfs 2", "eggsfs 3", 1), "eggsfs 999\nand more\n".to_owned()] {
         fs::write(data.join("FORMAT"), newer).unwrap();
         refused_untouched(&data, &[], &["format", "newer"]);
     }
+    // From before replication.
+    fs::write(data.join("FORMAT"), format.replacen("eggsfs 2", "eggsfs 1", 1)).unwrap();
+    refused_untouched(&data, &[], &["format 1", "before replication"]);
     let damaged = format.replacen("kind", "kinb", 1);
     fs::write(data.join("FORMAT"), damaged).unwrap();
     refused_untouched(&data, &[], &["FORMAT", "damaged"]);
@@ -131,7 +134,7 @@ fn a_newer_format() {
     for part in ["shuckle", "shard", "crossdir"] {
         let file = data.join(part).join("FORMAT");
         let format = fs::read_to_string(&file).unwrap();
-        fs::write(&file, format.replacen("eggsfs 1", "eggsfs 2", 1)).unwrap();
+        fs::write(&file, format.replacen("eggsfs 2", "eggsfs 3", 1)).unwrap();
         let before = without_locks(&data);
         up(&data, &[]).refused(&[part, "format", "newer"]);
         assert_same(Some(&before), Some(&without_locks(&data)), "refused");

@@ -52,7 +52,8 @@ impl Scratch {
 /// A running cluster.
 #[derive(Debug)]
 pub struct Cluster {
-    addr: String,
+    /// Of every shuckle.
+    addrs: Vec<String>,
     own: Option<Own>,
 }
 
@@ -65,16 +66,25 @@ struct Own {
 impl Cluster {
     /// Somebody else's cluster: it is neither stopped nor are its costs known.
     pub fn foreign(addr: &str) -> Cluster {
-        Cluster { addr: addr.to_owned(), own: None }
+        Cluster { addrs: addr.split(',').map(str::to_owned).collect(), own: None }
     }
 
     /// Starts a cluster in `data` and waits until it says that it is ready.
     pub fn start(eggsctl: &Path, data: &Path) -> Result<Cluster> {
-        let addr = format!("127.0.0.1:{}", free_port()?);
+        Cluster::start_replicated(eggsctl, data, 1)
+    }
+
+    /// Starts a cluster of several hosts in one process: each listens on a port of its own.
+    pub fn start_replicated(eggsctl: &Path, data: &Path, replicas: u16) -> Result<Cluster> {
+        let first = free_ports(replicas)?;
+        let addrs: Vec<String> = (0..replicas).map(|n| format!("127.0.0.1:{}", first + n)).collect();
         let began = Instant::now();
-        let mut child = Command::new(eggsctl)
-            .args(["up", "--listen", &addr, "--data"])
-            .arg(data)
+        let mut command = Command::new(eggsctl);
+        command.args(["up", "--listen", &addrs[0], "--data"]).arg(data);
+        if replicas > 1 {
+            command.args(["--replicas", &replicas.to_string()]);
+        }
+        let mut child = command
             .env_remove("EGGS_SHUCKLE")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -83,7 +93,7 @@ impl Cluster {
             .with_context(|| format!("cannot run {}", eggsctl.display()))?;
         let ready = watch(&mut child);
         match ready.recv_timeout(READY_TIMEOUT) {
-            Ok(Ok(at)) => Ok(Cluster { addr, own: Some(Own { child, took: at - began }) }),
+            Ok(Ok(at)) => Ok(Cluster { addrs, own: Some(Own { child, took: at - began }) }),
             Ok(Err(said)) => {
                 child.kill().ok();
                 child.wait().ok();
@@ -108,8 +118,14 @@ impl Cluster {
     }
 
     pub async fn client(&self) -> Result<Client> {
-        let options = Options::new(&self.addr);
-        Client::connect(options).await.with_context(|| format!("no cluster at {}", self.addr))
+        let options = Options { shuckle: self.addrs.clone(), ..Options::default() };
+        Client::connect(options).await.with_context(|| format!("no cluster at {}", self.addrs.join(", ")))
+    }
+
+    /// The sum of a counter over all of its labels, as the process counts it.
+    pub fn counter(&self, name: &str) -> Result<f64> {
+        let addr = self.addrs.first().context("no address")?;
+        measure::counter(addr, name)
     }
 
     /// CPU of the cluster and of this process so far, in seconds.
@@ -189,7 +205,15 @@ fn watch(child: &mut Child) -> mpsc::Receiver<Result<Instant, String>> {
     receiver
 }
 
-fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0").context("no free port")?;
-    Ok(listener.local_addr()?.port())
+/// The first of `count` free ports in a row.
+fn free_ports(count: u16) -> Result<u16> {
+    for _ in 0..100 {
+        let listener = TcpListener::bind("127.0.0.1:0").context("no free port")?;
+        let first = listener.local_addr()?.port();
+        let Some(last) = first.checked_add(count - 1) else { continue };
+        if (first + 1..=last).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
+            return Ok(first);
+        }
+    }
+    bail!("no {count} free ports in a row")
 }

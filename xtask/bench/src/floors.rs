@@ -51,6 +51,14 @@ const FLOORS: &[Floor] = &[
     at_least("meta", "list_10000", 1, 200_000.0),
     at_least("data", "put_1gib", 1, 250.0),
     at_least("data", "get_1gib", 1, 400.0),
+    at_least("replicated", "create_ratio", 1, 0.5),
+    at_least("replicated", "create_ratio", 16, 0.5),
+    at_least("replicated", "create_ratio", 64, 0.5),
+    at_least("replicated", "mkdir_ratio", 1, 0.5),
+    at_least("replicated", "mkdir_ratio", 16, 0.5),
+    at_least("replicated", "mkdir_ratio", 64, 0.5),
+    below("replicated", "create_fsyncs", 64, 0.2),
+    below("replicated", "idle_cpu_percent", 0, 3.0),
 ];
 
 /// CPU seconds for one unit of work.

@@ -5,14 +5,17 @@
 //! their meaning: figures are compared over months. docs/HACKING.md says what every row is.
 //!
 //! Reading order: this file, `cluster` (the process under test), `measure` (CPU, medians), `report` (rows, floors, table),
-//! then the suites `start`, `meta`, `data`, and `raw` (what the machine itself can do).
+//! `load` (clients at work), then the suites `start`, `meta`, `data`, `replicated`, and `raw` (what the machine itself
+//! can do).
 
 mod cluster;
 mod data;
 mod floors;
+mod load;
 mod measure;
 mod meta;
 mod raw;
+mod replicated;
 mod report;
 mod start;
 
@@ -60,6 +63,8 @@ enum Suite {
     Meta,
     /// Contents: one large file in and out, beside what the disk and the loopback can do
     Data,
+    /// Names with three replicas beside names with one, and what three replicas cost at rest
+    Replicated,
 }
 
 impl Suite {
@@ -68,6 +73,7 @@ impl Suite {
             Suite::Start => "start",
             Suite::Meta => "meta",
             Suite::Data => "data",
+            Suite::Replicated => "replicated",
         }
     }
 }
@@ -93,8 +99,8 @@ impl Setup {
 
 impl Bench {
     fn run(&self) -> Result<()> {
-        if self.suite == Suite::Start && self.addr.is_some() {
-            bail!("the suite start measures a start of its own: leave --addr out");
+        if matches!(self.suite, Suite::Start | Suite::Replicated) && self.addr.is_some() {
+            bail!("the suite {} measures clusters of its own: leave --addr out", self.suite.name());
         }
         if !(self.seconds.is_finite() && self.seconds > 0.0 && self.seconds <= 3600.0) {
             bail!("--seconds: more than 0, at most 3600");
@@ -117,6 +123,7 @@ impl Bench {
                 Suite::Start => start::run(&setup, &mut report).await,
                 Suite::Meta => meta::run(&setup, &mut report).await,
                 Suite::Data => data::run(&setup, &mut report).await,
+                Suite::Replicated => replicated::run(&setup, &mut report).await,
             }
         })?;
         report.print()?;

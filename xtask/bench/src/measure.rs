@@ -1,8 +1,14 @@
 //! Counting: CPU seconds, resident memory, load, medians.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+
+/// A page of metrics takes milliseconds.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// CPU seconds a process has used, all its threads, user and system. `process` is a pid or `self`.
 pub fn cpu_seconds(process: &str) -> Result<f64> {
@@ -31,6 +37,25 @@ pub fn load1() -> Result<f64> {
     Ok(text.split_ascii_whitespace().next().context("empty /proc/loadavg")?.parse()?)
 }
 
+/// A counter of `/metrics` at this address, all its label sets together.
+pub fn counter(addr: &str, name: &str) -> Result<f64> {
+    let mut stream = TcpStream::connect(addr).with_context(|| addr.to_owned())?;
+    stream.set_read_timeout(Some(PAGE_TIMEOUT))?;
+    write!(stream, "GET /metrics HTTP/1.0\r\nHost: {addr}\r\n\r\n")?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page).with_context(|| format!("metrics of {addr}"))?;
+    sum(&page, name).with_context(|| format!("{addr} has no counter {name}"))
+}
+
+fn sum(page: &str, name: &str) -> Option<f64> {
+    let values = page.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        let value = if rest.starts_with('{') { rest.rsplit_once('}')?.1 } else { rest.strip_prefix(' ')? };
+        value.trim().parse::<f64>().ok()
+    });
+    values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
+}
+
 /// The middle one; of an even number, the mean of the two in the middle.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
@@ -53,6 +78,15 @@ mod tests {
         assert_eq!(median(&[3.0]), 3.0);
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+
+    #[test]
+    fn a_counter_is_the_sum_of_its_labels() {
+        let page = "# TYPE a_total counter\na_total{group=\"1\"} 3\na_total{group=\"{}\"} 4\na_totals 9\nb_total 2\n";
+        assert_eq!(
+            (sum(page, "a_total"), sum(page, "b_total"), sum(page, "c_total")),
+            (Some(7.0), Some(2.0), None)
+        );
     }
 
     #[test]

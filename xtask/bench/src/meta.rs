@@ -8,16 +8,16 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use bytes::Bytes;
-use eggs_client::{Client, CreateOptions, Directory, ListOptions, Replace, SmallFile};
+use eggs_client::{CreateOptions, Directory, ListOptions, Replace, SmallFile};
 use eggs_proto::InodeId;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::Setup;
-use super::cluster::Cluster;
-use super::report::{Report, Sample};
+use super::load::{Load, Place, Worker, sample};
+use super::report::Report;
 
 /// Entries of the directory that is listed.
 const LISTED: u32 = 10_000;
@@ -29,13 +29,8 @@ const MANY: u32 = 16;
 
 pub async fn run(setup: &Setup, report: &mut Report) -> Result<()> {
     let cluster = setup.cluster()?;
-    let mut clients = Vec::new();
-    for _ in 0..MANY {
-        clients.push(cluster.client().await?);
-    }
-    let bench =
-        Bench { setup, cluster: &cluster, clients, root: format!("/bench-meta-{}", std::process::id()) };
-    bench.clients[0].mkdir(&bench.root, None).await?;
+    let load = Load::new(&cluster, "meta", MANY, setup.run_time).await?;
+    let bench = Bench { setup, load };
     bench.create(report).await?;
     bench.small(report).await?;
     bench.mkdir(report).await?;
@@ -44,32 +39,13 @@ pub async fn run(setup: &Setup, report: &mut Report) -> Result<()> {
     bench.move_across(report).await?;
     bench.unlink(report).await?;
     bench.read(report).await?;
-    for client in &bench.clients {
-        client.close().await;
-    }
-    drop(bench);
+    bench.load.close().await;
     cluster.stop()
 }
 
 struct Bench<'a> {
     setup: &'a Setup,
-    cluster: &'a Cluster,
-    clients: Vec<Client>,
-    root: String,
-}
-
-/// One client at work: everything an operation needs.
-struct Worker {
-    client: Client,
-    directory: Directory,
-    number: u32,
-}
-
-/// Whether the clients of a row share a directory.
-#[derive(Clone, Copy)]
-enum Place {
-    Own,
-    Shared,
+    load: Load<'a>,
 }
 
 impl Bench<'_> {
@@ -131,7 +107,7 @@ impl Bench<'_> {
 
     /// One file per client, moved to and fro between two directories.
     async fn move_across(&self, report: &mut Report) -> Result<()> {
-        let root = self.root.clone();
+        let root = self.load.root.clone();
         let to_and_fro = move |worker: Arc<Worker>, n: u64| {
             let place = |side: u64| format!("{root}/across-{}-{side}", worker.directory.inode());
             let (here, there) = (place(n % 2), place((n + 1) % 2));
@@ -163,9 +139,9 @@ impl Bench<'_> {
     }
 
     async fn read(&self, report: &mut Report) -> Result<()> {
-        let path = format!("{}/listed", self.root);
-        self.clients[0].mkdir(&path, None).await?;
-        let files: Arc<[InodeId]> = fill(&self.clients[0].directory(&path).await?).await?.into();
+        let path = format!("{}/listed", self.load.root);
+        self.load.clients[0].mkdir(&path, None).await?;
+        let files: Arc<[InodeId]> = fill(&self.load.clients[0].directory(&path).await?).await?.into();
         let by_id = move |worker: Arc<Worker>, n: u64| {
             let mut random = SmallRng::seed_from_u64((u64::from(worker.number) << 32) | n);
             let file = files[random.random_range(0..files.len())];
@@ -190,10 +166,10 @@ impl Bench<'_> {
     }
 
     async fn list(&self, report: &mut Report, path: &str) -> Result<()> {
-        let directory = self.clients[0].directory(path).await?;
+        let directory = self.load.clients[0].directory(path).await?;
         let mut samples = Vec::new();
         for _ in 0..self.setup.runs {
-            let (cpu, began, mut entries) = (self.cluster.cpu()?, Instant::now(), 0_u64);
+            let (cpu, began, mut entries) = (self.load.cluster.cpu()?, Instant::now(), 0_u64);
             while began.elapsed() < self.setup.run_time {
                 let mut listing = directory.list(ListOptions::default());
                 let mut seen = 0;
@@ -203,14 +179,13 @@ impl Bench<'_> {
                 ensure!(seen == u64::from(LISTED), "{seen} entries listed");
                 entries += seen;
             }
-            samples.push(sample(entries, began, self.cluster.cpu()? - cpu));
+            samples.push(sample(entries, began, self.load.cluster.cpu()? - cpu));
         }
         report.row("list_10000", 1, "entries/s", &samples);
         Ok(())
     }
 
-    /// Lets `clients` clients do `operation` for the time of a run, and does it again for every run. The operation is
-    /// told its number within the run and client.
+    /// A row: `clients` clients do `operation` for the time of a run, in every run.
     async fn rate<F, Done>(
         &self,
         report: &mut Report,
@@ -225,55 +200,12 @@ impl Bench<'_> {
     {
         let mut samples = Vec::new();
         for run in 0..self.setup.runs {
-            let parent = format!("{}/{name}-{clients}-{run}", self.root);
-            let workers = self.workers(&parent, clients, place).await?;
-            let (cpu, began) = (self.cluster.cpu()?, Instant::now());
-            let until = began + self.setup.run_time;
-            let mut tasks = tokio::task::JoinSet::new();
-            for worker in workers {
-                let operation = operation.clone();
-                tasks.spawn(async move {
-                    let mut done = 0;
-                    while Instant::now() < until {
-                        operation(worker.clone(), done).await?;
-                        done += 1;
-                    }
-                    anyhow::Ok(done)
-                });
-            }
-            let mut operations = 0;
-            while let Some(done) = tasks.join_next().await {
-                operations += done?.with_context(|| name)?;
-            }
-            samples.push(sample(operations, began, self.cluster.cpu()? - cpu));
+            let folder = format!("{name}-{clients}-{run}");
+            samples.push(self.load.run(&folder, clients, place, operation.clone()).await?.sample);
         }
         report.row(name, clients, "ops/s", &samples);
         Ok(())
     }
-
-    /// Directories made, connections open: what follows is the operation alone.
-    async fn workers(&self, parent: &str, clients: u32, place: Place) -> Result<Vec<Arc<Worker>>> {
-        self.clients[0].mkdir(parent, None).await?;
-        let mut workers = Vec::new();
-        for (number, client) in (0..clients).zip(&self.clients) {
-            let path = match place {
-                Place::Shared => parent.to_owned(),
-                Place::Own => {
-                    let path = format!("{parent}/client-{number}");
-                    client.mkdir(&path, None).await?;
-                    path
-                }
-            };
-            let directory = client.directory(&path).await?;
-            workers.push(Arc::new(Worker { client: client.clone(), directory, number }));
-        }
-        Ok(workers)
-    }
-}
-
-fn sample(operations: u64, began: Instant, cpu: f64) -> Sample {
-    let took = began.elapsed().as_secs_f64();
-    Sample { value: operations as f64 / took, cpu_per_unit: Some(cpu / operations.max(1) as f64) }
 }
 
 /// Makes the files `file-0`… and returns their inodes.

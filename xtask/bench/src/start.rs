@@ -54,7 +54,7 @@ fn start_again(setup: &Setup, directory: &Path, end: impl Fn(Cluster) -> Result<
 }
 
 /// Percent of one core, and MiB, at rest.
-async fn rest(cluster: &Cluster) -> Result<(f64, f64)> {
+pub async fn rest(cluster: &Cluster) -> Result<(f64, f64)> {
     let Some(pid) = cluster.pid() else { anyhow::bail!("not our cluster") };
     let process = pid.to_string();
     tokio::time::sleep(SETTLE).await;
