@@ -78,6 +78,10 @@ impl fmt::Display for BindError {
 
 impl std::error::Error for BindError {}
 
+/// In the extensions of every request: cancelled when the port is to close, for answers that would not end by themselves.
+#[derive(Debug, Clone)]
+pub struct Stopping(pub CancellationToken);
+
 /// Takes the port; connections wait in the kernel's queue until [`serve`].
 ///
 /// # Errors
@@ -106,7 +110,7 @@ where
 /// ten seconds. Paths the router does not have are answered with a JSON 404 (gRPC: unimplemented);
 /// it must have no fallback of its own.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
-    let router = router.fallback(unknown);
+    let router = router.fallback(unknown).layer(axum::Extension(Stopping(stop.clone())));
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     let mut upkeep = tokio::time::interval(UPKEEP_INTERVAL);
