@@ -206,6 +206,8 @@ pub struct Host<M, L: LogStore, S, P> {
     outgrown: BTreeSet<GroupId>,
     taking: Option<Taking>,
     pub(crate) rebuilt: Vec<GroupId>,
+    /// Index at which the state of a group was found to be another than its leader's, and made anew.
+    pub(crate) healed: BTreeMap<GroupId, u64>,
     truncations: u64,
     snapshot_failed: Option<HostError>,
     next_proposal: u64,
@@ -264,6 +266,7 @@ where
             outgrown: BTreeSet::new(),
             taking: None,
             rebuilt: Vec::new(),
+            healed: BTreeMap::new(),
             truncations: 0,
             snapshot_failed: None,
             next_proposal: 1,
@@ -510,7 +513,7 @@ where
 
     /// Whether time matters: some group has other members.
     pub fn needs_ticks(&self) -> bool {
-        !self.peers.is_empty() || !self.awake.is_empty()
+        !self.peers.is_empty() || !self.awake.is_empty() || !self.unsettled.is_empty()
     }
 
     /// Something could not be sent to a store.
@@ -823,6 +826,8 @@ where
         }
         let mut committed = Vec::new();
         self.persist(&dirty, &mut committed, now, send)?;
+        // The others need not wait until it is applied here.
+        self.peers.flush(self.ticks, now, send);
         let answers = self.apply(committed)?;
         self.after_turn(dirty)?;
         self.step_install()?;
@@ -976,7 +981,9 @@ where
                 }
                 replica.role = role;
                 self.told.roles.push((id, role));
-                self.unsettled.insert(id);
+                if self.wanted.contains_key(&id) {
+                    self.unsettled.insert(id);
+                }
                 self.awake.insert(id);
                 if replica.is_single() {
                     self.awake.remove(&id);
@@ -995,9 +1002,7 @@ where
             }
         }
         for id in diverged {
-            // What its own log makes is right, or this build does not agree with the leader's.
-            self.rebuilt.push(id);
-            self.reopen(id).map_err(|error| HostError { group: id, error })?;
+            self.heal(id).map_err(|error| HostError { group: id, error })?;
         }
         Ok(())
     }

@@ -8,14 +8,28 @@
 //! Truth is the snapshot file plus the log; the state store holds what those two make.
 //!
 //! Invariants:
-//! - **CO-1** An answer leaves only after the entry it answers is durable in the log and applied.
-//! - **CO-2** State rows, applied index and state hash of a group change in one batch.
+//! - **CO-1** An answer leaves only after the entry it answers is durable on a quorum and applied; a vote or
+//!   an acknowledgement leaves only after what it promises is durable here.
+//! - **CO-2** State rows, applied index, members and state hash of a group change in one batch.
 //! - **CO-3** A group's log is truncated only up to a snapshot of it that is durable and whose rows
 //!   were found to have the state hash they should.
 //! - **CO-4** State that was not stopped cleanly is used only after its rows were found to have its
 //!   state hash, and only when the log continues it; else it is rebuilt from snapshot and log.
-//! - **CO-5** A group at rest is not looked at: a turn costs by groups with work, not by groups.
+//! - **CO-5** A group at rest is not looked at: a turn costs by groups with work, not by groups. At rest
+//!   stores say one thing to each other, that they are there, not one for each group.
 //! - **CO-6** The commands of a group are applied in log order, each exactly once.
+//! - **CO-7** A read is answered from state that was the leader's after the read came in: a quorum said so
+//!   since, or a lease says that nobody else can lead yet.
+//! - **CO-8** A store that has lost something it promised (an empty disk, a damaged log) never takes part
+//!   under the same id; a replica that was removed keeps its votes.
+//! - **CO-9** Members change one at a time, first more, then fewer, and never so that those alive and caught up
+//!   are no quorum.
+//! - **CO-10** A group sleeps only while every member that is heard of has the same log, applied to the same
+//!   state hash; it wakes when anything is asked or said of it, and when a store it depends on falls silent or restarts.
+//! - **CO-11** A snapshot that came from another store is used only after every byte of it was verified and is
+//!   durable here.
+//! - **CO-12** A host whose clock is further off than the bound neither stands for election nor goes on leading
+//!   what others can lead.
 
 mod group_log;
 mod host;

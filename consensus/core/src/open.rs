@@ -264,8 +264,16 @@ where
         self.state.clear(id)
     }
 
-    /// Makes the state anew from snapshot and log.
-    pub(crate) fn reopen(&mut self, id: GroupId) -> Result<(), StorageError> {
+    /// The state is not the leader's: it is made anew from snapshot and log. When that comes to the same, this build and
+    /// the leader's do not agree, and the host stops.
+    pub(crate) fn heal(&mut self, id: GroupId) -> Result<(), StorageError> {
+        let index = self.replicas.get(&id).map_or(0, |replica| replica.applied.index);
+        if self.healed.insert(id, index) == Some(index) {
+            return Err(StorageError::new(format!(
+                "the state at index {index} is not the leader's, also when made anew from snapshot and log"
+            )));
+        }
+        self.rebuilt.push(id);
         self.replicas.remove(&id);
         self.forget(id);
         self.state.clear(id)?;

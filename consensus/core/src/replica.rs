@@ -222,7 +222,7 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
             if peers.is_silent(StoreId(id)) {
                 continue;
             }
-            if progress.matched != last {
+            if progress.matched != last || progress.committed_index != last {
                 return None;
             }
             voters += usize::from(self.membership().voters.contains(&StoreId(id)));
