@@ -25,6 +25,8 @@ const SECRET: &str = "5e55104e5e55104e5e55104e5e55104e5e55104e5e55104e5e55104e5e
 #[derive(Debug, Clone)]
 pub struct HostsConfig {
     pub hosts: usize,
+    /// Of every group: those on hosts beyond them are spare.
+    pub replicas: usize,
     /// `None`: on the loopback.
     pub network: Option<Arc<Network>>,
     /// Further flags of shuckle.
@@ -35,7 +37,7 @@ pub struct HostsConfig {
 
 impl HostsConfig {
     pub fn new(hosts: usize) -> HostsConfig {
-        HostsConfig { hosts, network: None, shuckle: Vec::new(), replica: Vec::new() }
+        HostsConfig { hosts, replicas: hosts, network: None, shuckle: Vec::new(), replica: Vec::new() }
     }
 }
 
@@ -92,6 +94,16 @@ impl Hosts {
 
     pub fn secret(&self) -> PathBuf {
         self.root.join("secret")
+    }
+
+    /// The id of a store: of what is in a data directory now.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn store(&self, host: usize, part: &str) -> String {
+        let format = std::fs::read_to_string(self.data(host, part).join("FORMAT")).expect("FORMAT");
+        let store = format.lines().find_map(|line| line.strip_prefix("store "));
+        store.unwrap_or_else(|| panic!("no store in: {format}")).to_owned()
     }
 
     /// All that a host has.
@@ -198,22 +210,33 @@ impl Hosts {
     /// When it does not start.
     pub fn launch_host(&mut self, host: usize) {
         std::fs::create_dir_all(self.folder(host)).expect("a folder");
-        let mut waiting: Vec<_> = PARTS.iter().map(|part| (*part, self.spawn(host, part, &[]))).collect();
-        for (part, process) in &mut waiting {
-            // An old port may be in use for a moment, as the local end of somebody's connection.
-            until(part, TOO_LONG, || {
-                let listens = process.try_wait_for(TOO_LONG, listening_address).is_some();
-                if !listens {
-                    let said = process.said();
-                    assert!(said.contains("in use"), "{part} does not listen; it said:\n{said}");
-                    *process = self.spawn(host, part, &[]);
-                }
-                listens.then_some(())
-            });
-        }
+        let waiting: Vec<_> = PARTS.iter().map(|part| (*part, self.spawn(host, part, &[]))).collect();
         for (part, process) in waiting {
-            self.running.insert((host, part), process);
+            self.listens(host, part, process);
         }
+    }
+
+    /// Starts a part of a host; returns when it listens.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn launch(&mut self, host: usize, part: &'static str) {
+        let process = self.spawn(host, part, &[]);
+        self.listens(host, part, process);
+    }
+
+    fn listens(&mut self, host: usize, part: &'static str, mut process: Process) {
+        // An old port may be in use for a moment, as the local end of somebody's connection.
+        until(part, TOO_LONG, || {
+            let listens = process.try_wait_for(TOO_LONG, listening_address).is_some();
+            if !listens {
+                let said = process.said();
+                assert!(said.contains("in use"), "{part} does not listen; it said:\n{said}");
+                process = self.spawn(host, part, &[]);
+            }
+            listens.then_some(())
+        });
+        self.running.insert((host, part), process);
     }
 
     /// A part of a host as another process; nobody waits for it.
@@ -248,7 +271,7 @@ impl Hosts {
         let shuckles: OsString = self.shuckles().join(",").into();
         let further = match part {
             "shuckle" => {
-                let replicas = self.count().to_string();
+                let replicas = self.config.replicas.to_string();
                 arguments.extend(["--peers".into(), shuckles, "--replicas".into(), replicas.into()]);
                 &self.config.shuckle[..]
             }

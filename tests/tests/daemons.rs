@@ -30,10 +30,7 @@ fn a_cluster_of_daemons_works_like_one_process() {
     ctl.assert_clean();
 
     let status = ctl.ok("status --json --check").json();
-    let hosts = status["shards"]["hosts"].as_array().unwrap();
-    let mut served: Vec<&str> = hosts.iter().map(|host| host["shards"].as_str().unwrap()).collect();
-    served.sort_unstable();
-    assert_eq!(served, ["0-127", "128-255"], "{status}");
+    assert_eq!(status["shards"]["alive"], 256, "{status}");
     let api = json(daemons.shuckle(), "/api/v1/status");
     assert_eq!(api["failure_domains"].as_array().unwrap().len(), 2, "{api}");
     // Blocks of a span are spread evenly over the two hosts.
@@ -144,7 +141,7 @@ fn all_at_once_die_and_come_back_in_any_order() {
     }
     // Shuckle last: the others wait for it.
     let mut waiting: Vec<(&str, Process)> = Vec::new();
-    for name in ["blockd-b", "crossdir", "shard-b", "shard-a", "blockd-a"] {
+    for name in ["blockd-b", "crossdir", "shard", "blockd-a"] {
         waiting.push((name, daemons.spawn(name)));
     }
     daemons.launch("shuckle");
@@ -286,13 +283,12 @@ fn what_belongs_to_another_cluster_is_refused() {
         program("eggs-shuckle").args(["--listen", "127.0.0.1:0"]).arg("--data").arg(theirs.join("shuckle")),
     );
     let (address, secret) = (address.to_string(), theirs.join("shuckle/secret"));
-    for name in ["shard-a", "crossdir", "blockd-a"] {
+    for name in ["shard", "crossdir", "blockd-a"] {
         first.stop(name);
     }
     let text = |path: &Path| path.display().to_string();
-    let shard = ["--shards", "0..127", "--data", &text(&first.data("shard-a"))].map(str::to_owned);
-    let shard: Vec<&str> = shard.iter().map(String::as_str).collect();
-    refused("eggs-shard", &address, &secret, &shard, &["cluster", &id]);
+    let shard = text(&first.data("shard"));
+    refused("eggs-shard", &address, &secret, &["--data", &shard], &["cluster", &id]);
     let crossdir = text(&first.data("crossdir"));
     refused("eggs-crossdir", &address, &secret, &["--data", &crossdir], &["cluster", &id]);
     let disk = format!("{}:FLASH", text(&first.disk("blockd-a", 0)));
@@ -301,17 +297,22 @@ fn what_belongs_to_another_cluster_is_refused() {
     let (ours_address, ours_secret) = (first.shuckle().to_string(), first.secret());
     let new = text(&folder.path().join("new"));
     refused("eggs-crossdir", &ours_address, &secret, &["--data", &crossdir], &["secret"]);
-    refused("eggs-crossdir", &ours_address, &ours_secret, &["--data", &new], &["new and empty"]);
     refused("eggs-crossdir", &ours_address, &folder.path().join("no-file"), &["--data", &new], &["no-file"]);
-    refused("eggs-crossdir", &ours_address, &ours_secret, &shard[2..], &["belongs to shard", "crossdir"]);
-    let busy = text(&first.data("shard-b"));
-    refused("eggs-shard", &ours_address, &ours_secret, &["--data", &busy], &["in use"]);
-    let listen = first.address("shard-b").to_string();
+    refused(
+        "eggs-crossdir",
+        &ours_address,
+        &ours_secret,
+        &["--data", &shard],
+        &["belongs to shard", "crossdir"],
+    );
+    first.launch("shard");
+    refused("eggs-shard", &ours_address, &ours_secret, &["--data", &shard], &["in use"]);
+    let listen = first.address("shard").to_string();
     let mut command = program("eggs-crossdir");
     command.args(["--log", "off", "--shuckle", &ours_address, "--listen", &listen, "--data", &new]);
     run(command.arg("--secret-file").arg(&ours_secret), b"", TOO_LONG).refused(&[&listen, "in use"]);
     // All is as before.
-    for name in ["shard-a", "crossdir", "blockd-a"] {
+    for name in ["crossdir", "blockd-a"] {
         first.launch(name);
     }
     first.wait_until_healthy();
@@ -320,33 +321,24 @@ fn what_belongs_to_another_cluster_is_refused() {
 }
 
 #[test]
-fn two_hosts_cannot_serve_one_shard() {
+fn nothing_empty_takes_the_place_of_the_only_replica() {
     let folder = scratch();
     let mut daemons = Daemons::start(folder.path());
     daemons.ctl().ok("mkdir -p /a/b");
-    let host = |daemons: &Daemons, data: &Path| {
-        let mut command = program("eggs-shard");
-        command.args(["--listen", "127.0.0.1:0", "--shuckle", &daemons.shuckle().to_string()]);
-        command.args(["--shards", "0..127", "--secret-file"]).arg(daemons.secret());
-        command.arg("--data").arg(data);
-        command
-    };
-    // With nothing in its hands it would replace what is there.
-    let empty = run(host(&daemons, &daemons.data("empty")).args(["--log", "off"]), b"", TOO_LONG);
-    empty.refused(&["empty", "served at", &daemons.address("shard-a").to_string()]);
-    // A copy of the data, while the original is served.
-    daemons.stop("shard-a");
-    let (original, copy) = (daemons.data("shard-a"), daemons.data("copy"));
-    assert!(Command::new("cp").arg("-a").arg(&original).arg(&copy).status().expect("cp").success());
-    daemons.launch("shard-a");
+    let (address, secret) = (daemons.shuckle().to_string(), daemons.secret());
+    let empty = daemons.data("empty").display().to_string();
+    // While the one is there, and while it is away.
+    refused("eggs-shard", &address, &secret, &["--host", "host-a", "--data", &empty], &["host-a"]);
+    daemons.stop("shard");
+    let mut command = program("eggs-shard");
+    command.args(["--listen", "127.0.0.1:0", "--shuckle", &address, "--host", "host-a"]);
+    command.arg("--secret-file").arg(&secret).arg("--data").arg(&empty);
+    let other = Process::spawn("empty", &mut command);
+    daemons.ctl().run(["ls", "--timeout", "3s", "/a"]).code(3).says(&["shard"]);
+    drop(other);
+    daemons.launch("shard");
     daemons.wait_until_healthy();
-    let mut thief = Process::spawn("thief", &mut host(&daemons, &copy));
-    thief.wait_for("refusal", TOO_LONG, |line| {
-        line.contains("another live host serves this shard").then_some(())
-    });
-    assert!(thief.is_running(), "it waits for its turn");
-    let shards = json(daemons.shuckle(), "/api/v1/shards")["shards"].clone();
-    assert_eq!(shards[5]["address"], daemons.address("shard-a").to_string());
+    assert_eq!(daemons.ctl().names("/a"), ["b"]);
     daemons.ctl().ok("mkdir -p /a/b/c");
     daemons.ctl().assert_clean();
 }
@@ -364,13 +356,13 @@ fn a_host_that_is_away_for_long() {
     let cat = ctl.run(["cat", "--timeout", "5s", "/f"]);
     assert_eq!(cat.code, Some(3), "{cat:?}");
     cat.says(&["cat"]);
-    // Without a coordinator, or half of the shards, what needs them waits, and says so in the end.
+    // Without a coordinator, or the shards, what needs them waits, and says so in the end.
     daemons.kill("crossdir");
     ctl.run(["mkdir", "--timeout", "1s", "/d"]).code(3).says(&["unreachable"]);
     assert_eq!(ctl.names("/").len(), 2);
-    daemons.kill("shard-a");
+    daemons.kill("shard");
     ctl.run(["ls", "--timeout", "1s", "/"]).code(3).says(&["unreachable"]);
-    for name in ["shard-a", "crossdir", "blockd-b"] {
+    for name in ["shard", "crossdir", "blockd-b"] {
         daemons.launch(name);
     }
     daemons.wait_until_healthy();
@@ -379,12 +371,12 @@ fn a_host_that_is_away_for_long() {
     ctl.assert_clean();
 }
 
-/// Six free ports in a row.
-fn free_ports() -> u16 {
-    eggs_tests::until("six free ports in a row", TOO_LONG, || {
+/// The first of so many free ports in a row.
+fn free_ports(count: u16) -> u16 {
+    eggs_tests::until("free ports in a row", TOO_LONG, || {
         let first = std::net::TcpListener::bind("127.0.0.1:0").ok()?.local_addr().ok()?.port();
         let free = |n: u16| std::net::TcpListener::bind(("127.0.0.1", first.checked_add(n)?)).ok();
-        let all: Option<Vec<_>> = (0..6).map(free).collect();
+        let all: Option<Vec<_>> = (0..count).map(free).collect();
         all.map(|_| first)
     })
 }
@@ -396,8 +388,9 @@ impl Script<'_> {
     fn run(&self, word: &str, more: &[&str]) -> Outcome {
         let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/local/cluster.sh"));
         let bin = eggs_tests::binary("eggsctl").parent().map(Path::to_owned).unwrap_or_default();
-        command.arg(word).arg("--data").arg(self.0).arg("--bin").arg(bin).args(more);
-        run(&mut command, b"", TOO_LONG)
+        // A host, where there is one, comes before the options.
+        command.arg(word).args(more).arg("--data").arg(self.0).arg("--bin").arg(bin);
+        run(&mut command, b"", 2 * TOO_LONG)
     }
 }
 
@@ -412,15 +405,12 @@ impl Drop for Script<'_> {
     }
 }
 
-#[test]
-fn the_script_for_a_local_cluster() {
-    let folder = scratch();
-    let script = Script(folder.path());
-    assert_eq!(script.run("status", &[]).code(1).text().matches("does not run").count(), 6);
+/// Starts a cluster of so many hosts; its first port.
+fn start_script(script: &Script<'_>, hosts: u16) -> u16 {
     // Somebody may take one of the ports meanwhile.
     let port = (0..5).find_map(|_| {
-        let port = free_ports();
-        let started = script.run("start", &["--port", &port.to_string()]);
+        let port = free_ports(10 * (hosts - 1) + 4);
+        let started = script.run("start", &["--port", &port.to_string(), "--hosts", &hosts.to_string()]);
         if started.code != Some(0) {
             script.run("stop", &[]);
             assert!(started.stderr.contains("in use"), "{started:?}");
@@ -429,12 +419,42 @@ fn the_script_for_a_local_cluster() {
         assert!(started.text().contains(&format!("http://127.0.0.1:{port}/")), "{started:?}");
         Some(port)
     });
-    let port = port.expect("six ports");
-    assert_eq!(script.run("status", &[]).code(0).text().matches("runs as process").count(), 6);
+    port.expect("free ports")
+}
+
+#[test]
+fn the_script_for_a_local_cluster() {
+    let folder = scratch();
+    let script = Script(folder.path());
+    assert_eq!(script.run("status", &[]).code(1).text().matches("does not run").count(), 4);
+    let port = start_script(&script, 1);
+    assert_eq!(script.run("status", &[]).code(0).text().matches("runs as process").count(), 4);
     let ctl = eggs_tests::Ctl::new(format!("127.0.0.1:{port}"));
     ctl.run_with(["put", "-", "/f"], &bytes(500_000, 1)).ok();
     assert!(ctl.ok("cat /f").stdout == bytes(500_000, 1));
-    assert_eq!(script.run("stop", &[]).code(0).text().matches("stopped").count(), 6);
+    assert!(script.run("start", &["--hosts", "3"]).code(1).stderr.contains("has 1 hosts"));
+    assert_eq!(script.run("stop", &[]).code(0).text().matches("stopped").count(), 4);
     let _ = script.run("status", &[]).code(1);
     let _ = script.run("nonsense", &[]).code(2);
+}
+
+#[test]
+fn the_script_for_three_hosts() {
+    let folder = scratch();
+    let script = Script(folder.path());
+    let port = start_script(&script, 3);
+    assert_eq!(script.run("status", &[]).code(0).text().matches("runs as process").count(), 12);
+    let ctl = eggs_tests::Ctl::new([0, 10, 20].map(|n| format!("127.0.0.1:{}", port + n)).join(","));
+    ctl.run_with(["put", "-", "/f"], &bytes(500_000, 1)).ok();
+    for host in ["host-1", "host-2", "host-3"] {
+        assert_eq!(script.run("kill", &[host]).code(0).text().matches("killed").count(), 4);
+        assert!(ctl.ok("cat /f").stdout == bytes(500_000, 1));
+        ctl.ok(&format!("mkdir /{host}"));
+        assert_eq!(script.run("status", &[]).code(1).text().matches("does not run").count(), 4);
+        assert_eq!(script.run("restart", &[host]).code(0).text(), "ready\n");
+    }
+    assert_eq!(ctl.names("/"), ["f", "host-1", "host-2", "host-3"]);
+    let _ = script.run("kill", &["host-4"]).code(1);
+    let _ = script.run("kill", &[]).code(2);
+    assert_eq!(script.run("stop", &[]).code(0).text().matches("stopped").count(), 12);
 }
