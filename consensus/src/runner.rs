@@ -1,51 +1,52 @@
-//! The consensus thread: drain the inbox, turn, answer.
+//! The consensus thread: take in what came, turn, send, answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
-use std::panic::AssertUnwindSafe;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use eggs_consensus_core::{
-    Answer, GroupId, Host, HostError, Proposal, ProposalId, ProposeError, StorageError,
+    Answer, Grant, GroupId, HostError, Now, Proposal, ProposalId, ProposeError, ReadTicket, Role, TICK, Turn,
 };
+use eggs_machine::Machine;
 use eggs_machine::group::{self, Applied as GroupApplied};
-use eggs_machine::{Machine, Table};
-use tokio::sync::{mpsc, watch};
+use eggs_proto::{SessionId, StoreId};
+use tokio::sync::watch;
 
-use crate::handle::{Applied, ConsensusError, Handle, Message, Prepare, SharedClock, Views, WriteAnswer};
-use crate::log_files::LogFiles;
-use crate::sled_state::SledState;
-use crate::snapshot_files::SnapshotFiles;
+use crate::handle::{Applied, ConsensusError, Handle, Message, Prepare, Views, WriteAnswer};
+use crate::inbox::News;
+use crate::open::{FileHost, MachineOf, Options, machine, open, raise_clock};
+use crate::places::{Shared, wall};
+use crate::reads::{Reading, Reads, Waiting};
+use crate::transport::{COMMAND_BYTES_MAX, Outbox};
 
-/// Requests waiting for the thread; more are answered `Busy`.
-const INBOX_MAX: usize = 4096;
 /// Requests taken in before a turn: bounds the length of a turn.
 const REQUESTS_PER_TURN: usize = 512;
 /// Bytes of commands taken in before a turn: they become one write of the log, which must stay below
 /// 2 GiB in raft-engine, and one batch of the state.
 const BYTES_PER_TURN: usize = 64 << 20;
+/// Proposed and not yet answered, of all groups; more are answered `Busy`. Without a quorum they pile up.
+const PROPOSED_BYTES_MAX: usize = 256 << 20;
 /// How often a snapshot being synced is looked at.
 const SEALING_PAUSE: Duration = Duration::from_millis(1);
+/// How long a stop waits for others to take over what is led here.
+const HAND_OVER_MAX: Duration = Duration::from_millis(1000);
+/// Between looks at figures nobody is told of as they change.
+const GAUGES_INTERVAL: Duration = Duration::from_secs(5);
 
-type FileHost<M> = Host<M, LogFiles, SledState, SnapshotFiles>;
-
-/// What to run.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// For the thread's name and the metrics' label: "shard", "crossdir", "shuckle".
-    pub name: &'static str,
-    /// Exists and belongs to this process.
-    pub directory: PathBuf,
-    /// Ids up to 65,534.
-    pub groups: Vec<GroupId>,
+/// What happens to a store's groups, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event<E> {
+    /// What applied commands ask for. Of groups led here only; those of a new leader begin after its role.
+    Effects(GroupId, Vec<E>),
+    /// A replica's role has changed.
+    Role(GroupId, Role),
 }
 
 /// Owns the consensus thread.
 pub struct Runner {
-    handle: Handle,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -55,53 +56,57 @@ impl fmt::Debug for Runner {
     }
 }
 
-/// Opens the groups, brings their state up to the log, and runs them in a thread of their own.
+/// Opens the groups that the directory holds, brings their state up to the log, and runs them in a thread of their own.
 ///
-/// `on_effects` is called on that thread with what applied commands ask for, in order; it must not
-/// block.
+/// `machine_of` makes the machine of a group; `None`: such groups are never here. `on_event` is called on that thread; it must
+/// not block. Must be called within a tokio runtime: the streams to other stores run on it.
 ///
 /// # Errors
-/// When the files cannot be opened, or hold what cannot be rebuilt.
+/// When the files cannot be opened, or hold what cannot be rebuilt; `Damaged` when they have lost what was acknowledged.
 pub fn spawn<M>(
     options: &Options,
-    machine: impl Fn(GroupId) -> M,
-    on_effects: impl FnMut(GroupId, Vec<M::Effect>) + Send + 'static,
+    machine_of: impl Fn(GroupId) -> Option<M> + Send + 'static,
+    on_event: impl FnMut(Event<M::Effect>) + Send + 'static,
 ) -> Result<(Handle, Runner), ConsensusError>
 where
     M: Machine + Send + 'static,
 {
-    let host = open(options, &machine).map_err(|error| ConsensusError::Storage(error.to_string()))?;
-    let clock = Arc::new(SharedClock::default());
-    for &id in &options.groups {
-        if let Some(view) = host.view(id) {
-            let time = group::clock(view).map_err(|error| ConsensusError::Storage(error.to_string()))?;
-            clock.raise(time);
-        }
-    }
-    if !host.rebuilt().is_empty() {
-        tracing::warn!(
-            host = options.name,
-            groups = host.rebuilt().len(),
-            "state rebuilt from snapshots and log"
-        );
-    }
-    let (sender, inbox) = mpsc::channel(INBOX_MAX);
-    let (stopped_sender, stopped) = watch::channel(None);
-    let handle = Handle { sender, clock: Arc::clone(&clock), stopped };
+    let runtime = tokio::runtime::Handle::current();
+    let machine_of: MachineOf<M> = Arc::new(Mutex::new(machine_of));
+    let (host, roles) = open(options, &machine_of)?;
     let name = options.name;
+    let knows = Box::new(move |group| machine(&machine_of, group).is_some());
+    let shared = Arc::new(Shared::new(name, options.store, knows));
+    raise_clock(&host, &shared)?;
+    if !host.rebuilt().is_empty() {
+        tracing::warn!(host = name, groups = host.rebuilt().len(), "state rebuilt from snapshots and log");
+    }
+    let (stopped_sender, stopped) = watch::channel(None);
+    let mut turner = Turner {
+        name,
+        host,
+        shared: Arc::clone(&shared),
+        outbox: Outbox::new(Arc::clone(&shared), runtime),
+        started: Instant::now(),
+        next_tick: Instant::now() + TICK,
+        requests: VecDeque::new(),
+        waiting: BTreeMap::new(),
+        proposed_bytes: 0,
+        reads: Reads::default(),
+        led: BTreeSet::new(),
+        unsent: BTreeSet::new(),
+        on_event,
+        purging: None,
+        gauges_at: None,
+    };
     let thread = std::thread::Builder::new()
         .name(format!("{name}-consensus"))
         .spawn(move || {
-            let mut turner = Turner {
-                name,
-                host,
-                clock,
-                waiting: BTreeMap::new(),
-                on_effects,
-                purging: None,
-                proposed_bytes: 0,
-            };
-            let result = turner.run(inbox);
+            for (group, role) in roles {
+                turner.role(group, role);
+            }
+            let result = turner.run();
+            turner.end();
             let result = result.and_then(|()| turner.close());
             if let Err(error) = &result {
                 tracing::error!(host = name, %error, "consensus stopped: storage failed");
@@ -110,24 +115,19 @@ where
                 stopped_sender.send(Some(result.err().map(|error| error.to_string()).unwrap_or_default()));
         })
         .map_err(|error| ConsensusError::Storage(format!("cannot start a thread: {error}")))?;
-    Ok((handle.clone(), Runner { handle, thread: Some(thread) }))
+    Ok((Handle { shared: Arc::clone(&shared), stopped }, Runner { shared, thread: Some(thread) }))
 }
 
 impl Runner {
-    /// Lets what was accepted finish, makes the state durable, and joins the thread. Blocks for as
-    /// long as that takes.
+    /// Lets others take over what is led here and what was accepted finish, makes the state durable, and joins the thread.
+    /// Blocks for as long as that takes: without quorum a second for the former.
     pub fn stop(mut self) {
         self.join();
     }
 
     fn join(&mut self) {
         let Some(thread) = self.thread.take() else { return };
-        let mut stop = Message::Stop;
-        // A full inbox empties within a turn or two.
-        while let Err(mpsc::error::TrySendError::Full(again)) = self.handle.sender.try_send(stop) {
-            stop = again;
-            std::thread::yield_now();
-        }
+        self.shared.inbox.tell(|news| news.stop = true);
         let _ = thread.join();
     }
 }
@@ -138,210 +138,302 @@ impl Drop for Runner {
     }
 }
 
-fn open<M: Machine>(options: &Options, machine: &impl Fn(GroupId) -> M) -> Result<FileHost<M>, StorageError> {
-    let directory = &options.directory;
-    // The truth first, and on its own: trouble with it must never touch the state, which may be all
-    // that is left of what it lost.
-    let mut log = LogFiles::open(&directory.join("log"))?;
-    let mut rebuilding = false;
-    loop {
-        let snapshots = SnapshotFiles::open(directory.join("snapshots"))?;
-        let why = match open_state(directory, &options.groups) {
-            Ok(state) => match open_host(options, machine, log, snapshots, state) {
-                Ok(host) => return Ok(host),
-                Err(error) if !error.is_of_state() => return Err(error),
-                Err(error) => {
-                    log = LogFiles::open(&directory.join("log"))?;
-                    error
-                }
-            },
-            Err(error) => error,
-        };
-        if rebuilding {
-            return Err(why);
-        }
-        rebuilding = true;
-        tracing::warn!(path = %directory.join("state").display(), error = %why, "state cannot be used: putting it aside and rebuilding it from snapshots and log");
-        SledState::put_aside(directory)?;
-    }
-}
-
-/// The state, every page of which can be read. sled can panic on damaged files instead of saying so.
-fn open_state(directory: &Path, groups: &[GroupId]) -> Result<SledState, StorageError> {
-    let opened = catch_panic(AssertUnwindSafe(|| {
-        let state = SledState::open(directory, groups)?;
-        state.read_all()?;
-        Ok(state)
-    }));
-    opened.unwrap_or_else(|()| Err(StorageError::of_state("sled panicked")))
-}
-
-fn open_host<M: Machine>(
-    options: &Options,
-    machine: &impl Fn(GroupId) -> M,
-    log: LogFiles,
-    snapshots: SnapshotFiles,
-    state: SledState,
-) -> Result<FileHost<M>, StorageError> {
-    let machines = options.groups.iter().map(|&id| (id, machine(id)));
-    let failed = |error: HostError| {
-        let what = error.to_string();
-        if error.error.is_of_state() { StorageError::of_state(what) } else { StorageError::new(what) }
-    };
-    let mut host = Host::open(machines, log, state, snapshots).map_err(failed)?;
-    while host.has_entries() {
-        host.turn().map_err(failed)?;
-    }
-    Ok(host)
-}
-
-/// Runs `f` with panics caught and not reported: the process's panic hook may end the process.
-fn catch_panic<R>(f: impl FnOnce() -> R + std::panic::UnwindSafe) -> Result<R, ()> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let result = std::panic::catch_unwind(f);
-    std::panic::set_hook(hook);
-    result.map_err(drop)
-}
-
 struct Turner<M: Machine, F> {
     name: &'static str,
     host: FileHost<M>,
-    clock: Arc<SharedClock>,
-    waiting: BTreeMap<ProposalId, WriteAnswer>,
-    on_effects: F,
-    purging: Option<JoinHandle<()>>,
-    /// Since the last turn.
+    shared: Arc<Shared>,
+    outbox: Outbox,
+    started: Instant,
+    next_tick: Instant,
+    /// Taken out of the inbox, not yet looked at.
+    requests: VecDeque<Message>,
+    /// With the bytes of the command.
+    waiting: BTreeMap<ProposalId, (GroupId, usize, WriteAnswer)>,
     proposed_bytes: usize,
+    reads: Reads,
+    led: BTreeSet<GroupId>,
+    /// Stores something could not be queued for.
+    unsent: BTreeSet<StoreId>,
+    on_event: F,
+    purging: Option<JoinHandle<()>>,
+    gauges_at: Option<Instant>,
 }
 
 impl<M, F> Turner<M, F>
 where
     M: Machine + Send + 'static,
-    F: FnMut(GroupId, Vec<M::Effect>),
+    F: FnMut(Event<M::Effect>),
 {
-    fn run(&mut self, mut inbox: mpsc::Receiver<Message>) -> Result<(), HostError> {
+    fn run(&mut self) -> Result<(), HostError> {
+        let mut stop_at = None;
         loop {
-            // Rest is rest: without work the thread sleeps until somebody asks.
-            if !self.host.has_work() {
-                match inbox.blocking_recv() {
-                    None => break,
-                    Some(message) => {
-                        if !self.take(message) {
-                            break;
-                        }
-                    }
-                }
-            }
-            let mut taken = 0;
-            while taken < REQUESTS_PER_TURN && self.proposed_bytes < BYTES_PER_TURN {
-                let Ok(message) = inbox.try_recv() else { break };
-                if !self.take(message) {
-                    return self.drain(inbox);
-                }
-                taken += 1;
-            }
-            if taken == 0 && self.host.is_sealing() {
+            let mut requests = std::mem::take(&mut self.requests);
+            let news = self.shared.inbox.take(&mut requests, self.wait_until(stop_at));
+            self.requests = requests;
+            let stop = news.stop;
+            let mut busy = !news.is_empty();
+            self.take_news(news)?;
+            busy |= self.tick()?;
+            busy |= self.take_requests();
+            if !busy && self.host.is_sealing() {
                 // Another thread syncs the snapshot; nothing else is to be done.
                 std::thread::sleep(SEALING_PAUSE);
             }
-            self.turn()?;
+            if busy || self.host.has_work() {
+                self.turn()?;
+            }
+            self.gauges();
+            if stop && stop_at.is_none() {
+                self.hand_over();
+                stop_at = Some(Instant::now() + HAND_OVER_MAX);
+            }
+            if stop_at.is_some_and(|at| self.may_stop(at)) {
+                return Ok(());
+            }
         }
-        self.drain(inbox)
     }
 
-    /// Refuses what comes, finishes what was taken in.
-    fn drain(&mut self, mut inbox: mpsc::Receiver<Message>) -> Result<(), HostError> {
-        inbox.close();
-        while self.host.has_entries() {
-            self.turn()?;
+    /// `None`: until somebody asks. Rest is rest.
+    fn wait_until(&self, stop_at: Option<Instant>) -> Option<Instant> {
+        if self.host.has_work() || !self.requests.is_empty() {
+            return Some(Instant::now());
+        }
+        let tick = self.host.needs_ticks().then_some(self.next_tick);
+        match (tick, stop_at) {
+            (Some(tick), Some(stop)) => Some(tick.min(stop)),
+            (tick, stop) => tick.or(stop),
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now { monotonic: self.started.elapsed(), wall: wall() }
+    }
+
+    fn take_news(&mut self, news: News) -> Result<(), HostError> {
+        for mail in news.mail {
+            self.host.receive(mail.from, mail.batch, self.now())?;
+        }
+        for store in news.unreachable.into_iter().chain(std::mem::take(&mut self.unsent)) {
+            self.host.unreachable(store);
+        }
+        if !news.found.is_empty() {
+            let here: BTreeSet<GroupId> = self.host.groups().collect();
+            let found: Vec<_> = news.found.into_iter().filter(|(id, _)| !here.contains(id)).collect();
+            self.host.found(&found)?;
+        }
+        for (id, wanted) in news.want {
+            self.host.want(id, wanted)?;
+        }
+        if news.hand_over {
+            self.hand_over();
         }
         Ok(())
     }
 
-    /// False: stop.
-    fn take(&mut self, message: Message) -> bool {
+    /// Once per tick of real time: a thread that stood still ticks once, not for the time it missed.
+    fn tick(&mut self) -> Result<bool, HostError> {
+        let now = Instant::now();
+        if !self.host.needs_ticks() {
+            self.next_tick = now + TICK;
+            return Ok(false);
+        }
+        if now < self.next_tick {
+            return Ok(false);
+        }
+        self.next_tick = (self.next_tick + TICK).max(now + TICK / 2);
+        self.host.tick(self.now())?;
+        Ok(true)
+    }
+
+    /// Whether there were any.
+    fn take_requests(&mut self) -> bool {
+        let (mut taken, mut bytes) = (0, 0);
+        while taken < REQUESTS_PER_TURN
+            && bytes < BYTES_PER_TURN
+            && let Some(request) = self.requests.pop_front()
+        {
+            bytes += self.take(request);
+            taken += 1;
+        }
+        taken > 0
+    }
+
+    /// Answers the bytes it proposed.
+    fn take(&mut self, message: Message) -> usize {
         match message {
             Message::Write { group, session, sequence, prepare, answer } => {
-                if let Some(now) = self.write(group, session, sequence, prepare, answer) {
-                    let (answer, result) = now;
+                let before = self.proposed_bytes;
+                if let Err((answer, result)) = self.write(group, session, sequence, prepare, answer) {
                     let _ = answer.send(result);
                 }
+                return self.proposed_bytes - before;
             }
-            Message::Read(read) => {
-                let host = &self.host;
-                let view = |id| host.view(id).map(|table| table as &dyn Table);
-                read(&Views { view: &view }, self.clock.now());
-            }
+            Message::Read { groups, reading } => self.read(groups, reading),
+            Message::Local(read) => read(&Views::new(&self.host), self.shared.clock.now()),
             Message::Status(answer) => {
                 let _ = answer.send(self.host.groups().filter_map(|id| self.host.status(id)).collect());
             }
             Message::Snapshot(group) => self.host.request_snapshot(group),
-            Message::Stop => return false,
         }
-        true
+        0
+    }
+
+    fn not_leader(&self, group: GroupId) -> ConsensusError {
+        ConsensusError::NotLeader { leader: self.shared.leader_address(group) }
     }
 
     /// What can be answered at once comes back.
     fn write(
         &mut self,
         id: GroupId,
-        session: eggs_proto::SessionId,
+        session: SessionId,
         sequence: u64,
         prepare: Prepare,
         answer: WriteAnswer,
-    ) -> Option<(WriteAnswer, Result<Applied, ConsensusError>)> {
-        let Some(view) = self.host.view(id) else { return Some((answer, Err(ConsensusError::NotLeader))) };
+    ) -> Result<(), (WriteAnswer, Result<Applied, ConsensusError>)> {
+        let Some(view) = self.host.view(id) else { return Err((answer, Err(self.not_leader(id)))) };
         if session.0 != 0 {
             match group::repeated(view, session, sequence) {
-                Ok(Some(reply)) => return Some((answer, Ok(Applied::Reply(reply)))),
+                Ok(Some(reply)) => return Err((answer, Ok(Applied::Reply(reply)))),
                 Ok(None) => {}
-                Err(error) => return Some((answer, Err(ConsensusError::Storage(error.to_string())))),
+                Err(error) => return Err((answer, Err(ConsensusError::Storage(error.to_string())))),
             }
         }
-        let time = self.clock.now();
+        if self.proposed_bytes >= PROPOSED_BYTES_MAX {
+            metrics::counter!("eggs_consensus_busy_total", "host" => self.name).increment(1);
+            return Err((answer, Err(ConsensusError::Busy)));
+        }
+        let time = self.shared.clock.now();
         let command = match prepare(view, time) {
             Ok(command) => command,
-            Err(refusal) => return Some((answer, Ok(Applied::Refused(refusal)))),
+            Err(refusal) => return Err((answer, Ok(Applied::Refused(refusal)))),
         };
-        self.proposed_bytes += command.len();
+        let bytes = command.len();
+        if bytes > COMMAND_BYTES_MAX {
+            let what = format!("a command of {bytes} bytes, {COMMAND_BYTES_MAX} is the longest");
+            return Err((answer, Err(ConsensusError::Storage(what))));
+        }
         match self.host.propose(id, Proposal { time, session, sequence, command }) {
             Ok(proposal) => {
-                self.waiting.insert(proposal, answer);
-                None
+                self.proposed_bytes += bytes;
+                self.waiting.insert(proposal, (id, bytes, answer));
+                Ok(())
             }
-            Err(ProposeError::Busy) => Some((answer, Err(ConsensusError::Busy))),
+            Err(ProposeError::Busy) => {
+                metrics::counter!("eggs_consensus_busy_total", "host" => self.name).increment(1);
+                Err((answer, Err(ConsensusError::Busy)))
+            }
             Err(ProposeError::NotLeader | ProposeError::UnknownGroup) => {
-                Some((answer, Err(ConsensusError::NotLeader)))
+                Err((answer, Err(self.not_leader(id))))
             }
         }
     }
 
+    // ---- reads ----
+
+    fn read(&mut self, groups: Vec<GroupId>, reading: Box<dyn Reading>) {
+        if self.reads.is_full() {
+            metrics::counter!("eggs_consensus_busy_total", "host" => self.name).increment(1);
+            return reading.finish(Err(ConsensusError::Busy));
+        }
+        self.confirm(Waiting::new(reading), groups);
+    }
+
+    /// Asks for what a read needs confirmed; runs it when that is nothing (any more).
+    fn confirm(&mut self, mut waiting: Waiting, mut groups: Vec<GroupId>) {
+        let mut ran = false;
+        loop {
+            let now = self.now();
+            let mut tickets: Vec<(GroupId, ReadTicket)> = Vec::new();
+            for group in groups {
+                match self.host.read(group, now) {
+                    Ok(Grant::Now) => {
+                        waiting.confirmed.insert(group);
+                    }
+                    Ok(Grant::Later(ticket)) => tickets.push((group, ticket)),
+                    Err(ProposeError::Busy) => return waiting.reading.finish(Err(ConsensusError::Busy)),
+                    Err(ProposeError::NotLeader | ProposeError::UnknownGroup) => {
+                        return waiting.reading.finish(Err(self.not_leader(group)));
+                    }
+                }
+            }
+            if !tickets.is_empty() {
+                return self.reads.wait(waiting, tickets);
+            }
+            // Nothing happened since it ran: what was granted now was right then.
+            if ran {
+                return waiting.reading.finish(Ok(()));
+            }
+            groups = waiting.run(&self.host, self.shared.clock.now());
+            ran = true;
+        }
+    }
+
+    // ---- the turn ----
+
     fn turn(&mut self) -> Result<(), HostError> {
         let started = Instant::now();
-        let truncations = self.host.truncations();
-        self.proposed_bytes = 0;
-        let answers = self.host.turn()?;
+        let (now, truncations) = (self.now(), self.host.truncations());
+        let (outbox, unsent) = (&mut self.outbox, &mut self.unsent);
+        let turn = self.host.turn(now, &mut |store, batch| {
+            if !outbox.send(store, batch) {
+                unsent.insert(store);
+            }
+        })?;
         if let Some(error) = self.host.take_snapshot_failure() {
             tracing::warn!(host = self.name, %error, "a snapshot could not be taken: the log keeps growing until one can");
         }
-        self.catch_up(&answers)?;
-        if !answers.is_empty() {
+        self.catch_up(&turn.answers)?;
+        if !turn.answers.is_empty() {
             metrics::counter!("eggs_consensus_turns_total", "host" => self.name).increment(1);
             metrics::counter!("eggs_consensus_commands_total", "host" => self.name)
-                .increment(answers.len() as u64);
+                .increment(turn.answers.len() as u64);
             metrics::histogram!("eggs_consensus_turn_seconds", "host" => self.name)
                 .record(started.elapsed().as_secs_f64());
         }
-        for answer in answers {
-            self.answer(answer);
-        }
+        self.tell(turn);
         if self.host.truncations() > truncations {
             self.purge();
         }
         Ok(())
+    }
+
+    /// Roles first: a new leader learns what is to be done from the state, and whoever does not lead has nothing to do.
+    fn tell(&mut self, turn: Turn<M::Effect>) {
+        let changed: BTreeSet<GroupId> = turn.roles.iter().map(|&(group, _)| group).collect();
+        for (group, role) in turn.roles {
+            self.role(group, role);
+        }
+        for answer in turn.answers {
+            let tell = self.led.contains(&answer.group) && !changed.contains(&answer.group);
+            self.answer(answer, tell);
+        }
+        for proposal in turn.dropped {
+            if let Some((group, bytes, answer)) = self.waiting.remove(&proposal) {
+                self.proposed_bytes -= bytes;
+                let _ = answer.send(Err(self.not_leader(group)));
+            }
+        }
+        for waiting in self.reads.lost(&turn.lost) {
+            let error = waiting.asked.first().map_or(ConsensusError::Busy, |&group| self.not_leader(group));
+            waiting.reading.finish(Err(error));
+        }
+        for waiting in self.reads.confirmed(&turn.confirmed) {
+            self.confirm(waiting, Vec::new());
+        }
+    }
+
+    fn role(&mut self, group: GroupId, role: Role) {
+        let led = match role {
+            Role::Leader { .. } => self.led.insert(group),
+            Role::Follower { .. } | Role::Removed => !self.led.remove(&group),
+        };
+        if led && !matches!(role, Role::Removed | Role::Follower { leader: None }) {
+            metrics::counter!("eggs_consensus_elections_total", "host" => self.name).increment(1);
+        }
+        metrics::gauge!("eggs_consensus_groups_led", "host" => self.name).set(self.led.len() as f64);
+        self.shared.set_role(group, role);
+        (self.on_event)(Event::Role(group, role));
     }
 
     /// A command's instant can be later than the clock was when it was proposed (those before it in the
@@ -349,19 +441,18 @@ where
     fn catch_up(&self, answers: &[Answer<M::Effect>]) -> Result<(), HostError> {
         for run in answers.chunk_by(|a, b| a.group == b.group) {
             let group = run[0].group;
-            let Some(view) = self.host.view(group) else { continue };
+            let Some(view) = self.host.local_view(group) else { continue };
             let time = group::clock(view).map_err(|error| HostError { group, error: error.into() })?;
-            self.clock.raise(time);
+            self.shared.clock.raise(time);
         }
         Ok(())
     }
 
-    fn answer(&mut self, answer: Answer<M::Effect>) {
-        let waiting = answer.proposal.and_then(|proposal| self.waiting.remove(&proposal));
+    fn answer(&mut self, answer: Answer<M::Effect>, tell: bool) {
         let result = match answer.applied {
             GroupApplied::Ran(outcome) => {
-                if !outcome.effects.is_empty() {
-                    (self.on_effects)(answer.group, outcome.effects);
+                if tell && !outcome.effects.is_empty() {
+                    (self.on_event)(Event::Effects(answer.group, outcome.effects));
                 }
                 Ok(Applied::Reply(outcome.reply))
             }
@@ -369,10 +460,14 @@ where
             GroupApplied::Stale => Ok(Applied::Stale),
             GroupApplied::Malformed => Err(ConsensusError::Storage("a malformed entry".to_owned())),
         };
-        if let Some(waiting) = waiting {
+        if let Some((_, bytes, waiting)) = answer.proposal.and_then(|proposal| self.waiting.remove(&proposal))
+        {
+            self.proposed_bytes -= bytes;
             let _ = waiting.send(result);
         }
     }
+
+    // ---- now and then ----
 
     /// Gives back log space in a thread of its own; one at a time.
     fn purge(&mut self) {
@@ -386,6 +481,65 @@ where
             }
         });
         self.purging = purging.ok();
+    }
+
+    fn gauges(&mut self) {
+        self.shared.set_clock_offset(self.host.clock_offset());
+        if self.gauges_at.is_some_and(|at| at.elapsed() < GAUGES_INTERVAL) {
+            return;
+        }
+        self.gauges_at = Some(Instant::now());
+        let (mut groups, mut asleep) = (0, 0);
+        for status in self.host.groups().filter_map(|id| self.host.status(id)) {
+            groups += 1;
+            asleep += usize::from(status.asleep);
+        }
+        metrics::gauge!("eggs_consensus_groups", "host" => self.name).set(f64::from(groups));
+        metrics::gauge!("eggs_consensus_groups_asleep", "host" => self.name).set(asleep as f64);
+        metrics::gauge!("eggs_consensus_proposed_bytes", "host" => self.name).set(self.proposed_bytes as f64);
+        metrics::gauge!("eggs_consensus_clock_offset_seconds", "host" => self.name)
+            .set(self.host.clock_offset() as f64 / 1e9);
+    }
+
+    // ---- stopping ----
+
+    /// Gives each group led here to the voter that has most of its log.
+    fn hand_over(&mut self) {
+        for &id in &self.led {
+            let Some(status) = self.host.status(id) else { continue };
+            let voters = &status.membership.voters;
+            let others = status
+                .progress
+                .iter()
+                .filter(|progress| voters.contains(&progress.store) && !self.host.is_silent(progress.store));
+            if let Some(best) = others.max_by_key(|progress| progress.matched_index) {
+                let _ = self.host.transfer_leader(id, best.store);
+            }
+        }
+    }
+
+    /// Nothing waits here that could still be answered, and nothing is led that others could lead.
+    fn may_stop(&self, latest: Instant) -> bool {
+        let replicated =
+            |id: &GroupId| self.host.status(*id).is_some_and(|status| status.membership.voters.len() > 1);
+        let done = self.waiting.is_empty()
+            && self.reads.is_empty()
+            && self.requests.is_empty()
+            && !self.host.has_entries()
+            && !self.led.iter().any(replicated);
+        done || Instant::now() >= latest
+    }
+
+    /// Nobody waits for ever.
+    fn end(&mut self) {
+        self.shared.inbox.close();
+        self.requests.clear();
+        for (_, (_, _, answer)) in std::mem::take(&mut self.waiting) {
+            let _ = answer.send(Err(ConsensusError::Stopped));
+        }
+        for waiting in self.reads.take_all() {
+            waiting.reading.finish(Err(ConsensusError::Stopped));
+        }
     }
 
     fn close(self) -> Result<(), HostError> {

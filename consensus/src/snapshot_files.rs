@@ -116,18 +116,14 @@ impl SnapshotStore for SnapshotFiles {
         format::read_meta(&path, &file).map(Some)
     }
 
-    fn read(
-        &self,
-        group: GroupId,
-        each: &mut dyn FnMut(Vec<Row>) -> Result<(), StorageError>,
-    ) -> Result<(), StorageError> {
+    fn page(&self, group: GroupId, at: u64) -> Result<(Vec<Row>, Option<u64>), StorageError> {
         let path = self.path(group);
         let file = File::open(&path).map_err(|error| failed(&path, &error))?;
-        format::read_pages(&path, &file, group, &mut |page| {
-            let rows = format::decode_page(page).ok_or_else(|| damaged(&path, "a page has broken rows"))?;
-            each(rows)
-        })
-        .map(drop)
+        let Some((page, next)) = format::read_page(&path, &file, group, at)? else {
+            return Ok((Vec::new(), None));
+        };
+        let rows = format::decode_page(page).ok_or_else(|| damaged(&path, "a page has broken rows"))?;
+        Ok((rows, Some(next)))
     }
 
     fn begin(&mut self, group: GroupId) -> Result<(), StorageError> {

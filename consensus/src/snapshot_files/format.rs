@@ -92,6 +92,44 @@ fn check_version(path: &Path, header: &[u8; 16]) -> Result<(), StorageError> {
     Ok(())
 }
 
+/// The page at `at` (0: the first) and where the next begins; `None` after the last.
+pub(super) fn read_page(
+    path: &Path,
+    file: &File,
+    group: GroupId,
+    at: u64,
+) -> Result<Option<(Bytes, u64)>, StorageError> {
+    let io_error = |error: io::Error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => damaged(path, "too short"),
+        _ => failed(path, &error),
+    };
+    let mut at = at;
+    if at == 0 {
+        let mut header = [0; 16];
+        At { file, at }.read_exact(&mut header).map_err(io_error)?;
+        check_version(path, &header)?;
+        if header != encode_header(group) {
+            return Err(damaged(path, "it is not a snapshot of this group"));
+        }
+        at = header.len() as u64;
+    }
+    let mut reader = At { file, at };
+    let length = read_u32(&mut reader).map_err(io_error)?;
+    if length == 0 {
+        return Ok(None);
+    }
+    let crc = read_u32(&mut reader).map_err(io_error)?;
+    if length > PAGE_BYTES_MAX {
+        return Err(damaged(path, "a page is too long"));
+    }
+    let mut page = Vec::new();
+    reader.take(u64::from(length)).read_to_end(&mut page).map_err(io_error)?;
+    if page.len() != length as usize || crc32fast::hash(&page) != crc {
+        return Err(damaged(path, "wrong checksum of a page"));
+    }
+    Ok(Some((Bytes::from(page), at + 8 + u64::from(length))))
+}
+
 /// Calls `each` with every page; answers where the file should end.
 pub(super) fn read_pages(
     path: &Path,

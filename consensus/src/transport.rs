@@ -1,0 +1,36 @@
+//! Between stores: one stream each way, opened when there is something to say.
+//!
+//! - [`outgoing`]: what goes to another store. While one batch is being sent the next ones are merged; what does not fit is
+//!   dropped, which raft bears, and the newest heartbeat stays.
+//! - [`incoming`]: what comes from others. Nothing of a stream is looked at before its greeting was found good; what the
+//!   consensus thread has not taken in yet stops the reading of its stream.
+
+mod incoming;
+mod outgoing;
+
+pub use incoming::{PeerHandler, peer_router};
+pub(crate) use outgoing::Outbox;
+
+use eggs_consensus_core::PeerMessage;
+
+/// Bytes of messages that are merged into one batch. A message that is longer goes alone.
+const BATCH_BYTES_MAX: usize = 8 << 20;
+/// Bytes of one command: an entry and its message must fit one batch.
+pub(crate) const COMMAND_BYTES_MAX: usize = 16 << 20;
+/// Bytes of one batch as it is taken in: the longest entry with the entries that raft sends with it.
+const DECODED_BYTES_MAX: usize = BATCH_BYTES_MAX + COMMAND_BYTES_MAX;
+
+/// Snapshots that are being sent or received: for the metrics.
+fn snapshot_bytes(message: &PeerMessage) -> Option<(u64, bool)> {
+    match message {
+        PeerMessage::Piece { offset, total, bytes, .. } => {
+            let length = bytes.len() as u64;
+            Some((length, *total > 0 && offset.saturating_add(length) >= *total))
+        }
+        _ => None,
+    }
+}
+
+fn label(store: eggs_proto::StoreId) -> String {
+    format!("{:016x}", store.0)
+}
