@@ -30,6 +30,7 @@ mod eden;
 mod error;
 mod listing;
 mod map;
+mod members;
 mod names;
 mod path;
 mod reader;
