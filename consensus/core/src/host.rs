@@ -15,6 +15,7 @@ use raft::eraftpb::{self, Entry, MessageType};
 use raft::{SnapshotStatus, Storage};
 
 use crate::membership::Membership;
+use crate::open::Restoring;
 use crate::peer::{Now, PeerBatch, PeerMessage};
 use crate::peers::{Heard, Peers};
 use crate::replica::Replica;
@@ -204,6 +205,8 @@ pub struct Host<M, L: LogStore, S, P> {
     transfers: Transfers,
     /// Groups whose log has outgrown their snapshot, waiting for their turn to be taken.
     outgrown: BTreeSet<GroupId>,
+    /// Groups whose state becomes that of a snapshot; the message is for raft, once it has.
+    restoring: BTreeMap<GroupId, (Option<Restoring>, SnapshotMeta, eraftpb::Message)>,
     taking: Option<Taking>,
     pub(crate) rebuilt: Vec<GroupId>,
     /// Index at which the state of a group was found to be another than its leader's, and made anew.
@@ -264,6 +267,7 @@ where
             peers: Peers::new(options.seed),
             transfers: Transfers::new(options.snapshot_bytes_per_second / ticks_per_second),
             outgrown: BTreeSet::new(),
+            restoring: BTreeMap::new(),
             taking: None,
             rebuilt: Vec::new(),
             healed: BTreeMap::new(),
@@ -368,6 +372,7 @@ where
             || self.taking.is_some()
             || !self.outgrown.is_empty()
             || self.transfers.has_work()
+            || !self.restoring.is_empty()
             || self.peers.has_mail()
             || !self.told.roles.is_empty()
     }
@@ -376,6 +381,7 @@ where
     pub fn is_sealing(&self) -> bool {
         let taking = self.taking.as_ref();
         self.dirty.is_empty()
+            && self.restoring.is_empty()
             && !self.peers.has_mail()
             && taking.is_none_or(Taking::is_sealing)
             && (taking.is_some() || (self.outgrown.is_empty() && self.transfers.is_installing()))
@@ -577,11 +583,14 @@ where
         }
         let of_leader =
             matches!(kind, MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot);
-        if !self.replicas.contains_key(&id) && !(of_leader && self.open_waiting(id)?) {
+        let known = self.replicas.contains_key(&id) || (of_leader && self.open_waiting(id)?);
+        if !known {
             return Ok(());
         }
         let just_opened = self.ticks <= ELECTION_TICKS as u64 + 1;
-        let Some(replica) = self.replicas.get_mut(&id) else { return Ok(()) };
+        let Some(replica) = self.replicas.get_mut(&id).filter(|replica| !replica.restoring) else {
+            return Ok(());
+        };
         let vote = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
         if vote && self.options.lease && just_opened && replica.applied.index > 1 {
             // What was promised to a leader before the restart is not remembered: it may still have its lease.
@@ -654,6 +663,9 @@ where
             self.awake.remove(&id);
             return Ok(());
         };
+        if replica.restoring {
+            return Ok(());
+        }
         replica.tick(clock_is_good);
         let preferred = self.wanted.get(&id).and_then(|wanted| wanted.preferred) == Some(me);
         let leaderless = replica.leader().is_none() && !replica.is_raft_leader();
@@ -831,6 +843,7 @@ where
         let answers = self.apply(committed)?;
         self.after_turn(dirty)?;
         self.step_install()?;
+        self.step_restore()?;
         self.step_snapshot()?;
         self.peers.flush(self.ticks, now, send);
         let Told { dropped, confirmed, lost, roles } = std::mem::take(&mut self.told);
@@ -885,7 +898,7 @@ where
             let metadata = ready.snapshot().get_metadata();
             let restored = (metadata.index, metadata.term);
             if restored.0 > 0 {
-                self.restore(id, restored).map_err(|error| HostError { group: id, error })?;
+                self.restored(id, restored).map_err(|error| HostError { group: id, error })?;
             }
             let Some(replica) = self.replicas.get_mut(&id) else { continue };
             let mut light = replica.node.advance_append(ready);
@@ -1021,9 +1034,51 @@ where
         let me = self.options.store;
         let Some(replica) = self.replicas.get_mut(&id) else { return Ok(()) };
         replica.node.mut_store().set_snapshot(meta.clone());
-        let fits = meta.membership.contains(me);
-        replica.snapshot = Some(meta);
-        if fits {
+        replica.snapshot = Some(meta.clone());
+        if !meta.membership.contains(me) || message.term < replica.node.raft.term {
+            return Ok(());
+        }
+        if replica.node.raft.raft_log.match_term(meta.index, meta.term) {
+            // The log has come there by itself: raft goes on from where it is.
+            let _ = replica.node.step(message);
+            replica.set_timeout();
+        } else {
+            replica.restoring = true;
+            self.restoring.insert(id, (None, meta, message));
+        }
+        self.dirty.insert(id);
+        self.wake(id);
+        Ok(())
+    }
+
+    /// One step of making the state of a snapshot that raft is to go on from. Meanwhile the group hears nothing.
+    fn step_restore(&mut self) -> Result<(), HostError> {
+        let Some(&id) = self.restoring.keys().next() else { return Ok(()) };
+        let failed = |error| HostError { group: id, error };
+        let (Some(replica), Some((restoring, meta, _))) =
+            (self.replicas.get_mut(&id), self.restoring.get_mut(&id))
+        else {
+            self.restoring.remove(&id);
+            return Ok(());
+        };
+        if replica.node.has_ready() {
+            // What was decided before is applied first.
+            self.dirty.insert(id);
+            return Ok(());
+        }
+        let restoring = match restoring {
+            Some(restoring) => restoring,
+            None => {
+                self.state.clear(id).map_err(failed)?;
+                replica.applied.index = 0;
+                restoring.insert(Restoring::new(meta.clone()))
+            }
+        };
+        let step = restoring.step(id, &mut self.state, &self.snapshots).map_err(failed)?;
+        let Some(applied) = step else { return Ok(()) };
+        replica.restoring = false;
+        replica.restored = Some(applied);
+        if let Some((_, _, message)) = self.restoring.remove(&id) {
             let _ = replica.node.step(message);
             replica.set_timeout();
         }
@@ -1036,7 +1091,8 @@ where
     /// that is not what it should be stops the host.
     fn step_snapshot(&mut self) -> Result<(), HostError> {
         let transfers = &self.transfers;
-        self.outgrown.retain(|&id| !transfers.is_fetching(id));
+        let restoring = &self.restoring;
+        self.outgrown.retain(|&id| !transfers.is_fetching(id) && !restoring.contains_key(&id));
         let id = match (&self.taking, self.outgrown.first()) {
             (Some(taking), _) => taking.group,
             (None, Some(&id)) => id,
@@ -1109,6 +1165,7 @@ where
         self.awake.remove(&id);
         self.unsettled.remove(&id);
         self.outgrown.remove(&id);
+        self.restoring.remove(&id);
         self.transfers.forget(id);
         if self.taking.as_ref().is_some_and(|taking| taking.group == id) {
             self.taking = None;

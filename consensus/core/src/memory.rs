@@ -13,6 +13,9 @@ use crate::storage::{
     SnapshotStore, StateStore, StorageError,
 };
 
+/// Rows in one page of a snapshot.
+const PAGE_ROWS: usize = 64;
+
 /// A log whose writes reach the disk when they are synced.
 #[derive(Debug, Default)]
 pub struct MemoryLog {
@@ -417,15 +420,11 @@ impl SnapshotStore for MemorySnapshots {
         Ok(self.sealed.get(&group).map(|(meta, _)| meta.clone()))
     }
 
-    fn read(
-        &self,
-        group: GroupId,
-        each: &mut dyn FnMut(Vec<Row>) -> Result<(), StorageError>,
-    ) -> Result<(), StorageError> {
-        match self.sealed.get(&group) {
-            Some((_, rows)) => each(rows.clone()),
-            None => Err(StorageError::new("no snapshot".to_owned())),
-        }
+    fn page(&self, group: GroupId, at: u64) -> Result<(Vec<Row>, Option<u64>), StorageError> {
+        let (_, rows) = self.sealed.get(&group).ok_or_else(|| StorageError::new("no snapshot".to_owned()))?;
+        let from = usize::try_from(at).unwrap_or(usize::MAX).min(rows.len());
+        let to = rows.len().min(from + PAGE_ROWS);
+        Ok((rows[from..to].to_vec(), (to < rows.len()).then_some(to as u64)))
     }
 
     fn begin(&mut self, group: GroupId) -> Result<(), StorageError> {

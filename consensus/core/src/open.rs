@@ -22,6 +22,49 @@ use crate::storage::{
 /// it, and so gets a snapshot with the members in it.
 const FOUNDED: (u64, u64) = (1, 1);
 
+/// Making the state of a snapshot, a page at a time.
+pub(crate) struct Restoring {
+    meta: SnapshotMeta,
+    at: u64,
+    hash: StateHash,
+}
+
+impl Restoring {
+    /// The state of the group has to be empty.
+    pub(crate) fn new(meta: SnapshotMeta) -> Self {
+        Restoring { meta, at: 0, hash: StateHash::default() }
+    }
+
+    /// One page further; the applied row once the state is whole. Until then the stored one is of index 0: a crash in
+    /// between begins again.
+    pub(crate) fn step<S: StateStore, P: SnapshotStore>(
+        &mut self,
+        id: GroupId,
+        state: &mut S,
+        snapshots: &P,
+    ) -> Result<Option<AppliedRow>, StorageError> {
+        let (rows, next) = snapshots.page(id, self.at)?;
+        for (key, value) in &rows {
+            self.hash.insert(key, value);
+        }
+        let changes = rows.into_iter().map(|(key, value)| (key, Some(value))).collect();
+        let SnapshotMeta { index, term, hash, membership, .. } = self.meta.clone();
+        let mut applied = AppliedRow::default();
+        if next.is_none() {
+            if self.hash != hash {
+                let found = self.hash;
+                return Err(StorageError::new(format!(
+                    "the snapshot at index {index} has hash {found}, not {hash}"
+                )));
+            }
+            applied = AppliedRow { index, term, hash, membership };
+        }
+        self.at = next.unwrap_or(self.at);
+        state.commit(vec![GroupCommit { group: id, batch: Batch { changes }, applied: applied.clone() }])?;
+        Ok(next.is_none().then_some(applied))
+    }
+}
+
 impl<M, L, S, P> Host<M, L, S, P>
 where
     M: Machine,
@@ -184,45 +227,24 @@ where
 
     fn rebuild_from(&mut self, id: GroupId, meta: SnapshotMeta) -> Result<AppliedRow, StorageError> {
         self.state.clear(id)?;
-        let mut hash = StateHash::default();
-        let state = &mut self.state;
-        self.snapshots.read(id, &mut |rows| {
-            for (key, value) in &rows {
-                hash.insert(key, value);
+        let mut restoring = Restoring::new(meta);
+        loop {
+            if let Some(applied) = restoring.step(id, &mut self.state, &self.snapshots)? {
+                return Ok(applied);
             }
-            // Index 0 until it is whole: a crash in here rebuilds again.
-            let applied = AppliedRow::default();
-            let changes = rows.into_iter().map(|(key, value)| (key, Some(value))).collect();
-            state.commit(vec![GroupCommit { group: id, batch: Batch { changes }, applied }])
-        })?;
-        if hash != meta.hash {
-            return Err(StorageError::new(format!(
-                "the snapshot at index {} has hash {hash}, not {}",
-                meta.index, meta.hash
-            )));
         }
-        let SnapshotMeta { index, term, membership, .. } = meta;
-        let applied = AppliedRow { index, term, hash, membership };
-        self.state.commit(vec![GroupCommit {
-            group: id,
-            batch: Batch::default(),
-            applied: applied.clone(),
-        }])?;
-        Ok(applied)
     }
 
-    /// Raft has taken a snapshot in the place of its log: so does the state.
-    pub(crate) fn restore(&mut self, id: GroupId, (index, term): (u64, u64)) -> Result<(), StorageError> {
-        let Some(meta) = self.snapshots.latest(id)?.filter(|meta| (meta.index, meta.term) == (index, term))
-        else {
-            return Err(StorageError::new(format!("the snapshot at index {index} is gone")));
+    /// Raft has taken a snapshot in the place of its log; the state is the snapshot's already.
+    pub(crate) fn restored(&mut self, id: GroupId, (index, term): (u64, u64)) -> Result<(), StorageError> {
+        let Some(replica) = self.replicas.get_mut(&id) else { return Ok(()) };
+        let applied = replica.restored.take().filter(|row| (row.index, row.term) == (index, term));
+        let Some(applied) = applied else {
+            return Err(StorageError::new(format!("raft went on after index {index}, the state did not")));
         };
-        let applied = self.rebuild_from(id, meta)?;
-        if let Some(replica) = self.replicas.get_mut(&id) {
-            replica.node.mut_store().restarted(index, term);
-            replica.applied = applied;
-            replica.log_bytes = 0;
-        }
+        replica.node.mut_store().restarted(index, term);
+        replica.applied = applied;
+        replica.log_bytes = 0;
         self.members_changed();
         Ok(())
     }

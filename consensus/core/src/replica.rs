@@ -49,6 +49,10 @@ pub(crate) struct Replica<M, L: LogStore> {
     lease: (u64, Duration),
     /// In this term leadership was to be handed over: whoever got it need not wait for a lease.
     lease_barred: u64,
+    /// Its state is being made from a snapshot; raft is not told anything meanwhile.
+    pub(crate) restoring: bool,
+    /// The state is that of a snapshot raft has not yet taken.
+    pub(crate) restored: Option<AppliedRow>,
     pub(crate) asleep: bool,
     idle_ticks: u64,
     /// The leader sleeps at (term, index, hash): so does this replica, once it is there.
@@ -102,6 +106,8 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
             reads: Reads::default(),
             lease: (0, Duration::ZERO),
             lease_barred: 0,
+            restoring: false,
+            restored: None,
             asleep: false,
             idle_ticks: 0,
             sleep_offer: None,

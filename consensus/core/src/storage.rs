@@ -183,12 +183,9 @@ pub struct Piece {
 pub trait SnapshotStore {
     fn latest(&self, group: GroupId) -> Result<Option<SnapshotMeta>, StorageError>;
 
-    /// All rows of the newest snapshot, in pages; an error when any byte of it is wrong.
-    fn read(
-        &self,
-        group: GroupId,
-        each: &mut dyn FnMut(Vec<Row>) -> Result<(), StorageError>,
-    ) -> Result<(), StorageError>;
+    /// A page of rows of the newest snapshot, in order, and where the next begins; the first is at 0. An error when
+    /// any byte of it is wrong.
+    fn page(&self, group: GroupId, at: u64) -> Result<(Vec<Row>, Option<u64>), StorageError>;
 
     /// Begins a new snapshot; one at a time. What was begun before is dropped.
     fn begin(&mut self, group: GroupId) -> Result<(), StorageError>;

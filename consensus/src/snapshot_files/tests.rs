@@ -38,15 +38,20 @@ fn take(files: &mut SnapshotFiles, index: u64, rows: &[Row]) -> SnapshotMeta {
     meta
 }
 
+fn try_read(files: &SnapshotFiles) -> Result<Vec<Row>, StorageError> {
+    let (mut read, mut at) = (Vec::new(), 0);
+    loop {
+        let (rows, next) = files.page(GROUP, at)?;
+        read.extend(rows);
+        match next {
+            Some(next) => at = next,
+            None => return Ok(read),
+        }
+    }
+}
+
 fn read(files: &SnapshotFiles) -> Vec<Row> {
-    let mut read = Vec::new();
-    files
-        .read(GROUP, &mut |rows| {
-            read.extend(rows);
-            Ok(())
-        })
-        .unwrap();
-    read
+    try_read(files).unwrap()
 }
 
 fn install(files: &mut SnapshotFiles, at: At) -> Result<SnapshotMeta, StorageError> {
@@ -86,7 +91,7 @@ fn any_flipped_or_missing_byte_is_noticed() {
     take(&mut files, 1, &rows(5));
     let (path, incoming) = (files.path(GROUP), files.incoming_path(GROUP, at));
     let good = fs::read(&path).unwrap();
-    let whole = |files: &SnapshotFiles| files.latest(GROUP).and_then(|_| files.read(GROUP, &mut |_| Ok(())));
+    let whole = |files: &SnapshotFiles| files.latest(GROUP).and_then(|_| try_read(files));
     whole(&files).unwrap();
     let check = |files: &mut SnapshotFiles, bad: &[u8], what: &str| {
         fs::write(&path, bad).unwrap();
