@@ -512,7 +512,7 @@ mod tests {
         let text = encode(&format("shuckle"));
         assert_eq!(
             text,
-            "eggsfs 2\nkind shuckle\ncluster 07070707070707070707070707070707\nstore 00000000000a0b0c\ncrc 00000000\n"
+            "eggsfs 2\nkind shuckle\ncluster 07070707070707070707070707070707\nstore 00000000000a0b0c\ncrc cb69a971\n"
         );
         assert_eq!(decode(text.as_bytes()).unwrap(), format("shuckle"));
         for length in 0..text.len() - 1 {

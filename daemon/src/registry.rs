@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use eggs_proto::limits::{HEARTBEAT_INTERVAL, MESSAGE_BYTES_MAX, PROTOCOL_VERSION};
+use eggs_proto::limits::{HEARTBEAT_INTERVAL, MESSAGE_BYTES_MAX, PROTOCOL_VERSION, STALE_AFTER};
 use eggs_proto::pb::registry_reply::Result as Answer;
 use eggs_proto::pb::registry_request::Op;
 use eggs_proto::pb::registry_service_client::RegistryServiceClient;
@@ -38,6 +38,8 @@ const HINTS_MAX: usize = 4;
 const LEARNED_MAX: usize = 16;
 /// Failures are silent that long: daemons start in any order, and an election takes a while.
 const SILENCE: Duration = Duration::from_secs(3);
+/// A store that was restarted elsewhere is refused for as long as shuckle believes the one before to be there.
+const CONFLICT_MAX: Duration = STALE_AFTER.saturating_add(Duration::from_secs(2));
 /// A shuckle that stays away is logged this often.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
@@ -65,6 +67,11 @@ impl RegistryCallError {
                 RegistryError::from_code(error.code).is_some_and(|error| error.retry() != Retry::Never)
             }
         }
+    }
+
+    /// Another one is there under this name.
+    fn is_conflict(&self) -> bool {
+        matches!(self, RegistryCallError::Refused { error, .. } if error.code == RegistryError::Conflict.code())
     }
 
     /// Who leads, as whoever refused knows.
@@ -243,7 +250,8 @@ impl Registry {
     /// is called then, once), and then every [`HEARTBEAT_INTERVAL`] until `stop`.
     ///
     /// # Errors
-    /// What no retry helps against: [`RegistryCallError::is_fatal`].
+    /// What no retry helps against: [`RegistryCallError::is_fatal`]; that another store is in the place of this
+    /// one only when that one does not go away.
     pub async fn heartbeat<F: Future<Output = Op>>(
         &self,
         mut report: impl FnMut() -> F,
@@ -252,6 +260,7 @@ impl Registry {
     ) -> Result<(), RegistryCallError> {
         let mut complaints = Complaints::default();
         let mut registered = Some(registered);
+        let started = Instant::now();
         loop {
             // What is reported is of now: a round that failed is not repeated but made anew.
             let op = report().await;
@@ -270,7 +279,15 @@ impl Registry {
                 }
                 // Once part of the cluster, a daemon is not ended by what shuckle says while it is replaced or
                 // upgraded: it goes on serving.
-                Err(error) if error.is_fatal() && registered.is_some() => return Err(error),
+                Err(error)
+                    if registered.is_some()
+                        && error.is_fatal()
+                        && !(error.is_conflict()
+                            && matches!(op, Op::RegisterStore(_))
+                            && started.elapsed() < CONFLICT_MAX) =>
+                {
+                    return Err(error);
+                }
                 Err(error) => complaints.log(&error),
             }
             let pause = match registered {

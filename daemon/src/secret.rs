@@ -31,6 +31,11 @@ impl Secret {
         Ok(Secret(bytes))
     }
 
+    /// For those who greet without a header.
+    pub fn to_array(&self) -> [u8; LENGTH] {
+        self.0
+    }
+
     /// For a request's header.
     pub fn to_bytes(&self) -> Bytes {
         Bytes::copy_from_slice(&self.0)
