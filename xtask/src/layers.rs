@@ -19,6 +19,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("eggs-client-core", &["eggs-proto"]),
     ("eggs-daemon", &["eggs-proto"]),
     ("eggs-consensus", &["eggs-proto", "eggs-machine", "eggs-consensus-core", "eggs-daemon"]),
+    ("eggs-replica", &["eggs-proto", "eggs-machine", "eggs-consensus-core", "eggs-consensus", "eggs-daemon"]),
     ("eggs-client", &["eggs-proto", "eggs-client-core"]),
     ("eggs-shard", &SERVICE_OF_SHARD),
     ("eggs-crossdir", &SERVICE_OF_CROSSDIR),
@@ -55,12 +56,20 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("xtask", &[]),
 ];
 
-const SERVICE_OF_SHARD: [&str; 6] = service("eggs-shard-core");
-const SERVICE_OF_CROSSDIR: [&str; 6] = service("eggs-crossdir-core");
-const SERVICE_OF_SHUCKLE: [&str; 6] = service("eggs-shuckle-core");
+const SERVICE_OF_SHARD: [&str; 7] = service("eggs-shard-core");
+const SERVICE_OF_CROSSDIR: [&str; 7] = service("eggs-crossdir-core");
+const SERVICE_OF_SHUCKLE: [&str; 7] = service("eggs-shuckle-core");
 
-const fn service(core: &'static str) -> [&'static str; 6] {
-    ["eggs-proto", "eggs-machine", "eggs-consensus-core", "eggs-consensus", "eggs-daemon", core]
+const fn service(core: &'static str) -> [&'static str; 7] {
+    [
+        "eggs-proto",
+        "eggs-machine",
+        "eggs-consensus-core",
+        "eggs-consensus",
+        "eggs-replica",
+        "eggs-daemon",
+        core,
+    ]
 }
 
 /// Crates that decide and do nothing: the same input gives the same output on every machine.
