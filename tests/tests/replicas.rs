@@ -246,7 +246,13 @@ fn call<R: Message + Default>(address: std::net::SocketAddr, path: &str, request
 }
 
 /// A rename's answer by whoever leads, and who that is.
-fn rename(hosts: &Hosts, cluster: &[u8], sequence: u64, from: &str, to: &str) -> (usize, pb::write_result::Result) {
+fn rename(
+    hosts: &Hosts,
+    cluster: &[u8],
+    sequence: u64,
+    from: &str,
+    to: &str,
+) -> (usize, pb::write_result::Result) {
     let rename = pb::Rename {
         directory: InodeId::ROOT.0,
         old_name: from.to_owned().into(),
@@ -289,7 +295,11 @@ fn move_(hosts: &Hosts, cluster: &[u8], sequence: u64, op: &pb::Move) -> (usize,
     })
 }
 
-fn leader<T>(hosts: &Hosts, part: &'static str, ask: impl Fn(std::net::SocketAddr) -> Option<T>) -> (usize, T) {
+fn leader<T>(
+    hosts: &Hosts,
+    part: &'static str,
+    ask: impl Fn(std::net::SocketAddr) -> Option<T>,
+) -> (usize, T) {
     until("an answer of the leader", TOO_LONG, || {
         let mut alive = (0..hosts.count()).filter(|&host| hosts.is_running(host, part));
         alive.find_map(|host| Some((host, ask(hosts.address(host, part))?)))

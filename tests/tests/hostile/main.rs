@@ -22,6 +22,8 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const SHARD: &str = "/eggs.v1.ShardService/Call";
 const CROSSDIR: &str = "/eggs.v1.CrossdirService/Call";
 const REGISTRY: &str = "/eggs.v1.RegistryService/Call";
+/// Between stores: nothing but a greeting with the secret opens it.
+const PEER: &str = "/eggs.v1.PeerService/Exchange";
 const BLOCKS: [&str; 4] = [
     "/eggs.v1.BlockService/Write",
     "/eggs.v1.BlockService/Fetch",
@@ -266,6 +268,7 @@ fn throw_requests(target: Target, paths: &[&str], known: &Known, count: usize) {
             SHARD => vec![requests.shard().encode_to_vec()],
             CROSSDIR => vec![requests.crossdir().encode_to_vec()],
             REGISTRY => vec![requests.registry().encode_to_vec()],
+            PEER => requests.peer().iter().map(Message::encode_to_vec).collect(),
             path if path == BLOCKS[0] => {
                 requests.block_write(&known.services).iter().map(Message::encode_to_vec).collect()
             }
@@ -349,15 +352,13 @@ fn wrong_in_one_way(shard: SocketAddr, crossdir: SocketAddr, registry: SocketAdd
     // What needs the secret, without and with a wrong one.
     let mut registry = Connection::open(registry);
     for secret in [&b""[..], &[1; 32], &[0; 4096]] {
-        let register =
-            pb::RegisterShards { address: "thief:1".to_owned(), shards: vec![pb::ShardReport::default()] };
-        let request = pb::RegistryRequest {
-            header: Some(pb::RequestHeader { secret: secret.to_vec().into(), ..header.clone() }),
-            op: Some(pb::registry_request::Op::RegisterShards(register)),
-        };
-        let reply: pb::RegistryReply = call(&mut registry, REGISTRY, &request);
-        let Some(pb::registry_reply::Result::Error(error)) = reply.result else { panic!("{reply:?}") };
-        assert_eq!(RegistryError::from_code(error.code), Some(RegistryError::Unauthorized), "{error:?}");
+        for op in needs_secret() {
+            let header = pb::RequestHeader { secret: secret.to_vec().into(), ..header.clone() };
+            let request = pb::RegistryRequest { header: Some(header), op: Some(op) };
+            let reply: pb::RegistryReply = call(&mut registry, REGISTRY, &request);
+            let Some(pb::registry_reply::Result::Error(error)) = reply.result else { panic!("{reply:?}") };
+            assert_eq!(RegistryError::from_code(error.code), Some(RegistryError::Unauthorized), "{error:?}");
+        }
     }
     // Nobody is told the disks' keys without it.
     let op = pb::registry_request::Op::Map(pb::ClusterMap { with_keys: true });
@@ -366,6 +367,19 @@ fn wrong_in_one_way(shard: SocketAddr, crossdir: SocketAddr, registry: SocketAdd
     if let Some(pb::registry_reply::Result::Map(map)) = reply.result {
         assert!(map.block_services.iter().all(|service| service.key.is_empty()));
     }
+}
+
+/// What only daemons, and those who have their secret, may ask for.
+fn needs_secret() -> Vec<pb::registry_request::Op> {
+    use pb::registry_request::Op;
+    let kind = pb::StoreKind::StoreShard.into();
+    let address = "thief:1".to_owned();
+    let host = "thief".to_owned();
+    vec![
+        Op::RegisterStore(pb::RegisterStore { id: 1, kind, host, address, ..pb::RegisterStore::default() }),
+        Op::SetReplicas(pb::SetReplicas { group: 1, wanted: vec![1], ..pb::SetReplicas::default() }),
+        Op::DrainHost(pb::DrainHost { host: "host-a".to_owned(), undo: false }),
+    ]
 }
 
 /// Connections that say nothing, or half of something, and stay.
@@ -393,7 +407,7 @@ fn on_the_port_of_a_cluster_in_one_process() {
     throw_garbage(target);
     assert_serves(&ctl, "garbage");
     std::thread::scope(|scope| {
-        for path in [SHARD, CROSSDIR, REGISTRY].iter().chain(&BLOCKS) {
+        for path in [SHARD, CROSSDIR, REGISTRY, PEER].iter().chain(&BLOCKS) {
             scope.spawn(move || throw_bodies(target, path));
         }
         scope.spawn(move || throw_bodies(target, "/eggs.v1.NoService/Call"));
@@ -406,6 +420,7 @@ fn on_the_port_of_a_cluster_in_one_process() {
         scope.spawn(move || throw_requests(target, &[CROSSDIR], known, 400));
         scope.spawn(move || throw_requests(target, &[REGISTRY], known, 400));
         scope.spawn(move || throw_requests(target, &BLOCKS, known, 800));
+        scope.spawn(move || throw_requests(target, &[PEER], known, 400));
     });
     assert_serves(&ctl, "requests");
     drop(idle);
@@ -439,9 +454,9 @@ fn on_every_port_of_the_daemons() {
             scope.spawn(move || {
                 throw_garbage(*target);
                 let paths: &[&str] = match *name {
-                    "shuckle" => &[REGISTRY],
-                    "shard-a" | "shard-b" => &[SHARD],
-                    "crossdir" => &[CROSSDIR],
+                    "shuckle" => &[REGISTRY, PEER],
+                    "shard" => &[SHARD, PEER],
+                    "crossdir" => &[CROSSDIR, PEER],
                     _ => &BLOCKS,
                 };
                 for path in paths {
@@ -451,7 +466,7 @@ fn on_every_port_of_the_daemons() {
             });
         }
     });
-    wrong_in_one_way(daemons.address("shard-a"), daemons.address("crossdir"), daemons.shuckle(), &known);
+    wrong_in_one_way(daemons.address("shard"), daemons.address("crossdir"), daemons.shuckle(), &known);
     for name in Daemons::names() {
         assert!(daemons.process(name).is_running(), "{name}");
     }

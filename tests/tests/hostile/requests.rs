@@ -308,7 +308,7 @@ impl Requests {
         use registry_request::Op;
         let header = self.header();
         let address = "hostile:1".to_owned();
-        let op = match self.rng.random_range(0..7) {
+        let op = match self.rng.random_range(0..8) {
             0 => Op::Hello(pb::Hello {}),
             1 => Op::Map(pb::ClusterMap { with_keys: self.rng.random() }),
             2 => Op::ReportBlocks(pb::ReportBlocks {
@@ -324,16 +324,36 @@ impl Requests {
                 set: self.u32(),
                 clear: self.u32(),
             }),
-            4 => Op::RegisterShards(pb::RegisterShards {
+            4 => Op::RegisterStore(pb::RegisterStore {
+                id: self.u64(),
+                kind: self.rng.random_range(-1..5),
+                host: "h".repeat(self.rng.random_range(0..200)),
                 address,
-                shards: self.many(|this| pb::ShardReport {
-                    shard: this.u32(),
-                    leader: this.rng.random(),
+                clock_offset: self.rng.random(),
+                problem: "p".repeat(self.rng.random_range(0..200)),
+                led: self.many(|this| pb::LedGroup {
+                    group: this.u32(),
+                    term: this.u64(),
                     applied_index: this.u64(),
                     log_bytes: this.u64(),
+                    voters: this.many(Self::u64),
+                    learners: this.many(Self::u64),
+                    conf_index: this.u64(),
+                    progress: Vec::new(),
                 }),
+                transactions: self.u32(),
+                boot: self.u64(),
             }),
-            5 => Op::RegisterCrossdir(pb::RegisterCrossdir { address, transactions: self.u32() }),
+            5 => Op::SetReplicas(pb::SetReplicas {
+                group: self.u32(),
+                wanted: self.many(Self::u64),
+                preferred: self.u64(),
+                force: self.rng.random(),
+            }),
+            6 => Op::DrainHost(pb::DrainHost {
+                host: "h".repeat(self.rng.random_range(0..200)),
+                undo: self.rng.random(),
+            }),
             _ => Op::RegisterBlockServices(pb::RegisterBlockServices {
                 address,
                 failure_domain: "h".repeat(self.rng.random_range(0..200)),
@@ -349,6 +369,47 @@ impl Requests {
             }),
         };
         pb::RegistryRequest { header, op: self.rng.random_bool(0.98).then_some(op) }
+    }
+
+    /// A stream from somebody who says to be a store.
+    pub fn peer(&mut self) -> Vec<pb::PeerBatch> {
+        use pb::peer_message::Body;
+        let greeting = self.some(|this| pb::PeerGreeting {
+            version: if this.rng.random_bool(0.8) { PROTOCOL_VERSION } else { this.u32() },
+            cluster_id: this.cluster.clone().into(),
+            secret: this.bytes(),
+            from_store: this.u64(),
+            to_store: this.u64(),
+        });
+        let message = |this: &mut Self| {
+            let body = match this.rng.random_range(0..4) {
+                0 => Body::Raft(this.bytes()),
+                1 => Body::Sleep(pb::PeerSleep { term: this.u64(), index: this.u64(), hash: this.bytes() }),
+                2 => Body::Want(pb::SnapshotWant { index: this.u64(), term: this.u64(), offset: this.u64() }),
+                _ => Body::Piece(pb::SnapshotPiece {
+                    index: this.u64(),
+                    term: this.u64(),
+                    offset: this.u64(),
+                    total: this.u64(),
+                    bytes: this.bytes(),
+                    crc: this.u32(),
+                }),
+            };
+            pb::PeerMessage { group: this.u32(), body: Some(body) }
+        };
+        let mut batches = vec![pb::PeerBatch { greeting, ..pb::PeerBatch::default() }];
+        for _ in 0..self.rng.random_range(0..3) {
+            let heartbeat = self.some(|this| pb::PeerHeartbeat {
+                boot: this.u64(),
+                sent_at: this.u64(),
+                wall: this.u64(),
+                echo_sent_at: this.u64(),
+                echo_age: this.u64(),
+            });
+            let messages = self.many(message);
+            batches.push(pb::PeerBatch { greeting: None, heartbeat, messages });
+        }
+        batches
     }
 
     /// The parts of a write of a block; `services` exist.
