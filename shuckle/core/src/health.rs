@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use eggs_machine::{Table, TableError};
-use eggs_proto::limits::{BLOCK_SERVICES_MAX, STALE_AFTER};
+use eggs_proto::limits::{BLOCK_SERVICES_MAX, SHARDS, STALE_AFTER};
 use eggs_proto::{BlockServiceId, GroupId, RegistryError, ServiceError, StoreId, Time, pb};
 use pb::registry_command::Command;
 use pb::registry_reply::Result as Reply;
@@ -53,6 +53,8 @@ pub struct Health {
     pub(crate) started_at: Time,
     patience: Duration,
     pub(crate) replace_after: Duration,
+    /// Shards from 0 on that are founded; all but in simulations.
+    pub(crate) shards: u16,
     pub(crate) stores: BTreeMap<StoreId, StoreHealth>,
     /// Stores whose place at their address another has taken, and which.
     pub(crate) replaced: BTreeMap<StoreId, StoreId>,
@@ -97,6 +99,7 @@ impl Health {
             started_at: now,
             patience,
             replace_after: REPLACE_AFTER,
+            shards: SHARDS,
             stores: BTreeMap::new(),
             replaced: BTreeMap::new(),
             leads: BTreeMap::new(),
@@ -111,6 +114,12 @@ impl Health {
     #[must_use]
     pub fn with_replace_after(self, replace_after: Duration) -> Health {
         Health { replace_after, ..self }
+    }
+
+    /// Of a cluster that has only the first `shards` shards: small simulations.
+    #[must_use]
+    pub fn with_shards(self, shards: u16) -> Health {
+        Health { shards, ..self }
     }
 
     /// What to do about a request. `authorized`: it carries the cluster secret.

@@ -9,7 +9,7 @@ use pb::registry_command::Command;
 
 use crate::health::{Health, Step, log, registered};
 use crate::machine::conflict;
-use crate::schema::{kind_name, kind_of};
+use crate::schema::kind_name;
 use crate::{machine, schema, validate};
 
 /// What a store said last.
@@ -275,9 +275,4 @@ fn malformed() -> pb::Error {
 /// As people name a group of stores' trouble: `shard store 0x… on host c`.
 pub(crate) fn name(id: StoreId, row: &pb::StoreRow) -> String {
     format!("{} store {id} on host {}", kind_name(row.kind()), row.host)
-}
-
-/// The stores' groups: `kind_of` of a group that was checked.
-pub(crate) fn kind(group: GroupId) -> StoreKind {
-    kind_of(group).unwrap_or(StoreKind::StoreUnspecified)
 }
