@@ -33,7 +33,7 @@ const MAGIC: &str = "eggsfs";
 /// mkfs makes this one: a fresh file system counts as empty.
 const LOST_AND_FOUND: &str = "lost+found";
 /// All that a store holds as one: the log, and what is of no use without it.
-const STORE: [&str; 4] = ["log", "state", "state.clean", "snapshots"];
+const STORE: [&str; 5] = ["log", "log.written", "state", "state.clean", "snapshots"];
 /// The oldest format this build reads: before it, a directory had no store.
 const FORMAT_VERSION_MIN: u32 = 2;
 const FORMAT_BYTES_MAX: u64 = 4096;
