@@ -120,7 +120,7 @@ fn check_name(name: &Bytes) -> Result<(), pb::Error> {
             NameError::TooLong => CrossdirError::NameTooLong,
             NameError::Empty | NameError::Dots | NameError::Separator => CrossdirError::InvalidName,
         };
-        pb::Error { code: code.code(), message: error.to_string() }
+        pb::Error { message: error.to_string(), ..code.bare() }
     })
 }
 

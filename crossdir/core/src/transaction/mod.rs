@@ -81,7 +81,7 @@ fn reply(result: pb::crossdir_reply::Result) -> pb::CrossdirReply {
 }
 
 fn refused(error: ShardError, message: String) -> pb::CrossdirReply {
-    reply(pb::crossdir_reply::Result::Error(pb::Error { code: crossdir_error(error).code(), message }))
+    reply(pb::crossdir_reply::Result::Error(pb::Error { message, ..crossdir_error(error).bare() }))
 }
 
 fn refusal(error: CrossdirError, what: impl std::fmt::Display) -> pb::CrossdirReply {
