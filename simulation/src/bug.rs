@@ -40,8 +40,16 @@ bugs! {
     NoTransactionCheck = "no-transaction-check";
     /// Shards do not remember the last reply of a session (C rows).
     NoSessionCheck = "no-session-check";
-    /// Now and then a read is answered from a state of some time ago.
+    /// Whoever thinks that it leads answers reads without asking the others.
     StaleReads = "stale-reads";
+    /// Stores do not write down whom they voted for.
+    ForgetVote = "forget-vote";
+    /// Stores that start again apply their last entries once more.
+    ApplyTwice = "apply-twice";
+    /// Snapshots come without the sessions' last answers.
+    SnapshotWithoutSessions = "snapshot-without-sessions";
+    /// A store whose log is damaged cuts it there and goes on under its old id.
+    DamagedLogKept = "damaged-log-kept";
     /// A directory that was moved still says it belongs to its old parent.
     NoSetOwner = "no-set-owner";
     /// Now and then a shard loses an entry of the dead map.

@@ -1,20 +1,44 @@
-//! What goes wrong: crashes, partitions, bad weather, disks that are lost, full or flip bits.
+//! What goes wrong: crashes of processes, machines and all at once, partitions of every shape, bad weather, slow
+//! and full disks, writes that fail, bits that flip, clocks that jump, processes that stand still; and what
+//! people do meanwhile: members changed, hosts drained, machines added.
 
+use bytes::Bytes;
+use eggs_consensus_core::GroupId;
+use eggs_proto::pb::registry_request::Op;
+use eggs_proto::{StoreId, Time, pb};
 use rand::Rng;
-use rand::seq::IndexedRandom;
+use rand::seq::{IndexedRandom, SliceRandom};
 
-use crate::kernel::{Event, MILLISECOND, NodeId, SECOND, Weather};
-use crate::world::{DISKS_PER_HOST, Node, World};
+use crate::kernel::{Envelope, Event, MILLISECOND, NodeId, Rpc, SECOND, Weather, wall};
+use crate::nodes::{encode, request_header};
+use crate::world::{DISKS_PER_HOST, FAIR, Node, World, with_replica};
 
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
     /// Something goes wrong now, and something else later.
     Next,
     Restart(NodeId),
-    /// The pair hears each other again.
-    Mend(NodeId, NodeId),
+    /// These hear each other again.
+    Mend(Partition),
+    /// The partition comes or goes, so many times more.
+    Flap(Partition, u32),
     DiskHasRoom(NodeId, usize),
+    LogHasRoom(NodeId),
+    /// A machine's clock is what it was.
+    ClockBack(usize, i64),
+    /// The spare machine comes up.
+    Join,
+    /// A host is drained no more.
+    Undrain(usize),
     Calm,
+}
+
+/// Who does not hear whom.
+#[derive(Debug, Clone)]
+pub(crate) struct Partition {
+    pairs: Vec<(NodeId, NodeId)>,
+    /// Only what stores say to one another is lost.
+    peers: bool,
 }
 
 impl World {
@@ -29,9 +53,19 @@ impl World {
                 Ok(())
             }
             Fault::Restart(id) => self.start(id),
-            Fault::Mend(a, b) => {
-                self.kernel.cut.remove(&(a, b));
-                self.kernel.cut.remove(&(b, a));
+            Fault::Mend(partition) => {
+                self.mend(&partition);
+                Ok(())
+            }
+            Fault::Flap(partition, left) => {
+                if !self.chaos {
+                    return Ok(());
+                }
+                if left % 2 == 1 { self.cut(&partition) } else { self.mend(&partition) }
+                if left > 0 {
+                    let pause = self.kernel.rng.random_range(40 * MILLISECOND..900 * MILLISECOND);
+                    self.kernel.at(self.kernel.now + pause, Event::Fault(Fault::Flap(partition, left - 1)));
+                }
                 Ok(())
             }
             Fault::DiskHasRoom(host, disk) => {
@@ -40,8 +74,27 @@ impl World {
                 }
                 Ok(())
             }
+            Fault::LogHasRoom(id) => {
+                self.set_full(id, false);
+                Ok(())
+            }
+            Fault::ClockBack(machine, skew) => {
+                self.set_skew(machine, skew);
+                Ok(())
+            }
+            Fault::Join => {
+                for id in std::mem::take(&mut self.late) {
+                    self.counts.fault("joined");
+                    self.start(id)?;
+                }
+                Ok(())
+            }
+            Fault::Undrain(machine) => {
+                self.operator(Op::DrainHost(pb::DrainHost { host: format!("host{machine}"), undo: true }));
+                Ok(())
+            }
             Fault::Calm => {
-                self.kernel.weather = Weather { lost: 5, duplicated: 10, slow: 10 };
+                self.kernel.weather = FAIR;
                 Ok(())
             }
         }
@@ -53,97 +106,423 @@ impl World {
         NodeId(all.choose(&mut self.kernel.rng).copied().unwrap_or_default())
     }
 
+    /// Machines with stores.
+    fn machines(&self) -> usize {
+        self.clocks.len()
+    }
+
+    fn random_machine(&mut self) -> usize {
+        let machines = self.machines();
+        self.kernel.rng.random_range(0..machines)
+    }
+
+    /// The stores of a machine.
+    fn on_machine(&mut self, machine: usize) -> Vec<NodeId> {
+        let all = (0..self.nodes.len()).map(NodeId);
+        all.filter(|id| self.nodes[id.0].is_store() && self.nodes[id.0].me().machine == machine).collect()
+    }
+
+    fn crash_one(&mut self, kind: &'static str, is: impl Fn(&Node) -> bool) -> Result<(), String> {
+        let id = self.random_node(is);
+        if self.late.contains(&id) {
+            return Ok(());
+        }
+        self.counts.fault(kind);
+        self.crash_soon(id)
+    }
+
     pub(crate) fn something(&mut self) -> Result<(), String> {
-        match self.kernel.rng.random_range(0..100) {
-            0..22 => {
-                let id = self.random_node(|node| matches!(node, Node::Shards(_)));
-                self.crash_soon(id)
-            }
-            22..36 => {
-                let id = self.random_node(|node| matches!(node, Node::Coordinator(_)));
-                self.crash_soon(id)
-            }
-            36..40 => {
-                let id = self.random_node(|node| matches!(node, Node::Registry(_)));
-                self.crash_soon(id)
-            }
-            40..50 => {
-                let id = self.random_node(|node| matches!(node, Node::Blocks(_)));
-                self.crash_soon(id)
-            }
-            50..54 => {
-                let id = self.random_node(|node| matches!(node, Node::Client(_)));
-                self.crash_soon(id)
-            }
-            54..64 => {
-                self.snapshot();
-                Ok(())
-            }
-            64..72 => {
-                self.remember_state();
-                Ok(())
-            }
-            72..76 => {
-                let id = self.random_node(|node| matches!(node, Node::Shards(_)));
-                if let Node::Shards(host) = &mut self.nodes[id.0] {
-                    host.fail_next_write = true;
-                }
-                Ok(())
-            }
-            76..84 => {
-                self.partition();
-                Ok(())
-            }
-            84..94 => {
-                self.spoil_disk();
-                Ok(())
-            }
+        match self.kernel.rng.random_range(0..1000) {
+            0..130 => self.crash_one("crash", |node| matches!(node, Node::Shards(_)))?,
+            130..200 => self.crash_one("crash", |node| matches!(node, Node::Coordinator(_)))?,
+            200..230 => self.crash_one("crash", |node| matches!(node, Node::Registry(_)))?,
+            230..290 => self.crash_one("crash of disks", |node| matches!(node, Node::Blocks(_)))?,
+            290..320 => self.crash_one("crash of a client", |node| matches!(node, Node::Client(_)))?,
+            320..360 => self.crash_machine()?,
+            360..375 => self.power_cut()?,
+            375..410 => self.spring_later(),
+            410..470 => self.snapshot(),
+            470..520 => self.remember_state(),
+            520..550 => self.failing_write(),
+            550..570 => self.full_log(),
+            570..600 => self.slow_disk(),
+            600..660 => self.partition(),
+            660..690 => self.flap(),
+            690..720 => self.pause(),
+            720..735 => self.jump_clock(),
+            735..775 => self.spoil_log()?,
+            775..860 => self.spoil_disk(),
+            860..940 => self.change_members(),
             _ => {
-                self.kernel.weather = Weather { lost: 100, duplicated: 100, slow: 100 };
+                self.counts.fault("bad weather");
+                self.kernel.weather = Weather { lost: 100, duplicated: 100, slow: 100, broken: 20 };
                 let calm = self.kernel.rng.random_range(100 * MILLISECOND..2 * SECOND);
                 self.kernel.at(self.kernel.now + calm, Event::Fault(Fault::Calm));
-                Ok(())
+            }
+        }
+        Ok(())
+    }
+
+    // ---- crashes ----
+
+    /// All that runs on a machine, at once.
+    fn crash_machine(&mut self) -> Result<(), String> {
+        let machine = self.random_machine();
+        self.counts.fault("crash of a machine");
+        for id in self.on_machine(machine) {
+            self.crash_store(id)?;
+        }
+        Ok(())
+    }
+
+    /// Every machine at once.
+    fn power_cut(&mut self) -> Result<(), String> {
+        self.counts.fault("power cut");
+        for at in 0..self.nodes.len() {
+            if self.nodes[at].is_store() {
+                self.crash_store(NodeId(at))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn crash_store(&mut self, id: NodeId) -> Result<(), String> {
+        if self.late.contains(&id) { Ok(()) } else { self.crash_for(id) }
+    }
+
+    /// Whoever is elected next is cut off at once, and those that elected it crash.
+    fn spring_later(&mut self) {
+        self.counts.fault("ambush");
+        self.ambush = true;
+        // Somebody has to be elected.
+        let leaders: Vec<NodeId> = (0..self.nodes.len())
+            .map(NodeId)
+            .filter(|id| with_replica!(&mut self.nodes[id.0], |replica, me| !replica.led().is_empty()) == Some(true))
+            .collect();
+        if let Some(&leader) = leaders.choose(&mut self.kernel.rng) {
+            let until = self.kernel.now + self.kernel.rng.random_range(SECOND..3 * SECOND);
+            if self.kernel.chance(500) {
+                self.paused.insert(leader, until);
+            } else {
+                self.isolate(leader, until, true);
             }
         }
     }
 
+    pub(crate) fn spring_ambush(&mut self) -> Result<(), String> {
+        let Some(store) = self.kernel.oracle.newest_leader() else { return Ok(()) };
+        let all = (0..self.nodes.len()).map(NodeId);
+        let Some(leader) = all.into_iter().find(|&id| self.store_of(id) == Some(store)) else { return Ok(()) };
+        let kind = self.nodes[leader.0].kind();
+        self.ambush = false;
+        self.kernel.note(format_args!("ambush of {leader}"));
+        // Those who were apart hear each other again, but not the new leader.
+        self.kernel.cut.clear();
+        self.kernel.peers_cut.clear();
+        let until = self.kernel.now + self.kernel.rng.random_range(SECOND..4 * SECOND);
+        self.isolate(leader, until, true);
+        for at in 0..self.nodes.len() {
+            let id = NodeId(at);
+            if id != leader && self.nodes[at].kind() == kind && self.up[at] && !self.paused.contains_key(&id) {
+                self.crash(id)?;
+                let down = self.kernel.rng.random_range(MILLISECOND..30 * MILLISECOND);
+                self.kernel.at(self.kernel.now + down, Event::Fault(Fault::Restart(id)));
+            }
+        }
+        let paused: Vec<NodeId> = self.paused.keys().copied().collect();
+        for id in paused {
+            let wakes = self.kernel.now + self.kernel.rng.random_range(MILLISECOND..100 * MILLISECOND);
+            self.paused.insert(id, wakes);
+        }
+        Ok(())
+    }
+
+    /// A process stands still for a while: it was paged out, or its virtual machine was moved.
+    fn pause(&mut self) {
+        self.counts.fault("pause");
+        let id = self.random_node(Node::is_store);
+        let until = self.kernel.now + self.kernel.rng.random_range(100 * MILLISECOND..4 * SECOND);
+        self.kernel.note(format_args!("{id} stands still"));
+        self.paused.insert(id, until);
+    }
+
+    // ---- storage ----
+
     pub(crate) fn snapshot(&mut self) {
-        let id = self.random_node(|node| !matches!(node, Node::Client(_) | Node::Blocks(_)));
-        if !self.up[id.0] {
-            return;
-        }
-        match &mut self.nodes[id.0] {
-            Node::Shards(host) => host.request_snapshot(&mut self.kernel),
-            Node::Coordinator(node) => node.request_snapshot(&mut self.kernel),
-            _ => {}
-        }
+        let id = self.random_node(Node::is_store);
+        let kernel = &mut self.kernel;
+        with_replica!(&mut self.nodes[id.0], |replica, me| replica.request_snapshot(kernel, &me));
     }
 
     pub(crate) fn remember_state(&mut self) {
-        for (node, up) in self.nodes.iter_mut().zip(&self.up) {
-            match node {
-                _ if !up => {}
-                Node::Shards(host) => host.replica.remember_state(),
-                Node::Coordinator(node) => node.replica.remember_state(),
-                Node::Registry(node) => node.replica.remember_state(),
-                Node::Blocks(_) | Node::Client(_) => {}
-            }
+        for node in &mut self.nodes {
+            with_replica!(node, |replica, me| replica.remember_state());
         }
     }
 
-    pub(crate) fn partition(&mut self) {
-        let (a, b) = (self.random_node(|_| true), self.random_node(|_| true));
-        if a == b {
-            return;
-        }
-        self.kernel.note(format_args!("cut {a} from {b}"));
-        self.kernel.cut.insert((a, b));
-        if self.kernel.chance(500) {
-            self.kernel.cut.insert((b, a));
-        }
-        let mend = self.kernel.rng.random_range(50 * MILLISECOND..4 * SECOND);
-        self.kernel.at(self.kernel.now + mend, Event::Fault(Fault::Mend(a, b)));
+    fn failing_write(&mut self) {
+        self.counts.fault("failing write");
+        let id = self.random_node(Node::is_store);
+        let kernel = &mut self.kernel;
+        with_replica!(&mut self.nodes[id.0], |replica, me| replica.fail_next_write(kernel));
     }
+
+    fn set_full(&mut self, id: NodeId, full: bool) {
+        if let Node::Shards(host) = &mut self.nodes[id.0] {
+            host.full = full;
+        }
+        with_replica!(&mut self.nodes[id.0], |replica, me| replica.set_full(full));
+    }
+
+    fn full_log(&mut self) {
+        self.counts.fault("full disk");
+        let id = self.random_node(Node::is_store);
+        self.kernel.note(format_args!("{id} has no room"));
+        self.set_full(id, true);
+        let room = self.kernel.rng.random_range(200 * MILLISECOND..4 * SECOND);
+        self.kernel.at(self.kernel.now + room, Event::Fault(Fault::LogHasRoom(id)));
+    }
+
+    fn slow_disk(&mut self) {
+        self.counts.fault("slow disk");
+        let id = self.random_node(Node::is_store);
+        let until = self.kernel.now + self.kernel.rng.random_range(SECOND..6 * SECOND);
+        self.kernel.slow_disks.insert(id, until);
+    }
+
+    /// A bit of a log flips, or a machine comes back with an empty disk: as long as the others can bear it.
+    fn spoil_log(&mut self) -> Result<(), String> {
+        let id = self.random_node(Node::is_store);
+        if !self.bears_loss_of(id) {
+            return Ok(());
+        }
+        let kernel = &mut self.kernel;
+        if kernel.chance(700) {
+            let flipped = with_replica!(&mut self.nodes[id.0], |replica, me| replica.flip_log(kernel, &me));
+            if flipped == Some(true) {
+                self.counts.fault("bit of a log");
+                // Noticed when it is read: now and then soon.
+                if self.kernel.chance(600) {
+                    return self.crash_for(id);
+                }
+            }
+            return Ok(());
+        }
+        self.counts.fault("empty disk");
+        self.crash(id)?;
+        self.kernel.note(format_args!("{id} comes back with an empty disk"));
+        let kernel = &mut self.kernel;
+        with_replica!(&mut self.nodes[id.0], |replica, me| replica.replace_disk(kernel));
+        let down = self.kernel.rng.random_range(MILLISECOND..4 * SECOND);
+        self.kernel.at(self.kernel.now + down, Event::Fault(Fault::Restart(id)));
+        Ok(())
+    }
+
+    /// Whether every group of this node's kind has three good voters or more, and nothing is left of an earlier
+    /// loss.
+    fn bears_loss_of(&mut self, id: NodeId) -> bool {
+        let Some(kind) = self.nodes[id.0].kind() else { return false };
+        let Some(map) = self.map() else { return false };
+        let same: Vec<NodeId> =
+            (0..self.nodes.len()).map(NodeId).filter(|id| self.nodes[id.0].kind() == Some(kind)).collect();
+        let spoiled = same.iter().any(|id| {
+            with_replica!(&mut self.nodes[id.0], |replica, me| replica.spoiled) == Some(true)
+        });
+        let stores: Vec<StoreId> = same.iter().filter_map(|&id| self.store_of(id)).collect();
+        let groups = map.groups.iter().filter_map(|place| {
+            let group = GroupId(u16::try_from(place.group).ok()?);
+            (eggs_shuckle_core::kind_of(group) == Some(kind)).then_some(group)
+        });
+        let mut some = false;
+        for group in groups {
+            some = true;
+            let Some((_, status)) = self.leading(group) else { return false };
+            let members = &status.membership;
+            let good = members.members().all(|store| stores.contains(&store));
+            // All of them are there with all of the log: what the others do not have yet is not lost either.
+            let has_all = |&store: &StoreId| {
+                let node = same.iter().find(|&&id| self.store_of(id) == Some(store));
+                let there = node.and_then(|&id| self.status(id, group));
+                there.is_some_and(|there| there.membership.index == members.index)
+            };
+            if members.voters.len() < 3 || !good || !members.voters.iter().all(has_all) {
+                return false;
+            }
+        }
+        some && !spoiled
+    }
+
+    // ---- network ----
+
+    fn cut(&mut self, partition: &Partition) {
+        let set = if partition.peers { &mut self.kernel.peers_cut } else { &mut self.kernel.cut };
+        set.extend(partition.pairs.iter().copied());
+    }
+
+    fn mend(&mut self, partition: &Partition) {
+        let set = if partition.peers { &mut self.kernel.peers_cut } else { &mut self.kernel.cut };
+        for pair in &partition.pairs {
+            set.remove(pair);
+        }
+    }
+
+    /// Nobody hears this node, or it hears nobody, or both.
+    fn isolate(&mut self, id: NodeId, until: u64, peers: bool) {
+        let others = (0..self.nodes.len()).map(NodeId).filter(|&other| other != id);
+        let pairs = others.flat_map(|other| [(id, other), (other, id)]).collect();
+        let partition = Partition { pairs, peers };
+        self.cut(&partition);
+        self.kernel.at(until, Event::Fault(Fault::Mend(partition)));
+    }
+
+    /// A random partition: of two nodes, of a machine from the rest, of the machines in two halves; both ways or
+    /// one, of all traffic or of what stores say to one another.
+    fn random_partition(&mut self) -> Partition {
+        let nodes: Vec<NodeId> = (0..self.nodes.len()).map(NodeId).collect();
+        let (left, right): (Vec<NodeId>, Vec<NodeId>) = match self.kernel.rng.random_range(0..3) {
+            0 => (vec![self.random_node(|_| true)], vec![self.random_node(|_| true)]),
+            shape => {
+                let mut machines: Vec<usize> = (0..self.machines()).collect();
+                machines.shuffle(&mut self.kernel.rng);
+                machines.truncate(if shape == 1 { 1 } else { self.machines() / 2 });
+                let inside: Vec<NodeId> =
+                    machines.into_iter().flat_map(|machine| self.on_machine(machine)).collect();
+                let outside = nodes.iter().copied().filter(|node| !inside.contains(node));
+                let outside: Vec<NodeId> = outside.collect();
+                (inside, outside)
+            }
+        };
+        let both = self.kernel.chance(500);
+        let mut pairs = Vec::new();
+        for &a in &left {
+            for &b in right.iter().filter(|&&b| b != a) {
+                pairs.push((a, b));
+                if both {
+                    pairs.push((b, a));
+                }
+            }
+        }
+        if !both && self.kernel.chance(500) {
+            pairs.iter_mut().for_each(|(a, b)| std::mem::swap(a, b));
+        }
+        Partition { pairs, peers: self.kernel.chance(500) }
+    }
+
+    pub(crate) fn partition(&mut self) {
+        let partition = self.random_partition();
+        self.counts.fault(if partition.peers { "partition of stores" } else { "partition" });
+        let (pairs, peers) = (partition.pairs.len(), partition.peers);
+        self.kernel.note(format_args!("cut {pairs} ways, from {:?}; peers {peers}", partition.pairs.first()));
+        self.cut(&partition);
+        let mend = self.kernel.rng.random_range(50 * MILLISECOND..5 * SECOND);
+        self.kernel.at(self.kernel.now + mend, Event::Fault(Fault::Mend(partition)));
+    }
+
+    fn flap(&mut self) {
+        self.counts.fault("flapping partition");
+        let partition = self.random_partition();
+        let times = self.kernel.rng.random_range(3..10);
+        self.kernel.at(self.kernel.now, Event::Fault(Fault::Flap(partition, times * 2 - 1)));
+    }
+
+    // ---- clocks ----
+
+    fn set_skew(&mut self, machine: usize, skew: i64) {
+        self.clocks[machine].0 = skew;
+        for id in self.on_machine(machine) {
+            self.nodes[id.0].me().skew = skew;
+        }
+    }
+
+    fn jump_clock(&mut self) {
+        self.counts.fault("clock jump");
+        let machine = self.random_machine();
+        let before = self.clocks[machine].0;
+        let jump = self.kernel.rng.random_range(-3 * SECOND as i64..3 * SECOND as i64);
+        self.kernel.note(format_args!("the clock of machine {machine} jumps by {jump}"));
+        self.set_skew(machine, before + jump);
+        let back = self.kernel.rng.random_range(SECOND..8 * SECOND);
+        self.kernel.at(self.kernel.now + back, Event::Fault(Fault::ClockBack(machine, before)));
+    }
+
+    // ---- members ----
+
+    /// As people do with `eggsctl`: nobody waits for the answer.
+    fn operator(&mut self, op: Op) {
+        let Some((registry, _)) = self.leading(GroupId::SHUCKLE) else { return };
+        self.kernel.note(format_args!("asked for {op:?}"));
+        let header = request_header(&self.cluster, wall(self.kernel.now, 0).max(Time(1)), true);
+        let request = pb::RegistryRequest { header: Some(header), op: Some(op) };
+        let parts: Vec<Bytes> = vec![encode(&request)];
+        let from = NodeId(self.nodes.len() - 1);
+        let tag = self.kernel.tag();
+        self.kernel.send(Envelope { from, to: registry, tag, rpc: Rpc::Registry, reply: false, parts });
+    }
+
+    /// A change of members or leader, sometimes together with a partition or a snapshot.
+    fn change_members(&mut self) {
+        let Some(map) = self.map() else { return };
+        if self.kernel.chance(100) {
+            let machine = self.random_machine();
+            self.counts.fault("drain");
+            self.operator(Op::DrainHost(pb::DrainHost { host: format!("host{machine}"), undo: false }));
+            let undo = self.kernel.rng.random_range(2 * SECOND..20 * SECOND);
+            self.kernel.at(self.kernel.now + undo, Event::Fault(Fault::Undrain(machine)));
+        } else if let Some(set) = self.random_members(&map) {
+            self.counts.fault(if set.wanted.is_empty() { "transfer of leadership" } else { "change of members" });
+            let group = set.group;
+            self.operator(Op::SetReplicas(set));
+            if self.kernel.chance(400) {
+                self.counts.fault("snapshot in a change of members");
+                for node in &mut self.nodes {
+                    with_replica!(node, |replica, me| {
+                        if let Some(host) = replica.host_mut() {
+                            host.request_snapshot(GroupId(group as u16));
+                        }
+                        replica.go_on(&mut self.kernel, &me);
+                    });
+                }
+            }
+        }
+        if self.kernel.chance(400) {
+            self.counts.fault("partition in a change of members");
+            self.partition();
+        }
+    }
+
+    fn random_members(&mut self, map: &pb::ClusterMapReply) -> Option<pb::SetReplicas> {
+        let place = map.groups.choose(&mut self.kernel.rng)?.clone();
+        let group = GroupId(u16::try_from(place.group).ok()?);
+        let kind = eggs_shuckle_core::kind_of(group)?;
+        let of_kind = map.stores.iter().filter(|store| store.kind == i32::from(kind) && store.alive);
+        let stores: Vec<u64> = of_kind.map(|store| store.id).collect();
+        let spare: Vec<u64> = stores.iter().copied().filter(|store| !place.wanted.contains(store)).collect();
+        let mut set = pb::SetReplicas { group: place.group, ..pb::SetReplicas::default() };
+        let rng = &mut self.kernel.rng;
+        match (rng.random_range(0..4), spare.choose(rng)) {
+            // Move.
+            (0 | 1, Some(&new)) => {
+                set.wanted = place.wanted.clone();
+                let at = rng.random_range(0..set.wanted.len().max(1));
+                *set.wanted.get_mut(at)? = new;
+            }
+            // Add.
+            (2, Some(&new)) => {
+                set.wanted = place.wanted.clone();
+                set.wanted.push(new);
+            }
+            // Remove: below what the cluster is to have only by force.
+            (2, None) if place.wanted.len() > 1 => {
+                set.wanted = place.wanted.clone();
+                set.wanted.remove(rng.random_range(0..place.wanted.len()));
+                set.force = rng.random_range(0..4) == 0;
+            }
+            _ => set.preferred = *place.wanted.choose(rng)?,
+        }
+        Some(set)
+    }
+
+    // ---- disks of blocks ----
 
     pub(crate) fn spoil_disk(&mut self) {
         let Some(&(bad, disk)) = self.bad_disks.choose(&mut self.kernel.rng) else { return };

@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use bytes::Bytes;
-use eggs_proto::Time;
+use eggs_consensus_core::PeerBatch;
+use eggs_proto::{StoreId, Time};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::faults::Fault;
+use crate::oracle::Oracle;
 use crate::trace::Trace;
 
 pub(crate) const MICROSECOND: u64 = 1_000;
@@ -55,10 +57,50 @@ pub(crate) struct Envelope {
     pub parts: Vec<Bytes>,
 }
 
+/// What one store says to another, on the stream between them.
+#[derive(Debug, Clone)]
+pub(crate) struct PeerEnvelope {
+    pub from: NodeId,
+    pub to: NodeId,
+    pub from_store: StoreId,
+    pub to_store: StoreId,
+    /// The stream it is on: what is on its way when a stream breaks never comes.
+    stream: u64,
+    pub batch: PeerBatch,
+}
+
+impl PeerEnvelope {
+    /// Of what it says, for the trace.
+    pub fn fingerprint(&self) -> u32 {
+        use eggs_consensus_core::PeerMessage;
+        let mut hash = crc32fast::Hasher::new();
+        for (group, message) in &self.batch.messages {
+            let numbers = match message {
+                PeerMessage::Raft(raft) => {
+                    let kind = raft.get_msg_type() as u64;
+                    raft.entries.iter().for_each(|entry| hash.update(&entry.data));
+                    [kind, raft.term, raft.index, raft.commit, u64::from(raft.reject), raft.log_term]
+                }
+                PeerMessage::Sleep { term, index, .. } => [100, *term, *index, 0, 0, 0],
+                PeerMessage::Want { index, term, offset } => [101, *term, *index, *offset, 0, 0],
+                PeerMessage::Piece { index, term, offset, total, bytes } => {
+                    hash.update(bytes);
+                    [102, *term, *index, *offset, *total, 0]
+                }
+            };
+            hash.update(&group.0.to_le_bytes());
+            numbers.iter().for_each(|number| hash.update(&number.to_le_bytes()));
+        }
+        hash.finalize()
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Timer {
     /// A replica's next turn.
     Turn,
+    /// [`eggs_consensus_core::TICK`] has passed on the node's own clock.
+    RaftTick,
     /// The coordinator's driver, the registry's health, a daemon's heartbeat.
     Tick,
     Heartbeat,
@@ -71,6 +113,7 @@ pub(crate) enum Timer {
 #[derive(Debug, Clone)]
 pub(crate) enum Event {
     Deliver(Envelope),
+    Peer(PeerEnvelope),
     /// For this life of the node only.
     Timer {
         node: NodeId,
@@ -86,7 +129,23 @@ pub(crate) struct Weather {
     pub lost: u32,
     pub duplicated: u32,
     pub slow: u32,
+    /// Streams between stores that break at a message.
+    pub broken: u32,
 }
+
+/// The stream from one node's store to another's: in order while it lasts.
+#[derive(Debug, Clone, Copy, Default)]
+struct Link {
+    stream: u64,
+    last_arrival: u64,
+    /// Not connected until then.
+    down_until: u64,
+    /// Since when what is sent does not arrive.
+    silent_since: Option<u64>,
+}
+
+/// How long a stream that is cut looks as if it were none (keep-alive).
+const KEEP_ALIVE: u64 = SECOND;
 
 pub(crate) struct Kernel {
     /// Nanoseconds since the run began.
@@ -96,6 +155,13 @@ pub(crate) struct Kernel {
     pub weather: Weather,
     /// Pairs that do not hear each other (in that direction).
     pub cut: BTreeSet<(NodeId, NodeId)>,
+    /// Pairs whose stores do not hear each other, while everything else goes through.
+    pub peers_cut: BTreeSet<(NodeId, NodeId)>,
+    /// Nodes whose disk takes long, until when.
+    pub slow_disks: BTreeMap<NodeId, u64>,
+    /// What the consensus of the whole cluster was seen to do.
+    pub oracle: Oracle,
+    links: BTreeMap<(NodeId, NodeId), Link>,
     queue: BTreeMap<(u64, u64), Event>,
     sequence: u64,
     next_tag: u64,
@@ -109,15 +175,14 @@ impl Kernel {
             trace,
             weather: Weather::default(),
             cut: BTreeSet::new(),
+            peers_cut: BTreeSet::new(),
+            slow_disks: BTreeMap::new(),
+            oracle: Oracle::default(),
+            links: BTreeMap::new(),
             queue: BTreeMap::new(),
             sequence: 0,
             next_tag: 1,
         }
-    }
-
-    /// Wall clock of a node whose clock is off by `skew` nanoseconds.
-    pub fn wall(&self, skew: i64) -> Time {
-        wall(self.now, skew)
     }
 
     pub fn tag(&mut self) -> u64 {
@@ -171,6 +236,51 @@ impl Kernel {
         self.at(self.now + delay, Event::Deliver(envelope));
     }
 
+    /// Hands a batch to the stream between two stores. False: there is none, the sender knows at once.
+    pub fn send_peer(
+        &mut self,
+        (from, from_store): (NodeId, StoreId),
+        (to, to_store): (NodeId, StoreId),
+        batch: PeerBatch,
+    ) -> bool {
+        self.oracle.batches += 1;
+        let cut = self.cut.contains(&(from, to)) || self.peers_cut.contains(&(from, to));
+        let (now, breaks, delay) = (self.now, self.chance(self.weather.broken), self.delay());
+        let again = self.rng.random_range(MILLISECOND..300 * MILLISECOND);
+        let link = self.links.entry((from, to)).or_default();
+        if cut {
+            let since = *link.silent_since.get_or_insert(now);
+            link.stream += u64::from(since == now);
+            return now - since < KEEP_ALIVE;
+        }
+        if link.silent_since.take().is_some() || breaks {
+            link.stream += 1;
+            link.down_until = now + again;
+        }
+        if now < link.down_until {
+            return false;
+        }
+        link.last_arrival = link.last_arrival.max(now + delay);
+        let (when, stream) = (link.last_arrival, link.stream);
+        self.at(when, Event::Peer(PeerEnvelope { from, to, from_store, to_store, stream, batch }));
+        true
+    }
+
+    /// Whether the stream it came on is still there.
+    pub fn connected(&self, envelope: &PeerEnvelope) -> bool {
+        self.links.get(&(envelope.from, envelope.to)).is_some_and(|link| link.stream == envelope.stream)
+    }
+
+    /// The node is gone: its streams break.
+    pub fn break_links(&mut self, node: NodeId) {
+        for ((from, to), link) in &mut self.links {
+            if *from == node || *to == node {
+                link.stream += 1;
+                link.last_arrival = 0;
+            }
+        }
+    }
+
     fn delay(&mut self) -> u64 {
         if self.chance(self.weather.slow) {
             return self.rng.random_range(MILLISECOND..800 * MILLISECOND);
@@ -179,6 +289,7 @@ impl Kernel {
     }
 }
 
-pub(crate) fn wall(now: u64, skew: i64) -> Time {
-    Time((WALL_START + now).saturating_add_signed(skew))
+/// Wall clock of a node whose own clock shows `monotonic` and is off by `skew` nanoseconds.
+pub(crate) fn wall(monotonic: u64, skew: i64) -> Time {
+    Time((WALL_START + monotonic).saturating_add_signed(skew))
 }

@@ -17,6 +17,7 @@ mod faults;
 mod history;
 mod kernel;
 mod nodes;
+mod oracle;
 mod replica;
 mod trace;
 mod world;
@@ -39,7 +40,10 @@ pub struct Options {
     pub clients: usize,
     /// 1 to 256.
     pub shards: usize,
-    pub shard_hosts: usize,
+    /// Replicas of every group: 1, 3 or 5; `None`: the seed decides, mostly 3.
+    pub replicas: Option<u32>,
+    /// Whether leaders answer reads on a lease; `None`: the seed decides.
+    pub lease: Option<bool>,
     /// Each has two disks.
     pub block_hosts: usize,
     /// Crashes, partitions, loss, damage.
@@ -55,7 +59,8 @@ impl Default for Options {
             operations: 600,
             clients: 5,
             shards: 8,
-            shard_hosts: 2,
+            replicas: None,
+            lease: None,
             block_hosts: 5,
             faults: true,
             bug: None,

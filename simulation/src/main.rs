@@ -26,9 +26,12 @@ struct Args {
     /// Metadata shards
     #[arg(long, default_value_t = Options::default().shards)]
     shards: usize,
-    /// Hosts the shards are spread over
-    #[arg(long, default_value_t = Options::default().shard_hosts)]
-    shard_hosts: usize,
+    /// Replicas of every group: 1, 3 or 5; else the seed decides
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=5))]
+    replicas: Option<u32>,
+    /// Whether leaders answer reads on a lease; else the seed decides
+    #[arg(long)]
+    lease: Option<bool>,
     /// Nothing goes wrong
     #[arg(long)]
     no_faults: bool,
@@ -53,7 +56,8 @@ fn main() -> ExitCode {
         operations: args.operations,
         clients: args.clients.max(1),
         shards: args.shards.clamp(1, 256),
-        shard_hosts: args.shard_hosts.max(1),
+        replicas: args.replicas,
+        lease: args.lease,
         faults: !args.no_faults,
         bug: args.bug,
         print: args.trace,
@@ -105,7 +109,12 @@ fn replay(args: &Args, seed: u64) -> String {
     option(args.operations != defaults.operations, format!(" --operations {}", args.operations));
     option(args.clients != defaults.clients, format!(" --clients {}", args.clients));
     option(args.shards != defaults.shards, format!(" --shards {}", args.shards));
-    option(args.shard_hosts != defaults.shard_hosts, format!(" --shard-hosts {}", args.shard_hosts));
+    if let Some(replicas) = args.replicas {
+        option(true, format!(" --replicas {replicas}"));
+    }
+    if let Some(lease) = args.lease {
+        option(true, format!(" --lease {lease}"));
+    }
     option(args.no_faults, " --no-faults".to_owned());
     if let Some(bug) = args.bug {
         option(true, format!(" --bug {bug}"));

@@ -1,19 +1,32 @@
-//! One host of replicated groups on stores in memory, with what a crash leaves of them.
+//! One store of replicated groups, in memory, with what a crash leaves of it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use eggs_consensus_core::memory::{MemoryLog, MemorySnapshots, MemoryState};
-use eggs_consensus_core::{Answer, GroupId, Host, Proposal, ProposalId, StateStore};
+use eggs_consensus_core::{
+    Answer, Grant, GroupId, Host, HostOptions, LogStore, Membership, PeerBatch, Proposal, ProposalId,
+    ProposeError, ReadTicket, Role, StateStore, Wanted,
+};
 use eggs_machine::hash::StateHash;
 use eggs_machine::{Machine, MemoryTable, Table, group};
 use eggs_proto::time::HybridClock;
-use eggs_proto::{SessionId, Time, pb};
-use rand::Rng;
+use eggs_proto::{SessionId, StoreId, Time, pb};
+use rand::{Rng, RngCore};
 
-use crate::kernel::{Envelope, Kernel, NodeId};
+use crate::bug::Bug;
+use crate::kernel::{Envelope, Kernel, NodeId, PeerEnvelope, Timer};
+use crate::nodes::{Cluster, Me, node_at, turn_delay};
+use crate::oracle::LogEnds;
 
 type MemoryHost<M> = Host<M, MemoryLog, MemoryState, MemorySnapshots>;
+type MachineOf<M> = Arc<dyn Fn(GroupId) -> Option<M> + Send + Sync>;
+
+/// Bytes per second of snapshots: the pieces of a run's small snapshots still come one by one.
+const SNAPSHOT_RATE: u64 = 8 << 20;
+/// Entries one look into a log reads.
+const LOOK_BYTES_MAX: u64 = u64::MAX;
 
 /// What is found of the state store after a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,13 +42,23 @@ pub(crate) enum StateAfter {
 
 /// What the shell's consensus thread is in a daemon.
 pub(crate) struct Replica<M: Machine> {
-    machines: Vec<(GroupId, M)>,
+    machine_of: MachineOf<M>,
+    pub store: StoreId,
+    lease: bool,
+    bug: Option<Bug>,
     host: Option<MemoryHost<M>>,
     stores: Option<(MemoryLog, MemoryState, MemorySnapshots)>,
     earlier: Option<MemoryState>,
     pub clock: HybridClock,
     waiting: BTreeMap<ProposalId, Waiter>,
-    pub turn_due: bool,
+    /// Where the other stores are: as a daemon keeps it, also over a restart.
+    pub addresses: BTreeMap<StoreId, NodeId>,
+    turn_due: bool,
+    tick_due: bool,
+    /// Bits of its log were flipped.
+    pub spoiled: bool,
+    /// The stores it had before this one: put aside, damaged.
+    pub put_aside: Vec<StoreId>,
 }
 
 /// Who asked, and where the answer goes.
@@ -57,7 +80,7 @@ impl Waiter {
 /// The outcome of an offered write.
 pub(crate) enum Offered {
     /// Its answer comes with a turn.
-    Proposed,
+    Proposed(ProposalId),
     /// A repetition: the first answer.
     Repeated(Bytes),
     /// `prepare` refused it; nothing was logged.
@@ -66,55 +89,106 @@ pub(crate) enum Offered {
     Busy,
 }
 
-impl<M: Machine + Clone> Replica<M> {
-    pub fn new(machines: Vec<(GroupId, M)>, skip_fsync: bool) -> Replica<M> {
-        let log = MemoryLog::default();
-        if skip_fsync {
-            log.skip_sync();
+/// What a turn came to.
+pub(crate) struct Turned<E> {
+    pub answers: Vec<(Option<Waiter>, Answer<E>)>,
+    /// Who asked for what may or may not happen.
+    pub dropped: Vec<Waiter>,
+    pub confirmed: Vec<ReadTicket>,
+    pub lost: Vec<ReadTicket>,
+    pub roles: Vec<(GroupId, Role)>,
+    /// Proposals that are over, one way or the other.
+    pub over: Vec<ProposalId>,
+}
+
+impl<E> Default for Turned<E> {
+    fn default() -> Self {
+        Turned {
+            answers: Vec::new(),
+            dropped: Vec::new(),
+            confirmed: Vec::new(),
+            lost: Vec::new(),
+            roles: Vec::new(),
+            over: Vec::new(),
         }
+    }
+}
+
+impl<M: Machine + Clone + 'static> Replica<M> {
+    pub fn new(
+        kernel: &mut Kernel,
+        cluster: &Cluster,
+        machine_of: impl Fn(GroupId) -> Option<M> + Send + Sync + 'static,
+    ) -> Replica<M> {
         Replica {
-            machines,
+            machine_of: Arc::new(machine_of),
+            store: StoreId(kernel.rng.next_u64() | 1),
+            lease: cluster.lease,
+            bug: cluster.bug,
             host: None,
-            stores: Some((log, MemoryState::default(), MemorySnapshots::default())),
+            stores: Some(new_stores(cluster.bug)),
             earlier: None,
             clock: HybridClock::default(),
             waiting: BTreeMap::new(),
+            addresses: BTreeMap::new(),
             turn_due: false,
+            tick_due: false,
+            spoiled: false,
+            put_aside: Vec::new(),
         }
     }
 
-    /// Opens and catches up, as a daemon does before it serves.
-    pub fn open(&mut self, wall: Time) -> Result<(), String> {
+    // ---- life ----
+
+    /// Opens what the log holds. A log that is damaged is put aside: the store comes back empty, as another.
+    pub fn open(&mut self, kernel: &mut Kernel, me: &Me) -> Result<(), String> {
         let Some((log, state, snapshots)) = self.stores.take() else { return Err("is open".to_owned()) };
-        let mut host = Host::open(self.machines.clone(), log, state, snapshots).map_err(|e| e.to_string())?;
-        while host.has_entries() {
-            host.turn().map_err(|error| error.to_string())?;
-        }
+        let machine_of = Arc::clone(&self.machine_of);
+        let options = HostOptions {
+            store: self.store,
+            seed: kernel.rng.next_u64(),
+            lease: self.lease,
+            snapshot_bytes_per_second: SNAPSHOT_RATE,
+        };
+        (self.turn_due, self.tick_due) = (false, false);
         self.clock = HybridClock::default();
-        self.clock.now(wall);
-        for (id, _) in &self.machines {
-            let view = host.view(*id).ok_or_else(|| format!("{id} is not led after opening"))?;
-            let time = group::clock(view).map_err(|error| error.to_string())?;
-            self.clock.observe(time, Time::MAX);
+        self.clock.now(me.wall(kernel));
+        let opened = Host::open(options, move |id| machine_of(id), log, state, snapshots);
+        match opened {
+            Ok(host) => self.host = Some(host),
+            Err(error) if self.spoiled => {
+                kernel.note(format_args!("{} puts {} aside: {error}", me.id, self.store));
+                kernel.oracle.forget(self.store);
+                self.put_aside.push(self.store);
+                self.store = StoreId(kernel.rng.next_u64() | 1);
+                self.spoiled = false;
+                self.earlier = None;
+                self.stores = Some(new_stores(self.bug));
+                return self.open(kernel, me);
+            }
+            Err(error) => return Err(error.to_string()),
         }
-        self.host = Some(host);
-        self.turn_due = false;
+        self.go_on(kernel, me);
         Ok(())
     }
 
     /// Leaves only what is durable, and of the state store what chance leaves.
-    pub fn crash(&mut self, state_after: StateAfter) -> Result<(), String> {
+    pub fn crash(&mut self, kernel: &mut Kernel, me: &Me, state_after: StateAfter) {
         self.waiting.clear();
-        self.turn_due = false;
-        let Some(mut host) = self.host.take() else { return Ok(()) };
+        kernel.oracle.forget(self.store);
+        let Some(mut host) = self.host.take() else { return };
         let mut state_after = state_after;
         while state_after == StateAfter::Closed && host.has_entries() {
             // A host whose log fails while it stops has not stopped in order.
-            if host.turn().is_err() {
+            if host.turn(me.now(kernel), &mut |_, _| {}).is_err() {
                 state_after = StateAfter::Kept;
             }
         }
-        let (log, state, snapshots) = host.into_stores();
+        let (log, mut state, snapshots) = host.into_stores();
+        if self.bug == Some(Bug::ApplyTwice) && kernel.chance(500) {
+            state.rewind(3);
+            state_after = StateAfter::Closed;
+        }
         let state = match state_after {
             StateAfter::Kept => state.crashed(),
             StateAfter::Closed => state.closed(),
@@ -126,9 +200,32 @@ impl<M: Machine + Clone> Replica<M> {
                 state
             }
         };
-        self.stores = Some((log.crashed(), state, snapshots.crashed()));
-        Ok(())
+        let log = log.crashed();
+        if self.bug == Some(Bug::DamagedLogKept) && self.spoiled {
+            log.cut_damaged();
+            self.spoiled = false;
+            self.stores = Some((log, MemoryState::default(), snapshots.crashed()));
+            return;
+        }
+        self.stores = Some((log, state, snapshots.crashed()));
     }
+
+    /// The whole disk is gone: the host comes back with an empty one, which is another store.
+    pub fn replace_disk(&mut self, kernel: &mut Kernel) {
+        kernel.oracle.forget(self.store);
+        self.put_aside.push(self.store);
+        self.store = StoreId(kernel.rng.next_u64() | 1);
+        (self.spoiled, self.earlier, self.host) = (false, None, None);
+        self.stores = Some(new_stores(self.bug));
+    }
+
+    /// Founds one group with this store alone: the first registry.
+    pub fn found_alone(&mut self, group: GroupId) -> Result<(), String> {
+        let Some(host) = &mut self.host else { return Err("is not open".to_owned()) };
+        host.found(&[(group, vec![self.store])]).map_err(|error| error.to_string())
+    }
+
+    // ---- looking ----
 
     pub fn host(&self) -> Option<&MemoryHost<M>> {
         self.host.as_ref()
@@ -138,15 +235,142 @@ impl<M: Machine + Clone> Replica<M> {
         self.host.as_mut()
     }
 
+    /// The state of a group led here.
     pub fn view(&self, group: GroupId) -> Option<&MemoryTable> {
         self.host.as_ref()?.view(group)
     }
 
-    /// The state store as it is now may be what a later crash leaves.
-    pub fn remember_state(&mut self) {
-        if let Some(host) = &mut self.host {
-            self.earlier = Some(host.state_mut().clone());
+    pub fn local_view(&self, group: GroupId) -> Option<&MemoryTable> {
+        self.host.as_ref()?.local_view(group)
+    }
+
+    pub fn groups(&self) -> Vec<GroupId> {
+        self.host.as_ref().map(|host| host.groups().collect()).unwrap_or_default()
+    }
+
+    pub fn has_entries(&self) -> bool {
+        self.host.as_ref().is_some_and(MemoryHost::has_entries)
+    }
+
+    /// Groups led here.
+    pub fn led(&self) -> Vec<GroupId> {
+        let Some(host) = &self.host else { return Vec::new() };
+        host.groups().filter(|group| host.view(*group).is_some()).collect()
+    }
+
+    /// Whether the group's clock has gone beyond an instant here: what was so then stays so (SH-12).
+    pub fn is_past(&self, group: GroupId, at: Time) -> Result<bool, String> {
+        let Some(view) = self.local_view(group) else { return Ok(false) };
+        Ok(group::clock(view).map_err(|error| error.to_string())? >= at)
+    }
+
+    /// Where a group is led, as far as known here.
+    pub fn leader_of(&self, group: GroupId) -> Option<NodeId> {
+        match self.host.as_ref()?.role(group) {
+            Role::Follower { leader: Some(leader) } => self.addresses.get(&leader).copied(),
+            _ => None,
         }
+    }
+
+    /// The address of who leads, for those who came to the wrong one.
+    pub fn hint(&self, group: GroupId) -> String {
+        self.leader_of(group).map(crate::nodes::address).unwrap_or_default()
+    }
+
+    /// What the registry is told of the groups led here.
+    pub fn led_groups(&self) -> Vec<pb::LedGroup> {
+        let Some(host) = &self.host else { return Vec::new() };
+        let led = |group| {
+            let status = host.status(group)?;
+            let ids = |stores: &[StoreId]| stores.iter().map(|store| store.0).collect();
+            status.leader.then(|| pb::LedGroup {
+                group: u32::from(group.0),
+                term: status.term,
+                applied_index: status.applied_index,
+                log_bytes: status.log_bytes,
+                voters: ids(&status.membership.voters),
+                learners: ids(&status.membership.learners),
+                conf_index: status.membership.index,
+                progress: Vec::new(),
+            })
+        };
+        host.groups().filter_map(led).collect()
+    }
+
+    // ---- work ----
+
+    /// What was asked of the host may need a turn, and time.
+    pub fn go_on(&mut self, kernel: &mut Kernel, me: &Me) {
+        let Some(host) = &self.host else { return };
+        if host.has_work() && !self.turn_due {
+            self.turn_due = true;
+            let delay = turn_delay(kernel, me.id);
+            me.timer(kernel, delay, Timer::Turn);
+        }
+        if host.needs_ticks() && !self.tick_due {
+            self.tick_due = true;
+            me.raft_tick(kernel);
+        }
+    }
+
+    /// A tick has passed. Now and then the logs are looked into.
+    pub fn tick(&mut self, kernel: &mut Kernel, me: &Me) -> Result<(), String> {
+        self.tick_due = false;
+        let now = me.now(kernel);
+        if let Some(host) = &mut self.host {
+            host.tick(now).map_err(|error| error.to_string())?;
+        }
+        self.observe_logs(kernel)?;
+        self.go_on(kernel, me);
+        Ok(())
+    }
+
+    /// Another store has something to say.
+    pub fn receive(&mut self, kernel: &mut Kernel, me: &Me, envelope: PeerEnvelope) -> Result<(), String> {
+        if envelope.to_store != self.store {
+            return Ok(());
+        }
+        if let Some(host) = &mut self.host {
+            host.receive(envelope.from_store, envelope.batch, me.now(kernel))
+                .map_err(|error| error.to_string())?;
+        }
+        self.go_on(kernel, me);
+        Ok(())
+    }
+
+    /// As the shell follows the cluster map: addresses, what is to be founded, what is wanted.
+    pub fn follow(&mut self, kernel: &mut Kernel, me: &Me, map: &pb::ClusterMapReply) -> Result<(), String> {
+        for store in &map.stores {
+            if let Some(node) = node_at(&store.address) {
+                self.addresses.insert(StoreId(store.id), node);
+            }
+        }
+        let Some(host) = &mut self.host else { return Ok(()) };
+        let ids = |ids: &[u64]| ids.iter().copied().map(StoreId).collect::<Vec<_>>();
+        let mut founding = Vec::new();
+        for place in &map.groups {
+            let Ok(id) = u16::try_from(place.group).map(GroupId) else { continue };
+            if place.founding.contains(&self.store.0) {
+                founding.push((id, ids(&place.founding)));
+            }
+        }
+        host.found(&founding).map_err(|error| error.to_string())?;
+        for place in &map.groups {
+            let Ok(id) = u16::try_from(place.group).map(GroupId) else { continue };
+            if (self.machine_of)(id).is_none() {
+                continue;
+            }
+            let known = Membership {
+                voters: ids(&place.voters),
+                learners: ids(&place.learners),
+                index: place.conf_index,
+            };
+            let preferred = (place.preferred != 0).then_some(StoreId(place.preferred));
+            let wanted = Wanted { voters: ids(&place.wanted), preferred, known };
+            host.want(id, wanted).map_err(|error| error.to_string())?;
+        }
+        self.go_on(kernel, me);
+        Ok(())
     }
 
     /// As `eggs-consensus` takes in a write: repetitions, `prepare` on the state as it is, proposal.
@@ -161,6 +385,8 @@ impl<M: Machine + Clone> Replica<M> {
     ) -> Result<Offered, String> {
         let Some(host) = &mut self.host else { return Ok(Offered::NotLeader) };
         let Some(view) = host.view(id) else { return Ok(Offered::NotLeader) };
+        let applied = group::clock(view).map_err(|error| error.to_string())?;
+        self.clock.observe(applied, Time::MAX);
         if session.0 != 0
             && let Some(reply) =
                 group::repeated(view, session, sequence).map_err(|error| error.to_string())?
@@ -177,74 +403,197 @@ impl<M: Machine + Clone> Replica<M> {
                 if let Some(waiter) = waiter {
                     self.waiting.insert(proposal, waiter);
                 }
-                Ok(Offered::Proposed)
+                Ok(Offered::Proposed(proposal))
             }
-            Err(eggs_consensus_core::ProposeError::Busy) => Ok(Offered::Busy),
+            Err(ProposeError::Busy) => Ok(Offered::Busy),
             Err(_) => Ok(Offered::NotLeader),
         }
     }
 
-    /// One turn; answers with who waits for them.
-    #[allow(clippy::type_complexity)]
-    pub fn turn(&mut self) -> Result<Vec<(Option<Waiter>, Answer<M::Effect>)>, String> {
-        let Some(host) = &mut self.host else { return Ok(Vec::new()) };
-        let answers = host.turn().map_err(|error| error.to_string())?;
-        for answer in &answers {
-            if let Some(view) = host.view(answer.group) {
-                // Commands of one turn have instants after another.
-                self.clock.observe(group::clock(view).map_err(|error| error.to_string())?, Time::MAX);
+    /// Asks to read a group that is led here; `None`: it is not.
+    pub fn read(&mut self, kernel: &mut Kernel, me: &Me, id: GroupId) -> Option<Grant> {
+        let grant = self.host.as_mut()?.read(id, me.now(kernel)).ok()?;
+        match grant {
+            Grant::Now => kernel.oracle.reads_leased += 1,
+            Grant::Later(_) => kernel.oracle.reads_waited += 1,
+        }
+        self.go_on(kernel, me);
+        Some(grant)
+    }
+
+    /// An instant not before anything that was applied to a group here.
+    pub fn read_time(&mut self, id: GroupId, wall: Time) -> Result<Time, String> {
+        if let Some(view) = self.local_view(id) {
+            let applied = group::clock(view).map_err(|error| error.to_string())?;
+            self.clock.observe(applied, Time::MAX);
+        }
+        Ok(self.clock.now(wall))
+    }
+
+    /// One turn; what it says to others is sent, answers come with who waits for them.
+    pub fn turn(&mut self, kernel: &mut Kernel, me: &Me) -> Result<Turned<M::Effect>, String> {
+        self.turn_due = false;
+        let Some(host) = &mut self.host else { return Ok(Turned::default()) };
+        if self.bug == Some(Bug::SkipFsync) && kernel.chance(100) {
+            host.log().sync_now();
+        }
+        let mut mail: Vec<(StoreId, PeerBatch)> = Vec::new();
+        let result = host.turn(me.now(kernel), &mut |to, batch| mail.push((to, batch)));
+        // What was sent before the disk failed is sent.
+        for (to, batch) in mail {
+            kernel.oracle.sends(self.store, &batch);
+            let node = self.addresses.get(&to).copied();
+            let sent =
+                node.is_some_and(|node| kernel.send_peer((me.id, self.store), (node, to), batch));
+            if !sent {
+                host.unreachable(to);
+            }
+        }
+        let turn = result.map_err(|error| error.to_string())?;
+        for &(group, role) in &turn.roles {
+            kernel.note(format_args!("{} {group}: {role:?}", me.id));
+            if let Role::Leader { term } = role {
+                kernel.oracle.leads(group, term, self.store);
             }
         }
         let waiting = &mut self.waiting;
-        Ok(answers
-            .into_iter()
+        let over = turn.answers.iter().filter_map(|answer| answer.proposal).chain(turn.dropped.iter().copied());
+        let over = over.collect();
+        let dropped = turn.dropped.iter().filter_map(|proposal| waiting.remove(proposal)).collect();
+        let answers = turn.answers.into_iter();
+        let answers = answers
             .map(|answer| (answer.proposal.and_then(|proposal| waiting.remove(&proposal)), answer))
-            .collect())
+            .collect();
+        let (confirmed, lost, roles) = (turn.confirmed, turn.lost, turn.roles);
+        self.go_on(kernel, me);
+        Ok(Turned { answers, dropped, confirmed, lost, roles, over })
     }
 
-    pub fn has_entries(&self) -> bool {
-        self.host.as_ref().is_some_and(MemoryHost::has_entries)
+    // ---- faults ----
+
+    /// The state store as it is now may be what a later crash leaves.
+    pub fn remember_state(&mut self) {
+        if let Some(host) = &mut self.host {
+            self.earlier = Some(host.state_mut().clone());
+        }
     }
 
-    pub fn has_work(&self) -> bool {
-        self.host.as_ref().is_some_and(MemoryHost::has_work)
+    /// A snapshot of one of its groups, soon.
+    pub fn request_snapshot(&mut self, kernel: &mut Kernel, me: &Me) {
+        let groups = self.groups();
+        if groups.is_empty() {
+            return;
+        }
+        let group = groups[kernel.rng.random_range(0..groups.len())];
+        if let Some(host) = &mut self.host {
+            host.request_snapshot(group);
+        }
+        self.go_on(kernel, me);
     }
 
-    /// The state of some time ago, when it was remembered.
-    pub fn stale_view(&self, group: GroupId) -> Option<&MemoryTable> {
-        self.earlier.as_ref().map(|state| state.table(group))
+    /// Flips a bit of one of the last entries of a group's log, while it is open.
+    pub fn flip_log(&mut self, kernel: &mut Kernel, me: &Me) -> bool {
+        let Some(host) = &self.host else { return false };
+        let groups = host.log().groups_with_entries();
+        if groups.is_empty() {
+            return false;
+        }
+        let group = groups[kernel.rng.random_range(0..groups.len())];
+        let (from_end, bit) = (kernel.rng.random_range(0..4), kernel.rng.random_range(0..1 << 12));
+        let flipped = host.log().flip(group, from_end, bit);
+        if flipped {
+            kernel.note(format_args!("{} a bit of the log of {group} flips", me.id));
+            self.spoiled = true;
+        }
+        flipped
+    }
+
+    /// Its disk has no room, or has room again.
+    pub fn set_full(&mut self, full: bool) {
+        if let Some(host) = &mut self.host {
+            host.log().set_full(full);
+        }
+    }
+
+    /// The next write of the log fails, with or without being there all the same.
+    pub fn fail_next_write(&mut self, kernel: &mut Kernel) {
+        let kept = kernel.chance(500);
+        if let Some(host) = &self.host {
+            let why = "input/output error";
+            if kept { host.log().fail_after_next(why) } else { host.log().fail_next(why) }
+        }
     }
 
     /// What chance leaves of the state store.
     pub fn random_state_after(&self, kernel: &mut Kernel) -> StateAfter {
+        let groups = self.groups();
         match kernel.rng.random_range(0..6) {
             0 => StateAfter::Lost,
-            1 => {
-                let at = kernel.rng.random_range(0..self.machines.len());
-                StateAfter::Damaged(self.machines[at].0)
-            }
+            1 if !groups.is_empty() => StateAfter::Damaged(groups[kernel.rng.random_range(0..groups.len())]),
             2 => StateAfter::Earlier,
             3 => StateAfter::Closed,
             _ => StateAfter::Kept,
         }
     }
 
+    // ---- checking ----
+
+    /// Shows the oracle what is new in the logs, and the memberships.
+    fn observe_logs(&self, kernel: &mut Kernel) -> Result<(), String> {
+        let Some(host) = &self.host else { return Ok(()) };
+        for group in host.groups() {
+            let Some(status) = host.status(group) else { continue };
+            if status.applied_index > 0 {
+                kernel.oracle.member(group, self.store, &status.membership);
+            }
+            let Ok(Some(log)) = host.log().load(group) else { continue };
+            if log.last < log.first {
+                continue;
+            }
+            let ends = LogEnds { first: log.first, last: log.last, committed: status.committed_index };
+            let Ok(last) = host.log().entries(group, log.last, log.last + 1, LOOK_BYTES_MAX) else { continue };
+            let last_term = last.first().map_or(0, |entry| entry.term);
+            let Some(from) = kernel.oracle.look_from(self.store, group, ends, last_term) else { continue };
+            // A damaged log is the replica's own trouble.
+            let Ok(entries) = host.log().entries(group, from, log.last + 1, LOOK_BYTES_MAX) else { continue };
+            kernel.oracle.log(self.store, group, &entries, ends);
+        }
+        Ok(())
+    }
+
     /// State from snapshot and log alone has the same hash as the state that is served.
-    pub fn rebuild_equals(&mut self, wall: Time) -> Result<(), String> {
+    pub fn rebuild_equals(&mut self, kernel: &mut Kernel, me: &Me) -> Result<(), String> {
         let before = self.hashes();
-        self.crash(StateAfter::Lost)?;
-        self.open(wall)?;
-        let after = self.hashes();
-        for (group, (kept, rebuilt)) in before.iter().zip(&after).map(|(a, b)| (a.0, (a.1, b.1))) {
-            if kept != rebuilt {
-                return Err(format!("{group}: state {kept:?}, rebuilt {rebuilt:?}"));
+        self.crash(kernel, me, StateAfter::Lost);
+        self.open(kernel, me)?;
+        // Alone it commits nothing new: what it had applied was committed, and it knows up to where.
+        for _ in 0..before.len() * 4 + 8 {
+            let Some(host) = &mut self.host else { break };
+            if !host.has_entries() {
+                break;
+            }
+            host.turn(me.now(kernel), &mut |_, _| {}).map_err(|error| error.to_string())?;
+        }
+        let after: BTreeMap<GroupId, (u64, StateHash, StateHash)> =
+            self.hashes().into_iter().map(|(group, at, hashes)| (group, (at, hashes.0, hashes.1))).collect();
+        for (group, at, (said, rows)) in before {
+            match after.get(&group) {
+                Some(&(now, said_after, rows_after)) if now == at => {
+                    if (said, rows) != (said_after, rows_after) || said != rows {
+                        return Err(format!("{group}: state {said} of {rows}, rebuilt {said_after} of {rows_after}"));
+                    }
+                }
+                // Not all that is committed is known to be before it hears of the others.
+                Some(&(now, said, rows)) if now < at && said == rows => {}
+                Some(&(now, ..)) if now > at => {}
+                other => return Err(format!("{group}: rebuilt as {other:?} of {at}")),
             }
         }
         Ok(())
     }
 
-    /// The hash each group says it has, and the one its rows have.
-    pub fn hashes(&self) -> Vec<(GroupId, (StateHash, StateHash))> {
+    /// For each group how far it is, the hash it says it has, and the one its rows have.
+    pub fn hashes(&self) -> Vec<(GroupId, u64, (StateHash, StateHash))> {
         let Some(host) = &self.host else { return Vec::new() };
         let of_rows = |table: &MemoryTable| {
             let mut hash = StateHash::default();
@@ -255,14 +604,26 @@ impl<M: Machine + Clone> Replica<M> {
         };
         host.groups()
             .filter_map(|id| {
-                let said = host.status(id)?.state_hash;
-                Some((id, (said, of_rows(host.local_view(id)?))))
+                let status = host.status(id)?;
+                Some((id, status.applied_index, (status.state_hash, of_rows(host.local_view(id)?))))
             })
             .collect()
     }
 
-    /// Rows of a table, for the checkers.
+    /// Rows of a group as they are here, for the checkers.
     pub fn rows(&self, group: GroupId) -> Vec<eggs_machine::Row> {
-        self.view(group).and_then(|view| view.page(&[], &[], usize::MAX).ok()).unwrap_or_default()
+        self.local_view(group).and_then(|view| view.page(&[], &[], usize::MAX).ok()).unwrap_or_default()
     }
+}
+
+fn new_stores(bug: Option<Bug>) -> (MemoryLog, MemoryState, MemorySnapshots) {
+    let (log, mut snapshots) = (MemoryLog::default(), MemorySnapshots::default());
+    match bug {
+        Some(Bug::SkipFsync) => log.skip_sync(),
+        Some(Bug::ForgetVote) => log.forget_votes(),
+        // The tag of sessions (eggs_machine::group).
+        Some(Bug::SnapshotWithoutSessions) => snapshots.leave_out(&[0, b'C']),
+        _ => {}
+    }
+    (log, MemoryState::default(), snapshots)
 }

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use eggs_proto::{ClusterId, ShardId};
+use eggs_consensus_core::{GroupId, GroupStatus};
+use eggs_proto::{ClusterId, ShardId, StoreId, pb};
 use rand::seq::IndexedRandom;
 use rand::{Rng, RngCore};
 
@@ -26,10 +27,12 @@ use crate::trace::Trace;
 pub(crate) const DISKS_PER_HOST: usize = 2;
 /// Disks that may be lost or damaged in one run: what the parity of every span bears.
 pub(crate) const BAD_DISKS: usize = 2;
+/// The network when nothing in particular is wrong with it.
+pub(crate) const FAIR: Weather = Weather { lost: 5, duplicated: 10, slow: 10, broken: 1 };
 /// A run that is not over by then hangs.
 const CHAOS_MAX: u64 = 3600 * SECOND;
 const QUIET_MAX: u64 = 900 * SECOND;
-const EVENTS_MAX: u64 = 5_000_000;
+const EVENTS_MAX: u64 = 8_000_000;
 
 pub(crate) enum Node {
     Registry(Box<Registry>),
@@ -50,7 +53,21 @@ impl Node {
         }
     }
 
-    fn me(&mut self) -> &mut Me {
+    /// What kind of store it is.
+    pub fn kind(&self) -> Option<pb::StoreKind> {
+        match self {
+            Node::Registry(_) => Some(pb::StoreKind::StoreShuckle),
+            Node::Shards(_) => Some(pb::StoreKind::StoreShard),
+            Node::Coordinator(_) => Some(pb::StoreKind::StoreCrossdir),
+            Node::Blocks(_) | Node::Client(_) => None,
+        }
+    }
+
+    pub fn is_store(&self) -> bool {
+        self.kind().is_some()
+    }
+
+    pub fn me(&mut self) -> &mut Me {
         match self {
             Node::Registry(node) => &mut node.me,
             Node::Shards(node) => &mut node.me,
@@ -61,12 +78,45 @@ impl Node {
     }
 }
 
+/// Calls an expression with the replica of a node, whatever its kind, and who the node is.
+macro_rules! with_replica {
+    ($node:expr, |$replica:ident, $me:ident| $body:expr) => {
+        match $node {
+            Node::Registry(node) => {
+                let ($replica, $me) = (&mut node.replica, node.me.clone());
+                let _ = &$me;
+                Some($body)
+            }
+            Node::Shards(node) => {
+                let ($replica, $me) = (&mut node.replica, node.me.clone());
+                let _ = &$me;
+                Some($body)
+            }
+            Node::Coordinator(node) => {
+                let ($replica, $me) = (&mut node.replica, node.me.clone());
+                let _ = &$me;
+                Some($body)
+            }
+            Node::Blocks(_) | Node::Client(_) => None,
+        }
+    };
+}
+pub(crate) use with_replica;
+
 /// Numbers of a run, for its report.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Counts {
     pub crashes: u64,
     pub disks_lost: u64,
     pub bits_flipped: u64,
+    /// Faults by kind.
+    pub faults: BTreeMap<&'static str, u64>,
+}
+
+impl Counts {
+    pub fn fault(&mut self, kind: &'static str) {
+        *self.faults.entry(kind).or_default() += 1;
+    }
 }
 
 pub(crate) struct World {
@@ -79,7 +129,16 @@ pub(crate) struct World {
     pub(crate) bad_disks: Vec<(NodeId, usize)>,
     /// Nodes that crash right after their next so many events: in the middle of what they do.
     pub(crate) armed: BTreeMap<NodeId, u32>,
-    /// How far wall clocks are off.
+    /// Nodes that do nothing until then, and then go on as if nothing had been.
+    pub(crate) paused: BTreeMap<NodeId, u64>,
+    /// The next leader that is elected is cut off, and those that voted crash.
+    pub(crate) ambush: bool,
+    /// Machines that come up only later.
+    pub(crate) late: Vec<NodeId>,
+    /// Clocks of the machines: skew and drift.
+    pub(crate) clocks: Vec<(i64, i64)>,
+    pub(crate) cluster: Cluster,
+    /// How far wall clocks of clients and disks are off.
     skew_max: i64,
     pub(crate) chaos: bool,
     pub(crate) faults: bool,
@@ -96,8 +155,17 @@ impl World {
         let skew_max = skews.choose(&mut kernel.rng).map_or(0, |&skew| skew as i64);
         let mut secret = vec![0; 32];
         kernel.rng.fill_bytes(&mut secret);
-        let cluster =
-            Cluster { id: ClusterId(id), secret: Bytes::from(secret), registry: NodeId(0), bug: options.bug };
+        let chosen = [1, 3, 3, 3, 3, 3, 3, 5].choose(&mut kernel.rng).copied().unwrap_or(3);
+        let replicas = options.replicas.unwrap_or(chosen);
+        let cluster = Cluster {
+            id: ClusterId(id),
+            secret: Bytes::from(secret),
+            registries: Vec::new(),
+            replicas,
+            shards: options.shards,
+            lease: options.lease.unwrap_or_else(|| kernel.chance(500)),
+            bug: options.bug,
+        };
         let common = Rc::new(Common {
             seed,
             shards: options.shards,
@@ -114,57 +182,101 @@ impl World {
             counts: Counts::default(),
             bad_disks: Vec::new(),
             armed: BTreeMap::new(),
+            paused: BTreeMap::new(),
+            ambush: false,
+            late: Vec::new(),
+            clocks: Vec::new(),
+            cluster,
             skew_max,
             chaos: true,
             faults: options.faults,
             seed,
         };
-        world.build(&cluster, options)?;
+        world.build(options)?;
         Ok(world)
     }
 
-    fn build(&mut self, cluster: &Cluster, options: &Options) -> Result<(), String> {
-        let me = self.me();
-        let mut registry = Registry::new(me, cluster.clone());
-        registry.found(&mut self.kernel)?;
-        self.add(Node::Registry(Box::new(registry)));
-        let mut hosts: Vec<Vec<ShardId>> = vec![Vec::new(); options.shard_hosts.max(1)];
-        for n in 0..options.shards {
-            // Always with the root's shard, 1.
-            hosts[n % options.shard_hosts.max(1)].push(ShardId(((n + 1) % 256) as u8));
+    /// How the machines' clocks go: close together, but in some runs those of a minority are far off.
+    fn set_clocks(&mut self, machines: usize) {
+        let replicas = self.cluster.replicas as usize;
+        let drift_max = [100, 10_000, 40_000].choose(&mut self.kernel.rng).copied().unwrap_or(100);
+        for _ in 0..machines {
+            let skew = self.kernel.rng.random_range(-100 * MILLISECOND as i64..=100 * MILLISECOND as i64);
+            self.clocks.push((skew, self.kernel.rng.random_range(-drift_max..=drift_max)));
         }
-        for mut shards in hosts {
-            shards.sort_unstable();
-            let me = self.me();
-            self.add(Node::Shards(Box::new(ShardHost::new(me, cluster.clone(), shards))));
+        if self.faults && replicas >= 3 && self.kernel.chance(200) {
+            let far = self.kernel.rng.random_range(700 * MILLISECOND..5 * SECOND) as i64;
+            self.clocks[machines - 1].0 = if self.kernel.chance(500) { far } else { -far };
         }
-        let me = self.me();
-        self.add(Node::Coordinator(Box::new(Coordinator::new(me, cluster.clone()))));
+    }
+
+    fn build(&mut self, options: &Options) -> Result<(), String> {
+        let replicas = self.cluster.replicas as usize;
+        let spare = match replicas {
+            1 => 1,
+            _ => usize::from(self.faults && self.kernel.chance(600)),
+        };
+        let machines = replicas + spare;
+        self.set_clocks(machines);
+        self.cluster.registries = (0..machines).map(NodeId).collect();
+        let cluster = self.cluster.clone();
+        for machine in 0..machines {
+            let me = self.me_on(machine);
+            let registry = Registry::new(&mut self.kernel, me, cluster.clone());
+            self.add(Node::Registry(Box::new(registry)));
+        }
+        if let Node::Registry(first) = &mut self.nodes[0] {
+            first.found(&mut self.kernel)?;
+        }
+        for machine in 0..machines {
+            let me = self.me_on(machine);
+            let host = ShardHost::new(&mut self.kernel, me, cluster.clone());
+            self.add(Node::Shards(Box::new(host)));
+        }
+        for machine in 0..machines {
+            let me = self.me_on(machine);
+            let coordinator = Coordinator::new(&mut self.kernel, me, cluster.clone());
+            self.add(Node::Coordinator(Box::new(coordinator)));
+        }
         let mut disks = Vec::new();
-        for _ in 0..options.block_hosts {
-            let me = self.me();
+        for n in 0..options.block_hosts {
+            let me = self.me(machines + n);
             disks.extend((0..DISKS_PER_HOST).map(|disk| (me.id, disk)));
             let host = BlockHost::new(me, cluster.clone(), DISKS_PER_HOST, &mut self.kernel);
             self.add(Node::Blocks(Box::new(host)));
         }
         self.bad_disks = disks.choose_multiple(&mut self.kernel.rng, BAD_DISKS).copied().collect();
-        for _ in 0..options.clients {
-            let me = self.me();
+        for n in 0..options.clients {
+            let me = self.me(machines + options.block_hosts + n);
             self.add(Node::Client(Box::new(Client::new(me, cluster.clone()))));
         }
+        // The spare machine may join later.
+        let joins_late = spare > 0 && self.faults && self.kernel.chance(500);
         for at in 0..self.nodes.len() {
-            self.start(NodeId(at))?;
+            let is_late = self.nodes[at].is_store() && self.nodes[at].me().machine == replicas;
+            if joins_late && is_late {
+                self.late.push(NodeId(at));
+            } else {
+                self.start(NodeId(at))?;
+            }
         }
         if options.faults {
-            self.kernel.weather = Weather { lost: 5, duplicated: 10, slow: 10 };
-            self.kernel.at(SECOND, Event::Fault(Fault::Next));
+            self.kernel.weather = FAIR;
+            self.kernel.at(2 * SECOND, Event::Fault(Fault::Next));
+            let late = self.kernel.rng.random_range(2 * SECOND..15 * SECOND);
+            self.kernel.at(late, Event::Fault(Fault::Join));
         }
         Ok(())
     }
 
-    fn me(&mut self) -> Me {
+    fn me(&mut self, machine: usize) -> Me {
         let skew = self.kernel.rng.random_range(-self.skew_max..=self.skew_max);
-        Me { id: NodeId(self.nodes.len()), life: 0, skew }
+        Me { id: NodeId(self.nodes.len()), life: 0, skew, drift: 0, machine }
+    }
+
+    fn me_on(&mut self, machine: usize) -> Me {
+        let (skew, drift) = self.clocks[machine];
+        Me { id: NodeId(self.nodes.len()), life: 0, skew, drift, machine }
     }
 
     fn add(&mut self, node: Node) {
@@ -205,6 +317,8 @@ impl World {
         }
         self.counts.crashes += 1;
         self.kernel.note(format_args!("crash {id}"));
+        self.kernel.break_links(id);
+        self.paused.remove(&id);
         // Timers of this life mean nothing from here on.
         self.nodes[id.0].me().life += 1;
         match &mut self.nodes[id.0] {
@@ -240,11 +354,38 @@ impl World {
 
     fn turn(&mut self) -> Result<bool, String> {
         let Some(event) = self.kernel.next() else { return Ok(false) };
+        let to = match &event {
+            Event::Deliver(envelope) => Some(envelope.to),
+            Event::Peer(envelope) => Some(envelope.to),
+            Event::Timer { node, .. } => Some(*node),
+            Event::Fault(_) => None,
+        };
+        if let Some(to) = to
+            && let Some(&until) = self.paused.get(&to)
+        {
+            if until > self.kernel.now {
+                self.kernel.at(until, event);
+                return Ok(true);
+            }
+            self.paused.remove(&to);
+        }
+        let elections = self.kernel.oracle.elections();
+        self.dispatch(event)?;
+        if self.ambush && self.kernel.oracle.elections() > elections {
+            self.spring_ambush()?;
+        }
+        if let Some(failure) = self.kernel.oracle.failures.first() {
+            return Err(failure.clone());
+        }
+        Ok(true)
+    }
+
+    fn dispatch(&mut self, event: Event) -> Result<(), String> {
         match event {
             Event::Deliver(envelope) => {
                 let to = envelope.to;
                 if !self.up[to.0] {
-                    return Ok(true);
+                    return Ok(());
                 }
                 let payload = envelope.parts.first().cloned().unwrap_or_default();
                 let kind = if envelope.reply { "reply" } else { "request" };
@@ -267,9 +408,23 @@ impl World {
                 };
                 self.stopped(to, result)?;
             }
+            Event::Peer(envelope) => {
+                let to = envelope.to;
+                if !self.up[to.0] || !self.kernel.connected(&envelope) {
+                    return Ok(());
+                }
+                let hash = envelope.fingerprint();
+                let count = envelope.batch.messages.len();
+                let line = format_args!("{} -> {to} {count} of peers {hash:08x}", envelope.from);
+                self.kernel.trace.event(self.kernel.now, line, &[]);
+                let kernel = &mut self.kernel;
+                let result =
+                    self.nodes[to.0].daemon().map_or(Ok(()), |daemon| daemon.on_peer(kernel, envelope));
+                self.stopped(to, result)?;
+            }
             Event::Timer { node: id, life, timer } => {
                 if !self.up[id.0] || self.nodes[id.0].me().life != life {
-                    return Ok(true);
+                    return Ok(());
                 }
                 let kernel = &mut self.kernel;
                 let result = match &mut self.nodes[id.0] {
@@ -283,7 +438,7 @@ impl World {
             }
             Event::Fault(fault) => self.fault(fault)?,
         }
-        Ok(true)
+        Ok(())
     }
 
     /// A daemon whose storage failed ends, and is started again; so does one whose hour has come.
@@ -298,7 +453,9 @@ impl World {
             return self.crash_for(id);
         };
         self.kernel.note(format_args!("{id} stops: {why}"));
-        if why.contains("input/output error") {
+        let spoiled = with_replica!(&mut self.nodes[id.0], |replica, me| replica.spoiled);
+        let expected = why.contains("input/output error") || why.contains("no space left");
+        if expected || (spoiled == Some(true) && why.contains("damaged")) {
             return self.crash_for(id);
         }
         Err(format!("{id} stopped: {why}"))
@@ -325,45 +482,156 @@ impl World {
         }
     }
 
-    /// No more faults; everything is up and what is on its way arrives.
+    /// No more faults; everything is up and what is on its way arrives, every group is as it is to be.
     pub fn quiet(&mut self) -> Result<(), String> {
         self.chaos = false;
+        self.ambush = false;
         self.armed.clear();
+        self.paused.clear();
         self.kernel.weather = Weather::default();
         self.kernel.cut.clear();
+        self.kernel.peers_cut.clear();
+        self.kernel.slow_disks.clear();
         self.kernel.note(format_args!("quiet"));
         for at in 0..self.nodes.len() {
-            if !matches!(self.nodes[at], Node::Client(_)) {
-                self.start(NodeId(at))?;
+            let id = NodeId(at);
+            // Damage that nobody has noticed yet is noticed now.
+            let spoiled = with_replica!(&mut self.nodes[at], |replica, me| {
+                replica.set_full(false);
+                replica.spoiled
+            });
+            if spoiled == Some(true) {
+                self.crash(id)?;
             }
             match &mut self.nodes[at] {
                 Node::Blocks(host) => host.disks.iter_mut().for_each(|disk| disk.full = false),
-                Node::Shards(host) => host.fail_next_write = false,
+                Node::Shards(host) => (host.fail_next_write, host.full) = (false, false),
                 _ => {}
+            }
+            if !matches!(self.nodes[at], Node::Client(_)) {
+                self.start(id)?;
             }
         }
         // Longer than any message takes and any map is believed.
         let earliest = self.kernel.now + if self.faults { 8 * SECOND } else { SECOND };
         let latest = self.kernel.now + QUIET_MAX;
-        while self.kernel.now < earliest || !self.is_quiet() {
-            if !self.turn()? || self.kernel.now > latest {
-                let list =
-                    self.coordinator().and_then(|node| node.driver.as_ref()).map(|driver| driver.list(5));
-                return Err(format!("transactions do not come to an end: {list:?}"));
+        let mut look_at = earliest;
+        loop {
+            if self.kernel.now >= look_at {
+                look_at = self.kernel.now + 200 * MILLISECOND;
+                let Some(why) = self.unsettled() else { return Ok(()) };
+                if self.kernel.now > latest {
+                    return Err(format!("the cluster does not come to rest: {why}"));
+                }
+            }
+            if !self.turn()? {
+                return Err("nothing happens any more".to_owned());
             }
         }
-        Ok(())
     }
 
-    fn is_quiet(&self) -> bool {
-        self.coordinator().is_some_and(Coordinator::is_idle)
+    /// Why the cluster is not at rest; `None`: it is.
+    fn unsettled(&self) -> Option<String> {
+        let Some(coordinator) = self.coordinator() else { return Some("no coordinator leads".to_owned()) };
+        if !coordinator.is_idle() {
+            let list = coordinator.driver.as_ref().map(|driver| driver.list(5));
+            return Some(format!("transactions: {list:?}"));
+        }
+        let Some(map) = self.map() else { return Some("no registry leads".to_owned()) };
+        for id in self.nodes.iter().enumerate().filter(|(at, _)| self.up[*at]).map(|(at, _)| NodeId(at)) {
+            let store = self.store_of(id);
+            if let Some(store) = store
+                && !map.stores.iter().any(|info| info.id == store.0)
+            {
+                return Some(format!("{id} is not registered as {store}"));
+            }
+        }
+        let founded = map.groups.iter().filter(|place| !place.wanted.is_empty()).count();
+        if founded < self.common.shards + 2 {
+            return Some(format!("{founded} groups are founded"));
+        }
+        map.groups.iter().find_map(|place| self.unsettled_group(&map, place))
+    }
+
+    fn unsettled_group(&self, map: &pb::ClusterMapReply, place: &pb::GroupPlace) -> Option<String> {
+        let group = GroupId(u16::try_from(place.group).ok()?);
+        let Some((_, status)) = self.leading(group) else { return Some(format!("nobody leads {group}")) };
+        let mut wanted: Vec<StoreId> = place.wanted.iter().copied().map(StoreId).collect();
+        wanted.sort_unstable();
+        let now = &status.membership;
+        if now.voters != wanted || !now.learners.is_empty() {
+            return Some(format!("{group} has {now:?}, wanted are {wanted:?}"));
+        }
+        for store in wanted {
+            let gone = !map.stores.iter().any(|info| info.id == store.0);
+            let there = self.nodes.iter().enumerate().find_map(|(at, _)| {
+                (self.store_of(NodeId(at)) == Some(store)).then(|| self.status(NodeId(at), group))?
+            });
+            match there {
+                Some(there) if there.applied_index == status.applied_index => {}
+                other => return Some(format!("{store} (gone: {gone}) of {group} is {other:?}, not {status:?}")),
+            }
+        }
+        None
+    }
+
+    // ---- looking from outside ----
+
+    pub fn store_of(&self, id: NodeId) -> Option<StoreId> {
+        match &self.nodes[id.0] {
+            Node::Registry(node) => Some(node.replica.store),
+            Node::Shards(node) => Some(node.replica.store),
+            Node::Coordinator(node) => Some(node.replica.store),
+            Node::Blocks(_) | Node::Client(_) => None,
+        }
+    }
+
+    /// How a group is on a node.
+    pub fn status(&self, id: NodeId, group: GroupId) -> Option<GroupStatus> {
+        match &self.nodes[id.0] {
+            Node::Registry(node) => node.replica.host()?.status(group),
+            Node::Shards(node) => node.replica.host()?.status(group),
+            Node::Coordinator(node) => node.replica.host()?.status(group),
+            Node::Blocks(_) | Node::Client(_) => None,
+        }
+    }
+
+    /// Who leads a group: the one of the highest term who thinks so.
+    pub fn leading(&self, group: GroupId) -> Option<(NodeId, GroupStatus)> {
+        let all = (0..self.nodes.len()).map(NodeId);
+        let leading = all.filter_map(|id| Some((id, self.status(id, group).filter(|status| status.leader)?)));
+        leading.max_by_key(|(_, status)| status.term)
+    }
+
+    /// The cluster map, as the registry that leads has it.
+    pub fn map(&self) -> Option<pb::ClusterMapReply> {
+        let (id, _) = self.leading(GroupId::SHUCKLE)?;
+        match &self.nodes[id.0] {
+            Node::Registry(node) => node.map(&self.kernel),
+            _ => None,
+        }
+    }
+
+    pub fn shards(&self) -> impl Iterator<Item = ShardId> + use<> {
+        // Always with the root's shard, 1.
+        (0..self.common.shards).map(|n| ShardId(((n + 1) % 256) as u8))
+    }
+
+    /// The host that leads a shard.
+    pub fn shard_host(&self, shard: ShardId) -> Option<&ShardHost> {
+        let (id, _) = self.leading(crate::nodes::shards::group_of(shard))?;
+        match &self.nodes[id.0] {
+            Node::Shards(host) => Some(host),
+            _ => None,
+        }
     }
 
     pub fn coordinator(&self) -> Option<&Coordinator> {
-        self.nodes.iter().find_map(|node| match node {
-            Node::Coordinator(node) => Some(&**node),
+        let (id, _) = self.leading(GroupId::CROSSDIR)?;
+        match &self.nodes[id.0] {
+            Node::Coordinator(node) => Some(node),
             _ => None,
-        })
+        }
     }
 
     /// Disks that faults did not spoil.
@@ -376,13 +644,6 @@ impl World {
             }
         }
         good
-    }
-
-    pub fn shard_hosts(&self) -> impl Iterator<Item = &ShardHost> {
-        self.nodes.iter().filter_map(|node| match node {
-            Node::Shards(host) => Some(&**host),
-            _ => None,
-        })
     }
 
     /// Runs one more task in the place of a client, to its end.

@@ -46,11 +46,10 @@ pub(crate) struct Facts {
 impl Facts {
     pub fn read(world: &World) -> Result<Facts, String> {
         let mut facts = Facts::default();
-        for host in world.shard_hosts() {
-            for &shard in &host.shards {
-                for (key, value) in host.replica.rows(group_of(shard)) {
-                    facts.row(shard, &key, value).map_err(|error| format!("shard {shard}: {error}"))?;
-                }
+        for shard in world.shards() {
+            let Some(host) = world.shard_host(shard) else { return Err(format!("shard {shard} is not led")) };
+            for (key, value) in host.replica.rows(group_of(shard)) {
+                facts.row(shard, &key, value).map_err(|error| format!("shard {shard}: {error}"))?;
             }
         }
         for versions in facts.versions.values_mut() {

@@ -18,7 +18,7 @@ use crate::client::files::FileError;
 use crate::client::port::Port;
 use crate::history::contents;
 use crate::kernel::SECOND;
-use crate::world::{Node, World};
+use crate::world::{Node, World, with_replica};
 use facts::Facts;
 
 /// Files whose bytes were compared by the audit.
@@ -119,16 +119,11 @@ fn audit(world: &mut World, facts: &Facts, wrong: &mut Vec<String>) {
 
 /// Snapshot and log alone give the state that is served.
 fn rebuild(world: &mut World, wrong: &mut Vec<String>) {
-    let kernel = &world.kernel;
-    for node in &mut world.nodes {
-        let (id, result) = match node {
-            Node::Shards(host) => (host.me.id, host.replica.rebuild_equals(host.me.wall(kernel))),
-            Node::Coordinator(node) => (node.me.id, node.replica.rebuild_equals(node.me.wall(kernel))),
-            Node::Registry(node) => (node.me.id, node.replica.rebuild_equals(node.me.wall(kernel))),
-            Node::Blocks(_) | Node::Client(_) => continue,
-        };
-        if let Err(error) = result {
-            wrong.push(format!("{id} rebuilt from snapshots and log: {error}"));
+    let kernel = &mut world.kernel;
+    for (at, node) in world.nodes.iter_mut().enumerate() {
+        let rebuilt = with_replica!(node, |replica, me| replica.rebuild_equals(kernel, &me));
+        if let Some(Err(error)) = rebuilt {
+            wrong.push(format!("n{at} rebuilt from snapshots and log: {error}"));
         }
     }
 }

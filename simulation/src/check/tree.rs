@@ -7,7 +7,6 @@ use eggs_proto::{InodeId, pb};
 
 use super::facts::Facts;
 use crate::history::Edge;
-use crate::nodes::shards::group_of;
 use crate::world::World;
 
 pub(crate) fn check(world: &World, facts: &Facts, wrong: &mut Vec<String>) {
@@ -83,27 +82,24 @@ fn climbs_to_root(facts: &Facts, mut directory: InodeId) -> Option<()> {
 }
 
 fn fsck(world: &World, wrong: &mut Vec<String>) {
-    for host in world.shard_hosts() {
-        for &shard in &host.shards {
-            let Some(view) = host.replica.view(group_of(shard)) else {
-                wrong.push(format!("shard {shard} is not led"));
-                continue;
-            };
-            let mut op = pb::Check { limit_rows: 500, ..pb::Check::default() };
-            loop {
-                match eggs_shard_core::check(shard, view, &op) {
-                    Ok(reply) => {
-                        let findings = reply.findings.iter().take(5);
-                        wrong.extend(
-                            findings.map(|f| format!("shard {shard}: {}: {}", f.invariant, f.message)),
-                        );
-                        op.cursor = reply.cursor;
-                    }
-                    Err(error) => wrong.push(format!("shard {shard}: check: {error}")),
+    for shard in world.shards() {
+        let Some(view) = world.shard_host(shard).and_then(|host| host.view(shard)) else {
+            wrong.push(format!("shard {shard} is not led"));
+            continue;
+        };
+        let mut op = pb::Check { limit_rows: 500, ..pb::Check::default() };
+        loop {
+            match eggs_shard_core::check(shard, view, &op) {
+                Ok(reply) => {
+                    let findings = reply.findings.iter().take(5);
+                    wrong
+                        .extend(findings.map(|f| format!("shard {shard}: {}: {}", f.invariant, f.message)));
+                    op.cursor = reply.cursor;
                 }
-                if op.cursor.is_empty() {
-                    break;
-                }
+                Err(error) => wrong.push(format!("shard {shard}: check: {error}")),
+            }
+            if op.cursor.is_empty() {
+                break;
             }
         }
     }

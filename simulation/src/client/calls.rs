@@ -1,4 +1,7 @@
-//! Calls with retries: where a shard is, lanes, what is worth asking again (CL-10).
+//! Calls with retries: who leads, lanes, what is worth asking again (CL-10).
+//!
+//! Who does not lead says who does; whoever does not answer is passed over for the next replica. Now and then
+//! a call that was answered is made once more: its answer must be the first one.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -8,13 +11,13 @@ use eggs_client_core::retry::Backoff;
 use eggs_proto::pb::crossdir_reply::Result as CrossdirAnswer;
 use eggs_proto::pb::shard_reply::Result as ShardAnswer;
 use eggs_proto::{
-    BlockServiceId, CrossdirError, Retry, ServiceError, SessionId, ShardError, ShardId, Time, flags, pb,
+    BlockServiceId, CrossdirError, GroupId, Retry, ServiceError, SessionId, ShardError, ShardId, Time, flags, pb,
 };
 use rand::RngCore;
 
 use super::port::Port;
 use crate::kernel::{MILLISECOND, NodeId, Rpc, SECOND};
-use crate::nodes::{decode, encode, node_at, request_header};
+use crate::nodes::{decode, encode, leader_in, node_at, request_header, store_in};
 
 const CALL_TIMEOUT: u64 = SECOND;
 /// Calls of the coordinator wait for a whole transaction.
@@ -24,23 +27,59 @@ const TRANSACTION_TIMEOUT: u64 = 5 * SECOND;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GaveUp;
 
+/// In percent: answered calls that are made again.
+const REPEATED: u32 = 6;
+
+/// The replicas of a group, and which of them is asked.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Replicas {
+    nodes: Vec<NodeId>,
+    asked: Option<NodeId>,
+}
+
+impl Replicas {
+    fn of(map: &pb::ClusterMapReply, place: &pb::GroupPlace, before: Option<&Replicas>) -> Replicas {
+        let stores = place.voters.iter().chain(&place.wanted);
+        let mut nodes: Vec<NodeId> = stores.filter_map(|&store| store_in(map, store)).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        let kept = before.and_then(|before| before.asked).filter(|node| nodes.contains(node));
+        let asked = leader_in(map, place).or(kept).or_else(|| store_in(map, place.preferred));
+        Replicas { asked: asked.or(nodes.first().copied()), nodes }
+    }
+
+    /// Another than `node`: who it says, or the next one.
+    fn go_on(&mut self, node: NodeId, hint: &str) {
+        if self.asked != Some(node) {
+            return;
+        }
+        let at = self.nodes.iter().position(|&other| other == node).map_or(0, |at| at + 1);
+        let next = self.nodes.get(at).or(self.nodes.first()).copied();
+        self.asked = node_at(hint).or(next).or(self.asked);
+    }
+}
+
 /// Where everything is, as the registry last told.
 #[derive(Debug, Default)]
 pub(crate) struct Places {
-    pub shards: BTreeMap<ShardId, NodeId>,
-    pub crossdir: Option<NodeId>,
+    pub shards: BTreeMap<ShardId, Replicas>,
+    pub crossdir: Replicas,
     pub services: BTreeMap<BlockServiceId, (NodeId, u32)>,
+    /// Which of the registries is asked.
+    registry: usize,
 }
 
 #[derive(Clone)]
 pub(crate) struct Calls {
     pub port: Port,
     pub places: Rc<RefCell<Places>>,
+    /// Answers that are not the first ones.
+    pub complaints: Rc<RefCell<Vec<String>>>,
 }
 
 impl Calls {
     pub fn new(port: Port) -> Calls {
-        Calls { port, places: Rc::default() }
+        Calls { port, places: Rc::default(), complaints: Rc::default() }
     }
 
     fn pause(&self, backoff: &mut Backoff) -> u64 {
@@ -59,21 +98,38 @@ impl Calls {
         let header = request_header(&self.port.cluster, self.port.time(), false);
         let op = pb::registry_request::Op::Map(pb::ClusterMap { with_keys: false });
         let request = pb::RegistryRequest { header: Some(header), op: Some(op) };
-        let registry = self.port.cluster.registry;
+        let at = self.places.borrow().registry;
+        let registries = &self.port.cluster.registries;
+        let registry = registries[at % registries.len()];
         let reply = self.port.call(registry, Rpc::Registry, vec![encode(&request)], CALL_TIMEOUT).await;
-        let Some(reply) = reply.and_then(|parts| decode::<pb::RegistryReply>(&parts)) else { return };
+        let Some(reply) = reply.and_then(|parts| decode::<pb::RegistryReply>(&parts)) else {
+            self.places.borrow_mut().registry = at + 1;
+            return;
+        };
         self.port.observe(Time(reply.header.map_or(0, |header| header.time)));
-        let Some(pb::registry_reply::Result::Map(map)) = reply.result else { return };
-        let shard =
-            |place: &pb::ShardPlace| Some((ShardId::try_from(place.shard).ok()?, node_at(&place.address)?));
+        let map = match reply.result {
+            Some(pb::registry_reply::Result::Map(map)) => map,
+            Some(pb::registry_reply::Result::Error(error)) => {
+                let hint = node_at(&error.leader);
+                let leader = hint.and_then(|node| registries.iter().position(|&other| other == node));
+                self.places.borrow_mut().registry = leader.unwrap_or(at + 1);
+                return;
+            }
+            _ => return,
+        };
         let service = |info: &pb::BlockServiceInfo| {
             Some((BlockServiceId(info.id), (node_at(&info.address)?, info.flags)))
         };
-        *self.places.borrow_mut() = Places {
-            shards: map.shards.iter().filter_map(shard).collect(),
-            crossdir: node_at(&map.crossdir_address),
-            services: map.block_services.iter().filter_map(service).collect(),
-        };
+        let mut places = self.places.borrow_mut();
+        for place in &map.groups {
+            if let Ok(shard) = ShardId::try_from(place.group) {
+                let replicas = Replicas::of(&map, place, places.shards.get(&shard));
+                places.shards.insert(shard, replicas);
+            } else if place.group == u32::from(GroupId::CROSSDIR.0) {
+                places.crossdir = Replicas::of(&map, place, Some(&places.crossdir));
+            }
+        }
+        places.services = map.block_services.iter().filter_map(service).collect();
     }
 
     /// Waits until the cluster has everything this client needs.
@@ -82,7 +138,9 @@ impl Calls {
             self.refresh().await;
             let joined = {
                 let places = self.places.borrow();
-                places.shards.len() >= shards && places.crossdir.is_some() && places.services.len() >= 6
+                places.shards.len() >= shards
+                    && places.crossdir.asked.is_some()
+                    && places.services.len() >= 6
             };
             if joined {
                 return;
@@ -95,6 +153,21 @@ impl Calls {
         self.places.borrow().services.get(&service).is_some_and(|(_, flags)| flags::readable(*flags))
     }
 
+    /// Whom to ask: what was so in the past any replica may know.
+    fn place_of(&self, shard: ShardId, op: &pb::shard_request::Op, anywhere: &mut bool) -> Option<NodeId> {
+        let of_the_past = match op {
+            pb::shard_request::Op::Walk(walk) => walk.at != 0,
+            pb::shard_request::Op::List(list) => list.at != 0,
+            _ => false,
+        };
+        let places = self.places.borrow();
+        let replicas = places.shards.get(&shard)?;
+        if of_the_past && std::mem::take(anywhere) && !replicas.nodes.is_empty() {
+            return Some(replicas.nodes[self.port.below(replicas.nodes.len())]);
+        }
+        replicas.asked
+    }
+
     /// Asks a shard until it answers. Errors that say "later" are not answers.
     pub async fn shard(
         &self,
@@ -104,6 +177,7 @@ impl Calls {
         until: u64,
     ) -> Result<Result<ShardAnswer, ShardError>, GaveUp> {
         let mut backoff = Backoff::default();
+        let mut anywhere = self.port.chance(50);
         loop {
             let mut header = request_header(&self.port.cluster, self.port.time(), false);
             if let Some((session, sequence)) = lane {
@@ -111,15 +185,23 @@ impl Calls {
             }
             let request =
                 pb::ShardRequest { header: Some(header), shard: u32::from(shard.0), op: Some(op.clone()) };
-            let place = self.places.borrow().shards.get(&shard).copied();
+            let place = self.place_of(shard, &op, &mut anywhere);
             let parts = match place {
                 Some(host) => self.port.call(host, Rpc::Shard, vec![encode(&request)], CALL_TIMEOUT).await,
                 None => None,
+            };
+            let go_on = |hint: &str| {
+                if let (Some(node), Some(replicas)) =
+                    (place, self.places.borrow_mut().shards.get_mut(&shard))
+                {
+                    replicas.go_on(node, hint);
+                }
             };
             if let Some(reply) = parts.and_then(|parts| decode::<pb::ShardReply>(&parts)) {
                 self.port.observe(Time(reply.header.map_or(0, |header| header.time)));
                 match reply.result {
                     Some(ShardAnswer::Error(error)) => match ShardError::from_code(error.code) {
+                        Some(ShardError::NotLeader) => go_on(&error.leader),
                         Some(error) if error.retry() == Retry::Never => return Ok(Err(error)),
                         _ => {}
                     },
@@ -128,6 +210,7 @@ impl Calls {
                 }
             } else {
                 self.refresh().await;
+                go_on("");
             }
             let pause = self.pause(&mut backoff);
             if self.port.now() + pause >= until {
@@ -157,7 +240,10 @@ impl Calls {
                 }
             };
             let results = match answer {
-                Ok(ShardAnswer::Write(reply)) => reply.results,
+                Ok(ShardAnswer::Write(reply)) => {
+                    self.again(shard, &ops, lane, &reply.results).await;
+                    reply.results
+                }
                 Ok(_) => return Err(GaveUp),
                 // A refusal of the whole request: nothing was done.
                 Err(error) => {
@@ -180,29 +266,84 @@ impl Calls {
         }
     }
 
+    /// Makes an answered call again, now and then: it must get its first answer.
+    async fn again(
+        &self,
+        shard: ShardId,
+        ops: &[pb::WriteOp],
+        lane: (SessionId, u64),
+        first: &[pb::WriteResult],
+    ) {
+        let eden = |result: &pb::WriteResult| {
+            matches!(result.result, Some(pb::write_result::Result::Eden(_)))
+        };
+        // The certificates of placed blocks are signed anew each time.
+        if !self.port.chance(REPEATED) || first.iter().any(eden) {
+            return;
+        }
+        let write = pb::shard_request::Op::Write(pb::Write { ops: ops.to_vec() });
+        let until = self.port.now() + 20 * SECOND;
+        match self.shard(shard, write, Some(lane), until).await {
+            Ok(Ok(ShardAnswer::Write(reply))) if reply.results == first => {}
+            Err(GaveUp) => {}
+            other => {
+                let what = format!("{ops:?} of shard {shard} was answered {first:?}, and again {other:?}");
+                self.complaints.borrow_mut().push(what);
+            }
+        }
+    }
+
     /// Asks the coordinator until it answers.
     pub async fn crossdir(
         &self,
         op: pb::crossdir_request::Op,
         until: u64,
     ) -> Result<Result<CrossdirAnswer, CrossdirError>, GaveUp> {
+        let lane = self.port.next_in_lane();
+        let Ok(answer) = self.crossdir_in(lane, &op, until).await else {
+            self.port.new_lane();
+            return Err(GaveUp);
+        };
+        if self.port.chance(REPEATED) {
+            let until = self.port.now() + 20 * SECOND;
+            if let Ok(again) = self.crossdir_in(lane, &op, until).await
+                && again != answer
+            {
+                let what = format!("{op:?} was answered {answer:?}, and again {again:?}");
+                self.complaints.borrow_mut().push(what);
+            }
+        }
+        Ok(answer)
+    }
+
+    async fn crossdir_in(
+        &self,
+        (session, sequence): (SessionId, u64),
+        op: &pb::crossdir_request::Op,
+        until: u64,
+    ) -> Result<Result<CrossdirAnswer, CrossdirError>, GaveUp> {
         let mut backoff = Backoff::default();
-        let (session, sequence) = self.port.next_in_lane();
         loop {
             let mut header = request_header(&self.port.cluster, self.port.time(), false);
             (header.session, header.sequence) = (session.0, sequence);
             let request = pb::CrossdirRequest { header: Some(header), op: Some(op.clone()) };
-            let place = self.places.borrow().crossdir;
+            let place = self.places.borrow().crossdir.asked;
             let parts = match place {
                 Some(host) => {
                     self.port.call(host, Rpc::Crossdir, vec![encode(&request)], TRANSACTION_TIMEOUT).await
                 }
                 None => None,
             };
+            let go_on = |hint: &str| {
+                if let Some(node) = place {
+                    self.places.borrow_mut().crossdir.go_on(node, hint);
+                }
+            };
             if let Some(reply) = parts.and_then(|parts| decode::<pb::CrossdirReply>(&parts)) {
                 self.port.observe(Time(reply.header.map_or(0, |header| header.time)));
                 match reply.result {
                     Some(CrossdirAnswer::Error(error)) => match CrossdirError::from_code(error.code) {
+                        Some(CrossdirError::NotLeader) => go_on(&error.leader),
                         Some(error) if error.retry() == Retry::Never => return Ok(Err(error)),
                         _ => {}
                     },
@@ -211,10 +352,10 @@ impl Calls {
                 }
             } else {
                 self.refresh().await;
+                go_on("");
             }
             let pause = self.pause(&mut backoff);
             if self.port.now() + pause >= until {
-                self.port.new_lane();
                 return Err(GaveUp);
             }
             self.port.sleep(pause).await;

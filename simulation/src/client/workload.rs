@@ -75,6 +75,9 @@ pub(crate) async fn run(client: usize, life: u64, port: Port, common: Rc<Common>
             *left -= 1;
         }
         workload.one().await;
+        for complaint in workload.calls.complaints.take() {
+            workload.common.history.borrow_mut().fail(complaint);
+        }
         let pause = workload.port().below(30) as u64 * MILLISECOND;
         workload.port().sleep(pause).await;
     }

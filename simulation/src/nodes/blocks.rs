@@ -10,7 +10,7 @@ use eggs_proto::limits::CLASS_FLASH;
 use eggs_proto::{BlockError, BlockId, BlockServiceId, ServiceError, Time, pb};
 use rand::{Rng, RngCore};
 
-use super::{Cluster, Daemon, Me, Stop, ask_registry, decode, encode, reply_header};
+use super::{Cluster, Daemon, Me, RegistryLine, Stop, decode, encode, reply_header};
 use crate::bug::Bug;
 use crate::disk::VirtualDisk;
 use crate::kernel::{Envelope, Kernel, MICROSECOND, MILLISECOND, NodeId, Rpc, SECOND, Timer};
@@ -22,6 +22,7 @@ pub(crate) struct BlockHost {
     pub me: Me,
     cluster: Cluster,
     pub disks: Vec<Disk>,
+    line: RegistryLine,
     /// Writes on their way to the disk.
     writing: BTreeMap<u64, Writing>,
 }
@@ -69,7 +70,7 @@ impl BlockHost {
                 Disk { identity, files, lost: false, full: false }
             })
             .collect();
-        BlockHost { me, cluster, disks, writing: BTreeMap::new() }
+        BlockHost { me, cluster, disks, line: RegistryLine::default(), writing: BTreeMap::new() }
     }
 
     fn now(&self, kernel: &Kernel) -> Time {
@@ -215,8 +216,10 @@ impl BlockHost {
             block_services: self.disks.iter().map(report).collect(),
         };
         let op = pb::registry_request::Op::RegisterBlockServices(register);
-        ask_registry(kernel, &self.me, &self.cluster, self.now(kernel), vec![op]);
-        let delay = if kernel.now < SECOND { 50 * MILLISECOND } else { SECOND };
+        let map = pb::registry_request::Op::Map(pb::ClusterMap { with_keys: false });
+        let now = self.now(kernel);
+        self.line.ask(kernel, &self.me, &self.cluster, now, vec![op, map]);
+        let delay = if kernel.now < SECOND { 50 * MILLISECOND } else { self.line.pause() };
         self.me.timer(kernel, delay, Timer::Heartbeat);
     }
 }
@@ -304,7 +307,8 @@ impl Daemon for BlockHost {
         Ok(())
     }
 
-    fn on_reply(&mut self, _kernel: &mut Kernel, _reply: Envelope) -> Result<(), Stop> {
+    fn on_reply(&mut self, _kernel: &mut Kernel, reply: Envelope) -> Result<(), Stop> {
+        self.line.heard(&self.cluster, &reply);
         Ok(())
     }
 
@@ -312,7 +316,7 @@ impl Daemon for BlockHost {
         match timer {
             Timer::Disk(number) => self.go_on(kernel, number),
             Timer::Heartbeat => self.heartbeat(kernel),
-            Timer::Turn | Timer::Tick | Timer::Expired(_) => {}
+            Timer::Turn | Timer::RaftTick | Timer::Tick | Timer::Expired(_) => {}
         }
         Ok(())
     }

@@ -2,25 +2,25 @@
 
 use std::collections::BTreeMap;
 
-use eggs_consensus_core::GroupId;
+use eggs_consensus_core::{GroupId, Role};
 use eggs_crossdir_core::{Answer as Known, CrossdirMachine, Driver, Input, Output, Received, prepare};
 use eggs_machine::MemoryTable;
 use eggs_machine::group::Applied;
 use eggs_proto::limits::PROTOCOL_VERSION;
 use eggs_proto::pb::crossdir_reply::Result as Answer;
 use eggs_proto::pb::crossdir_request::Op;
-use eggs_proto::{CrossdirError, ServiceError, SessionId, ShardId, Time, TransactionId, pb};
+use eggs_proto::{CrossdirError, ServiceError, SessionId, ShardError, ShardId, Time, TransactionId, pb};
 use prost::Message;
 
 use super::{
-    Cluster, Daemon, Me, Stop, ask_registry, decode, encode, map_in, node_at, reply_header, request_header,
-    turn_delay,
+    Cluster, Daemon, Me, RegistryLine, Stop, decode, encode, leader_in, node_at, register, reply_header,
+    request_header, store_in,
 };
 use crate::bug::Bug;
-use crate::kernel::{Envelope, Kernel, MILLISECOND, NodeId, Rpc, SECOND, Timer};
+use crate::kernel::{Envelope, Kernel, MILLISECOND, NodeId, PeerEnvelope, Rpc, SECOND, Timer};
 use crate::replica::{Offered, Replica, Waiter};
 
-pub(crate) const GROUP: GroupId = GroupId(256);
+pub(crate) const GROUP: GroupId = GroupId::CROSSDIR;
 /// A step not answered by then is lost.
 const CALL_TIMEOUT: u64 = 2 * SECOND;
 /// How long one request waits for its transaction.
@@ -30,13 +30,17 @@ pub(crate) struct Coordinator {
     pub me: Me,
     cluster: Cluster,
     pub replica: Replica<CrossdirMachine>,
+    line: RegistryLine,
+    /// While it leads.
     pub driver: Option<Driver>,
     waiting: BTreeMap<TransactionId, Vec<Waiter>>,
     /// Requests to shards, by the tag on the network.
-    asked: BTreeMap<u64, Asked>,
+    asked: BTreeMap<u64, (Asked, ShardId)>,
     /// Deadlines of waiting callers.
     deadlines: BTreeMap<u64, (TransactionId, Waiter)>,
     places: BTreeMap<ShardId, (NodeId, bool)>,
+    /// The shards' replicas, to be tried when the one that is to lead does not.
+    others: BTreeMap<ShardId, Vec<NodeId>>,
     made: u64,
     tick_at: Option<Time>,
 }
@@ -48,11 +52,14 @@ enum Asked {
 }
 
 impl Coordinator {
-    pub fn new(me: Me, cluster: Cluster) -> Coordinator {
+    pub fn new(kernel: &mut Kernel, me: Me, cluster: Cluster) -> Coordinator {
+        let replica = Replica::new(kernel, &cluster, |id| (id == GROUP).then_some(CrossdirMachine));
         Coordinator {
             me,
             cluster,
-            replica: Replica::new(vec![(GROUP, CrossdirMachine)], false),
+            replica,
+            line: RegistryLine::default(),
+            others: BTreeMap::new(),
             driver: None,
             waiting: BTreeMap::new(),
             asked: BTreeMap::new(),
@@ -69,15 +76,7 @@ impl Coordinator {
 
     /// Nothing is begun, waiting to be recorded or to be forgotten.
     pub fn is_idle(&self) -> bool {
-        self.driver.as_ref().is_some_and(Driver::is_idle) && !self.replica.has_entries()
-    }
-
-    /// A snapshot, soon.
-    pub fn request_snapshot(&mut self, kernel: &mut Kernel) {
-        if let Some(host) = self.replica.host_mut() {
-            host.request_snapshot(GROUP);
-            self.schedule_turn(kernel);
-        }
+        self.view().is_some() && self.driver.as_ref().is_some_and(Driver::is_idle) && !self.replica.has_entries()
     }
 
     fn now(&mut self, kernel: &Kernel) -> Time {
@@ -105,6 +104,9 @@ impl Coordinator {
         if header.cluster_id != self.cluster.id.0[..] {
             return refused(CrossdirError::WrongCluster);
         }
+        if self.driver.is_none() {
+            return Ok(Some(self.not_leader()));
+        }
         if self.places.is_empty() {
             return refused(CrossdirError::Busy);
         }
@@ -128,32 +130,39 @@ impl Coordinator {
             })
             .map_err(Stop::Storage)?;
         match offered {
-            Offered::Proposed => {
-                self.schedule_turn(kernel);
+            Offered::Proposed(_) => {
+                self.replica.go_on(kernel, &self.me);
                 Ok(None)
             }
             Offered::Refused(error) => Ok(Some(Answer::Error(error))),
-            Offered::NotLeader => refused(CrossdirError::NotLeader),
+            Offered::NotLeader => Ok(Some(self.not_leader())),
             Offered::Busy | Offered::Repeated(_) => refused(CrossdirError::Busy),
         }
     }
 
-    fn schedule_turn(&mut self, kernel: &mut Kernel) {
-        if !self.replica.turn_due {
-            self.replica.turn_due = true;
-            let delay = turn_delay(kernel);
-            self.me.timer(kernel, delay, Timer::Turn);
-        }
+    fn not_leader(&self) -> Answer {
+        let leader = self.replica.hint(GROUP);
+        Answer::Error(pb::Error { leader, ..CrossdirError::NotLeader.bare() })
     }
 
     fn turn(&mut self, kernel: &mut Kernel) -> Result<(), Stop> {
-        self.replica.turn_due = false;
-        for (waiter, answer) in self.replica.turn().map_err(Stop::Storage)? {
+        let turned = self.replica.turn(kernel, &self.me).map_err(Stop::Storage)?;
+        // What the driver takes up is the state after all of this turn.
+        let begins = matches!(turned.roles.last(), Some((_, Role::Leader { .. })));
+        if let Some((_, role)) = turned.roles.last() {
+            self.resign(kernel);
+            if matches!(role, Role::Leader { .. }) {
+                self.recover(kernel).map_err(Stop::Storage)?;
+            }
+        }
+        for (waiter, answer) in turned.answers {
             let Applied::Ran(outcome) = answer.applied else {
                 return Err(Stop::Storage("an entry without session was repeated".to_owned()));
             };
-            for effect in outcome.effects {
-                self.step(kernel, Input::Effect(effect))?;
+            if !begins {
+                for effect in outcome.effects {
+                    self.step(kernel, Input::Effect(effect))?;
+                }
             }
             let Some(waiter) = waiter else { continue };
             let accepted = pb::TransactionAccepted::decode(outcome.reply)
@@ -163,14 +172,31 @@ impl Coordinator {
                 None => self.wait(kernel, TransactionId(accepted.transaction), waiter)?,
             }
         }
-        if self.replica.has_work() {
-            self.schedule_turn(kernel);
+        for waiter in turned.dropped {
+            let answer = self.not_leader();
+            self.answer(kernel, waiter, answer);
         }
         Ok(())
     }
 
+    /// Others go on with what this one had begun.
+    fn resign(&mut self, kernel: &mut Kernel) {
+        self.driver = None;
+        self.asked.clear();
+        self.deadlines.clear();
+        self.tick_at = None;
+        for waiter in std::mem::take(&mut self.waiting).into_values().flatten() {
+            let answer = self.not_leader();
+            self.answer(kernel, waiter, answer);
+        }
+    }
+
     fn wait(&mut self, kernel: &mut Kernel, transaction: TransactionId, waiter: Waiter) -> Result<(), Stop> {
-        let Some(driver) = &self.driver else { return Ok(()) };
+        let Some(driver) = &self.driver else {
+            let answer = self.not_leader();
+            self.answer(kernel, waiter, answer);
+            return Ok(());
+        };
         if let Some(reply) = driver.reply(transaction) {
             let result = reply.result.clone();
             self.answer(kernel, waiter, result.unwrap_or(Answer::Error(CrossdirError::Internal.bare())));
@@ -224,7 +250,7 @@ impl Coordinator {
                     self.replica
                         .write(GROUP, SessionId(0), 0, wall, None, |_, _| Ok(command))
                         .map_err(Stop::Storage)?;
-                    self.schedule_turn(kernel);
+                    self.replica.go_on(kernel, &self.me);
                 }
                 Output::Answer { transaction, reply } => {
                     for waiter in self.waiting.remove(&transaction).unwrap_or_default() {
@@ -253,7 +279,7 @@ impl Coordinator {
 
     fn ask(&mut self, kernel: &mut Kernel, shard: ShardId, op: pb::shard_request::Op, asked: Asked) {
         let tag = kernel.tag();
-        self.asked.insert(tag, asked);
+        self.asked.insert(tag, (asked, shard));
         self.me.timer(kernel, CALL_TIMEOUT, Timer::Expired(tag));
         let now = self.now(kernel);
         let header = request_header(&self.cluster, now, true);
@@ -263,9 +289,22 @@ impl Coordinator {
         }
     }
 
+    /// Whoever answered that it does not lead may know who does; else it is another's turn.
+    fn look_elsewhere(&mut self, shard: ShardId, from: NodeId, error: &pb::Error) {
+        let Some((place, _)) = self.places.get_mut(&shard) else { return };
+        if *place != from {
+            return;
+        }
+        let others = self.others.get(&shard).map_or(&[][..], Vec::as_slice);
+        let at = others.iter().position(|&other| other == from).map_or(0, |at| at + 1);
+        if let Some(next) = node_at(&error.leader).or(others.get(at).or(others.first()).copied()) {
+            *place = next;
+        }
+    }
+
     fn received(&mut self, kernel: &mut Kernel, tag: u64, reply: Option<pb::ShardReply>) -> Result<(), Stop> {
         use pb::shard_reply::Result as Reply;
-        let Some(asked) = self.asked.remove(&tag) else { return Ok(()) };
+        let Some((asked, _)) = self.asked.remove(&tag) else { return Ok(()) };
         let lost = || "no answer".to_owned();
         let result = reply.and_then(|reply| reply.result);
         let input = match asked {
@@ -292,16 +331,34 @@ impl Coordinator {
     }
 
     fn heartbeat(&mut self, kernel: &mut Kernel) {
-        let transactions = self.driver.as_ref().map_or(0, |driver| driver.unfinished() as u32);
-        let register = pb::RegisterCrossdir { address: super::address(self.me.id), transactions };
+        let offset = self.replica.host().map_or(0, |host| host.clock_offset());
+        let kind = pb::StoreKind::StoreCrossdir;
+        let mut register = register(&self.me, self.replica.store, kind, offset, self.replica.led_groups());
+        register.transactions = self.driver.as_ref().map_or(0, |driver| driver.unfinished() as u32);
         let time = self.now(kernel);
         let ops = vec![
-            pb::registry_request::Op::RegisterCrossdir(register),
+            pb::registry_request::Op::RegisterStore(register),
             pb::registry_request::Op::Map(pb::ClusterMap { with_keys: false }),
         ];
-        ask_registry(kernel, &self.me, &self.cluster, time, ops);
-        let delay = if self.places.is_empty() { 50 * MILLISECOND } else { SECOND };
+        self.line.ask(kernel, &self.me, &self.cluster, time, ops);
+        let delay = if self.places.is_empty() { 50 * MILLISECOND } else { self.line.pause() };
         self.me.timer(kernel, delay, Timer::Heartbeat);
+    }
+
+    fn follow(&mut self, kernel: &mut Kernel, map: &pb::ClusterMapReply) -> Result<(), Stop> {
+        for place in &map.groups {
+            let Ok(shard) = ShardId::try_from(place.group) else { continue };
+            let voters = || place.voters.iter().chain(&place.wanted);
+            let others: Vec<NodeId> = voters().filter_map(|&store| store_in(map, store)).collect();
+            let known = self.places.get(&shard).map(|(node, _)| *node);
+            let preferred = store_in(map, place.preferred);
+            let node = leader_in(map, place).or(known).or(preferred).or(others.first().copied());
+            if let Some(node) = node {
+                self.places.insert(shard, (node, place.alive));
+            }
+            self.others.insert(shard, others);
+        }
+        self.replica.follow(kernel, &self.me, map).map_err(Stop::Storage)
     }
 
     fn recover(&mut self, kernel: &mut Kernel) -> Result<(), String> {
@@ -317,9 +374,9 @@ impl Coordinator {
 
 impl Daemon for Coordinator {
     fn start(&mut self, kernel: &mut Kernel) -> Result<(), String> {
-        self.replica.open(self.me.wall(kernel))?;
+        self.replica.open(kernel, &self.me)?;
         self.me.timer(kernel, 0, Timer::Heartbeat);
-        self.recover(kernel)
+        Ok(())
     }
 
     fn crash(&mut self, kernel: &mut Kernel) -> Result<(), String> {
@@ -328,9 +385,11 @@ impl Daemon for Coordinator {
         self.asked.clear();
         self.deadlines.clear();
         self.places.clear();
+        self.others.clear();
         self.tick_at = None;
         let state = self.replica.random_state_after(kernel);
-        self.replica.crash(state)
+        self.replica.crash(kernel, &self.me, state);
+        Ok(())
     }
 
     fn on_request(&mut self, kernel: &mut Kernel, request: Envelope) -> Result<(), Stop> {
@@ -345,13 +404,9 @@ impl Daemon for Coordinator {
     fn on_reply(&mut self, kernel: &mut Kernel, reply: Envelope) -> Result<(), Stop> {
         let wall = self.me.wall(kernel);
         if reply.rpc == Rpc::Registry {
-            if let Some((time, map)) = map_in(&reply) {
+            if let Some((time, map)) = self.line.heard(&self.cluster, &reply) {
                 self.replica.clock.observe(time, wall);
-                let place = |place: &pb::ShardPlace| {
-                    let shard = ShardId::try_from(place.shard).ok()?;
-                    Some((shard, (node_at(&place.address)?, place.alive)))
-                };
-                self.places = map.shards.iter().filter_map(place).collect();
+                self.follow(kernel, &map)?;
             }
             return Ok(());
         }
@@ -359,12 +414,19 @@ impl Daemon for Coordinator {
         if let Some(header) = &message.header {
             self.replica.clock.observe(Time(header.time), wall);
         }
+        if let Some(pb::shard_reply::Result::Error(error)) = &message.result
+            && ShardError::from_code(error.code) == Some(ShardError::NotLeader)
+            && let Some((_, shard)) = self.asked.get(&reply.tag).copied()
+        {
+            self.look_elsewhere(shard, reply.from, error);
+        }
         self.received(kernel, reply.tag, Some(message))
     }
 
     fn on_timer(&mut self, kernel: &mut Kernel, timer: Timer) -> Result<(), Stop> {
         match timer {
             Timer::Turn => self.turn(kernel)?,
+            Timer::RaftTick => self.replica.tick(kernel, &self.me).map_err(Stop::Storage)?,
             Timer::Heartbeat => self.heartbeat(kernel),
             Timer::Tick => {
                 self.tick_at = None;
@@ -378,11 +440,20 @@ impl Daemon for Coordinator {
                         self.answer(kernel, waiter, Answer::Error(CrossdirError::InProgress.bare()));
                     }
                 } else {
+                    if let Some((_, shard)) = self.asked.get(&tag).copied()
+                        && let Some(&(place, _)) = self.places.get(&shard)
+                    {
+                        self.look_elsewhere(shard, place, &pb::Error::default());
+                    }
                     self.received(kernel, tag, None)?;
                 }
             }
             Timer::Disk(_) => {}
         }
         Ok(())
+    }
+
+    fn on_peer(&mut self, kernel: &mut Kernel, envelope: PeerEnvelope) -> Result<(), Stop> {
+        self.replica.receive(kernel, &self.me, envelope).map_err(Stop::Storage)
     }
 }

@@ -8,21 +8,33 @@ pub(crate) mod coordinator;
 pub(crate) mod registry;
 pub(crate) mod shards;
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use eggs_consensus_core::{Now, TICK};
 use eggs_proto::limits::PROTOCOL_VERSION;
-use eggs_proto::{ClusterId, Time, pb};
+use eggs_proto::{ClusterId, RegistryError, ServiceError, StoreId, Time, pb};
 use prost::Message;
 use rand::Rng;
 
 use crate::bug::Bug;
-use crate::kernel::{Envelope, Kernel, MICROSECOND, MILLISECOND, NodeId, Rpc, Timer};
+use crate::kernel::{
+    Envelope, Kernel, MICROSECOND, MILLISECOND, NodeId, PeerEnvelope, Rpc, SECOND, Timer, wall,
+};
 
 /// What every daemon and client knows from its start.
 #[derive(Debug, Clone)]
 pub(crate) struct Cluster {
     pub id: ClusterId,
     pub secret: Bytes,
-    pub registry: NodeId,
+    /// Where a registry may be, the first founder first.
+    pub registries: Vec<NodeId>,
+    /// Replicas every group is to have.
+    pub replicas: u32,
+    /// Metadata shards, 1 to 256.
+    pub shards: usize,
+    /// Leaders answer reads on a lease.
+    pub lease: bool,
     pub bug: Option<Bug>,
 }
 
@@ -34,11 +46,39 @@ pub(crate) struct Me {
     pub life: u64,
     /// How far its wall clock is off, in nanoseconds.
     pub skew: i64,
+    /// How much faster than others' its clock runs, in millionths.
+    pub drift: i64,
+    /// The machine it runs on: what fails at once.
+    pub machine: usize,
 }
 
 impl Me {
+    /// Its own clock at an instant of the world's.
+    pub fn monotonic(&self, now: u64) -> u64 {
+        let drifted = i128::from(now) * i128::from(1_000_000 + self.drift) / 1_000_000;
+        u64::try_from(drifted).unwrap_or(0)
+    }
+
     pub fn wall(&self, kernel: &Kernel) -> Time {
-        kernel.wall(self.skew)
+        wall(self.monotonic(kernel.now), self.skew)
+    }
+
+    pub fn now(&self, kernel: &Kernel) -> Now {
+        // No two machines were started at once.
+        let since_boot = self.monotonic(kernel.now) + self.machine as u64 * 1000 * SECOND;
+        Now { monotonic: Duration::from_nanos(since_boot), wall: self.wall(kernel) }
+    }
+
+    /// The host it registers as.
+    pub fn host(&self) -> String {
+        format!("host{}", self.machine)
+    }
+
+    /// The next tick of raft, by its own clock.
+    pub fn raft_tick(&self, kernel: &mut Kernel) {
+        let tick = TICK.as_nanos() as i64;
+        let delay = tick - tick * self.drift / 1_000_000;
+        self.timer(kernel, delay.unsigned_abs(), Timer::RaftTick);
     }
 
     pub fn timer(&self, kernel: &mut Kernel, delay: u64, timer: Timer) {
@@ -70,6 +110,10 @@ pub(crate) trait Daemon {
     fn on_request(&mut self, kernel: &mut Kernel, request: Envelope) -> Result<(), Stop>;
     fn on_reply(&mut self, kernel: &mut Kernel, reply: Envelope) -> Result<(), Stop>;
     fn on_timer(&mut self, kernel: &mut Kernel, timer: Timer) -> Result<(), Stop>;
+    /// Another store has something to say.
+    fn on_peer(&mut self, _kernel: &mut Kernel, _envelope: PeerEnvelope) -> Result<(), Stop> {
+        Ok(())
+    }
 }
 
 /// Address of a node, as the registry keeps it.
@@ -84,11 +128,25 @@ pub(crate) fn node_at(address: &str) -> Option<NodeId> {
 }
 
 /// How long one fsync of a log takes.
-pub(crate) fn turn_delay(kernel: &mut Kernel) -> u64 {
+pub(crate) fn turn_delay(kernel: &mut Kernel, node: NodeId) -> u64 {
+    if kernel.slow_disks.get(&node).is_some_and(|until| *until > kernel.now) {
+        return kernel.rng.random_range(20 * MILLISECOND..400 * MILLISECOND);
+    }
     match kernel.rng.random_range(0..50) {
-        0 => kernel.rng.random_range(MILLISECOND..300 * MILLISECOND),
+        0 => kernel.rng.random_range(MILLISECOND..100 * MILLISECOND),
         _ => kernel.rng.random_range(30 * MICROSECOND..2 * MILLISECOND),
     }
+}
+
+/// Where the cluster map says that a group is led.
+pub(crate) fn leader_in(map: &pb::ClusterMapReply, place: &pb::GroupPlace) -> Option<NodeId> {
+    store_in(map, place.leader)
+}
+
+/// The node a store of the cluster map is on.
+pub(crate) fn store_in(map: &pb::ClusterMapReply, store: u64) -> Option<NodeId> {
+    let info = map.stores.iter().find(|info| store != 0 && info.id == store)?;
+    node_at(&info.address)
 }
 
 pub(crate) fn reply_header(time: Time) -> Option<pb::ReplyHeader> {
@@ -115,27 +173,85 @@ pub(crate) fn decode<M: Message + Default>(parts: &[Bytes]) -> Option<M> {
     M::decode(parts.first()?.clone()).ok()
 }
 
-/// What the registry is told every second, and asked for.
-pub(crate) fn ask_registry(
-    kernel: &mut Kernel,
-    me: &Me,
-    cluster: &Cluster,
-    time: Time,
-    ops: Vec<pb::registry_request::Op>,
-) {
-    for op in ops {
-        let request = pb::RegistryRequest { header: Some(request_header(cluster, time, true)), op: Some(op) };
-        let tag = kernel.tag();
-        me.call(kernel, cluster.registry, tag, Rpc::Registry, vec![encode(&request)]);
+/// A daemon's way to the registry: one of its addresses after the other, until one leads.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RegistryLine {
+    /// Which of the addresses is asked.
+    at: usize,
+    /// Asked, and nothing came back yet.
+    waiting: bool,
+    /// The last answer was one.
+    pub good: bool,
+}
+
+impl RegistryLine {
+    /// Asks whoever seems to lead.
+    pub fn ask(
+        &mut self,
+        kernel: &mut Kernel,
+        me: &Me,
+        cluster: &Cluster,
+        time: Time,
+        ops: Vec<pb::registry_request::Op>,
+    ) {
+        if std::mem::replace(&mut self.waiting, true) {
+            self.at += 1;
+            self.good = false;
+        }
+        let to = cluster.registries[self.at % cluster.registries.len()];
+        for op in ops {
+            let header = Some(request_header(cluster, time, true));
+            let request = pb::RegistryRequest { header, op: Some(op) };
+            let tag = kernel.tag();
+            me.call(kernel, to, tag, Rpc::Registry, vec![encode(&request)]);
+        }
+    }
+
+    /// Takes in a reply: the cluster map when it is one.
+    pub fn heard(&mut self, cluster: &Cluster, reply: &Envelope) -> Option<(Time, pb::ClusterMapReply)> {
+        let message: pb::RegistryReply = decode(&reply.parts)?;
+        self.waiting = false;
+        let time = Time(message.header.map_or(0, |header| header.time));
+        match message.result? {
+            pb::registry_reply::Result::Map(map) => {
+                self.good = true;
+                Some((time, map))
+            }
+            pb::registry_reply::Result::Error(error) => {
+                if RegistryError::from_code(error.code) == Some(RegistryError::NotLeader) {
+                    self.good = false;
+                    let hint = node_at(&error.leader);
+                    let at = hint.and_then(|node| cluster.registries.iter().position(|&other| other == node));
+                    self.at = at.unwrap_or(self.at + 1);
+                }
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// How long until the next heartbeat.
+    pub fn pause(&self) -> u64 {
+        if self.good { SECOND } else { 100 * MILLISECOND }
     }
 }
 
-/// The cluster map in a registry's reply.
-pub(crate) fn map_in(reply: &Envelope) -> Option<(Time, pb::ClusterMapReply)> {
-    let reply: pb::RegistryReply = decode(&reply.parts)?;
-    let time = Time(reply.header.map_or(0, |header| header.time));
-    match reply.result {
-        Some(pb::registry_reply::Result::Map(map)) => Some((time, map)),
-        _ => None,
+/// What a store says of itself each second.
+pub(crate) fn register(
+    me: &Me,
+    store: StoreId,
+    kind: pb::StoreKind,
+    clock_offset: i64,
+    led: Vec<pb::LedGroup>,
+) -> pb::RegisterStore {
+    pb::RegisterStore {
+        id: store.0,
+        kind: kind.into(),
+        host: me.host(),
+        address: address(me.id),
+        clock_offset,
+        led,
+        boot: me.life + 1,
+        ..pb::RegisterStore::default()
     }
 }

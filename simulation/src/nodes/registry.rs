@@ -1,44 +1,76 @@
-//! The registry, as `eggs-shuckle` is.
+//! A store of the registry, as `eggs-shuckle` is.
 
-use eggs_consensus_core::GroupId;
+use std::time::Duration;
+
+use eggs_consensus_core::{GroupId, Role};
 use eggs_machine::group::Applied;
 use eggs_proto::limits::{PROTOCOL_VERSION, STALE_AFTER};
+use eggs_proto::pb::registry_command::Command;
 use eggs_proto::pb::registry_reply::Result as Answer;
 use eggs_proto::pb::registry_request::Op;
 use eggs_proto::{RegistryError, ServiceError, SessionId, Time, pb};
-use eggs_shuckle_core::{Health, RegistryMachine, Step};
+use eggs_shuckle_core::{Health, RegistryMachine, Step, plan};
 use prost::Message;
 
-use super::{Cluster, Daemon, Me, Stop, decode, encode, reply_header, turn_delay};
-use crate::kernel::{Envelope, Kernel, Rpc, Timer};
+use super::{Cluster, Daemon, Me, RegistryLine, Stop, decode, encode, register, reply_header};
+use crate::kernel::{Envelope, Kernel, PeerEnvelope, Rpc, SECOND, Timer};
 use crate::replica::{Offered, Replica, Waiter};
 
-pub(crate) const GROUP: GroupId = GroupId(257);
+pub(crate) const GROUP: GroupId = GroupId::SHUCKLE;
+
+/// A store that is silent for this long is replaced: runs last a minute.
+pub(crate) const REPLACE_AFTER: Duration = Duration::from_secs(25);
 
 pub(crate) struct Registry {
     pub me: Me,
     cluster: Cluster,
     pub replica: Replica<RegistryMachine>,
+    line: RegistryLine,
+    /// While it leads.
     health: Option<Health>,
 }
 
 impl Registry {
-    pub fn new(me: Me, cluster: Cluster) -> Registry {
-        let replica = Replica::new(vec![(GROUP, RegistryMachine)], false);
-        Registry { me, cluster, replica, health: None }
+    pub fn new(kernel: &mut Kernel, me: Me, cluster: Cluster) -> Registry {
+        let replica = Replica::new(kernel, &cluster, |id| (id == GROUP).then_some(RegistryMachine));
+        Registry { me, cluster, replica, line: RegistryLine::default(), health: None }
     }
 
     /// Once, at the beginning of the world.
     pub fn found(&mut self, kernel: &mut Kernel) -> Result<(), String> {
-        self.replica.open(self.me.wall(kernel))?;
-        let found = pb::FoundCluster { cluster_id: bytes::Bytes::copy_from_slice(&self.cluster.id.0) };
-        let command = pb::RegistryCommand { command: Some(pb::registry_command::Command::Found(found)) };
-        let wall = self.me.wall(kernel);
-        self.replica.write(GROUP, SessionId(0), 0, wall, None, |_, _| Ok(encode(&command)))?;
-        while self.replica.has_entries() {
-            self.replica.turn()?;
+        const TURNS_MAX: usize = 100;
+        self.replica.open(kernel, &self.me)?;
+        self.replica.found_alone(GROUP)?;
+        let cluster_id = bytes::Bytes::copy_from_slice(&self.cluster.id.0);
+        let found = pb::FoundCluster { cluster_id, replicas: self.cluster.replicas };
+        let mut proposed = false;
+        for _ in 0..TURNS_MAX {
+            self.replica.turn(kernel, &self.me)?;
+            if self.replica.view(GROUP).is_some() && !proposed {
+                proposed = true;
+                self.log(kernel, Command::Found(found.clone()), None)?;
+            }
         }
-        self.replica.crash(crate::replica::StateAfter::Closed)
+        self.replica.crash(kernel, &self.me, crate::replica::StateAfter::Closed);
+        Ok(())
+    }
+
+    /// The registry's even clock.
+    fn even(&self, kernel: &Kernel) -> Time {
+        Time(u64::try_from(self.me.now(kernel).monotonic.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn log(&mut self, kernel: &mut Kernel, command: Command, waiter: Option<Waiter>) -> Result<Offered, String> {
+        let command = encode(&pb::RegistryCommand { command: Some(command) });
+        let wall = self.me.wall(kernel);
+        let offered = self.replica.write(GROUP, SessionId(0), 0, wall, waiter, |_, _| Ok(command))?;
+        self.replica.go_on(kernel, &self.me);
+        Ok(offered)
+    }
+
+    fn not_leader(&self) -> Answer {
+        let leader = self.replica.hint(GROUP);
+        Answer::Error(pb::Error { leader, ..RegistryError::NotLeader.bare() })
     }
 
     fn take(&mut self, kernel: &mut Kernel, request: &Envelope) -> Result<Option<Answer>, Stop> {
@@ -57,39 +89,50 @@ impl Registry {
         }
         let (wall, authorized) = (self.me.wall(kernel), header.secret == self.cluster.secret);
         self.replica.clock.observe(Time(header.time), wall);
-        let Some(health) = &mut self.health else { return refused(RegistryError::Busy) };
+        let now = self.even(kernel);
+        let (Some(health), Some(view)) = (&mut self.health, self.replica.view(GROUP)) else {
+            return Ok(Some(self.not_leader()));
+        };
         let waiter = Waiter::new(request, Some(&header));
-        let mut answer = None;
-        let offered = self
-            .replica
-            .write(GROUP, SessionId(0), 0, wall, Some(waiter), |view, now| {
-                match health.request(view, &op, authorized, now) {
-                    Ok(Step::Log(command)) => Ok(encode(&command)),
-                    Ok(Step::Answer(reply)) => {
-                        answer = Some(reply);
-                        Err(pb::Error::default())
-                    }
-                    Err(error) => Err(RegistryError::Internal.with(error)),
+        let step = health.request(view, &op, authorized, now);
+        match step.map_err(|error| Stop::Storage(error.to_string()))? {
+            Step::Answer(reply) => Ok(Some(reply)),
+            Step::Log(pb::RegistryCommand { command: Some(command) }) => {
+                match self.log(kernel, command, Some(waiter)).map_err(Stop::Storage)? {
+                    Offered::Proposed(_) => Ok(None),
+                    Offered::Refused(error) => Ok(Some(Answer::Error(error))),
+                    Offered::Repeated(_) | Offered::Busy => refused(RegistryError::Busy),
+                    Offered::NotLeader => Ok(Some(self.not_leader())),
                 }
-            })
-            .map_err(Stop::Storage)?;
-        match offered {
-            Offered::Proposed => {
-                self.schedule_turn(kernel);
-                Ok(None)
             }
-            Offered::Refused(error) => Ok(Some(answer.unwrap_or(Answer::Error(error)))),
-            Offered::Repeated(_) | Offered::Busy => refused(RegistryError::Busy),
-            Offered::NotLeader => refused(RegistryError::NotLeader),
+            Step::Log(_) => refused(RegistryError::Internal),
         }
     }
 
-    fn schedule_turn(&mut self, kernel: &mut Kernel) {
-        if !self.replica.turn_due {
-            self.replica.turn_due = true;
-            let delay = turn_delay(kernel);
-            self.me.timer(kernel, delay, Timer::Turn);
+    /// What the leader decides by itself, about once a second.
+    fn plan(&mut self, kernel: &mut Kernel) -> Result<(), Stop> {
+        let now = self.even(kernel);
+        let (Some(health), Some(view)) = (&self.health, self.replica.view(GROUP)) else { return Ok(()) };
+        let mut groups = plan(view, health, now).map_err(|error| Stop::Storage(error.to_string()))?;
+        // A run has fewer shards than a cluster.
+        let shards = self.cluster.shards;
+        groups.retain(|put| put.group > 255 || (put.group + 255) % 256 < shards as u32);
+        if !groups.is_empty() {
+            kernel.note(format_args!("{} plans {} groups: {:?}", self.me.id, groups.len(), groups[0]));
+            self.log(kernel, Command::PutGroups(pb::PutGroups { groups }), None).map_err(Stop::Storage)?;
         }
+        Ok(())
+    }
+
+    fn heartbeat(&mut self, kernel: &mut Kernel) {
+        let offset = self.replica.host().map_or(0, |host| host.clock_offset());
+        let kind = pb::StoreKind::StoreShuckle;
+        let register = register(&self.me, self.replica.store, kind, offset, self.replica.led_groups());
+        let time = self.replica.clock.now(self.me.wall(kernel));
+        let ops = vec![Op::RegisterStore(register), Op::Map(pb::ClusterMap { with_keys: false })];
+        self.line.ask(kernel, &self.me, &self.cluster, time, ops);
+        let pause = if kernel.now < SECOND { self.line.pause().min(SECOND / 10) } else { self.line.pause() };
+        self.me.timer(kernel, pause, Timer::Heartbeat);
     }
 
     fn answer(&mut self, kernel: &mut Kernel, waiter: Waiter, result: Answer) {
@@ -97,20 +140,48 @@ impl Registry {
         let reply = pb::RegistryReply { header: reply_header(time), result: Some(result) };
         self.me.reply(kernel, waiter.from, waiter.tag, Rpc::Registry, vec![encode(&reply)]);
     }
+
+    fn turn(&mut self, kernel: &mut Kernel) -> Result<(), Stop> {
+        let turned = self.replica.turn(kernel, &self.me).map_err(Stop::Storage)?;
+        for (waiter, answer) in turned.answers {
+            let (Some(waiter), Applied::Ran(outcome)) = (waiter, answer.applied) else { continue };
+            let reply = pb::RegistryReply::decode(outcome.reply).ok().and_then(|reply| reply.result);
+            self.answer(kernel, waiter, reply.unwrap_or(Answer::Error(RegistryError::Internal.bare())));
+        }
+        for waiter in turned.dropped {
+            let answer = self.not_leader();
+            self.answer(kernel, waiter, answer);
+        }
+        if let Some((_, role)) = turned.roles.last() {
+            let leads = matches!(role, Role::Leader { .. });
+            let health = || Health::new(self.even(kernel), STALE_AFTER).with_replace_after(REPLACE_AFTER);
+            self.health = leads.then(health);
+            if leads {
+                let (delay, life) = (SECOND / 10, self.me.life);
+                kernel.timer(self.me.id, life, delay, Timer::Tick);
+            }
+        }
+        Ok(())
+    }
+
+    /// The map as this registry has it, when it leads.
+    pub fn map(&self, kernel: &Kernel) -> Option<pb::ClusterMapReply> {
+        self.health.as_ref()?.map(self.replica.view(GROUP)?, self.even(kernel), false).ok()
+    }
 }
 
 impl Daemon for Registry {
     fn start(&mut self, kernel: &mut Kernel) -> Result<(), String> {
-        let wall = self.me.wall(kernel);
-        self.replica.open(wall)?;
-        self.health = Some(Health::new(self.replica.clock.now(wall), STALE_AFTER));
+        self.replica.open(kernel, &self.me)?;
+        self.me.timer(kernel, 0, Timer::Heartbeat);
         Ok(())
     }
 
     fn crash(&mut self, kernel: &mut Kernel) -> Result<(), String> {
         self.health = None;
         let state = self.replica.random_state_after(kernel);
-        self.replica.crash(state)
+        self.replica.crash(kernel, &self.me, state);
+        Ok(())
     }
 
     fn on_request(&mut self, kernel: &mut Kernel, request: Envelope) -> Result<(), Stop> {
@@ -120,23 +191,30 @@ impl Daemon for Registry {
         Ok(())
     }
 
-    fn on_reply(&mut self, _kernel: &mut Kernel, _reply: Envelope) -> Result<(), Stop> {
+    fn on_reply(&mut self, kernel: &mut Kernel, reply: Envelope) -> Result<(), Stop> {
+        if let Some((time, map)) = self.line.heard(&self.cluster, &reply) {
+            self.replica.clock.observe(time, self.me.wall(kernel));
+            self.replica.follow(kernel, &self.me, &map).map_err(Stop::Storage)?;
+        }
         Ok(())
     }
 
     fn on_timer(&mut self, kernel: &mut Kernel, timer: Timer) -> Result<(), Stop> {
-        if timer != Timer::Turn {
-            return Ok(());
-        }
-        self.replica.turn_due = false;
-        for (waiter, answer) in self.replica.turn().map_err(Stop::Storage)? {
-            let (Some(waiter), Applied::Ran(outcome)) = (waiter, answer.applied) else { continue };
-            let reply = pb::RegistryReply::decode(outcome.reply).ok().and_then(|reply| reply.result);
-            self.answer(kernel, waiter, reply.unwrap_or(Answer::Error(RegistryError::Internal.bare())));
-        }
-        if self.replica.has_work() {
-            self.schedule_turn(kernel);
+        match timer {
+            Timer::Turn => self.turn(kernel)?,
+            Timer::RaftTick => self.replica.tick(kernel, &self.me).map_err(Stop::Storage)?,
+            Timer::Heartbeat => self.heartbeat(kernel),
+            Timer::Tick if self.health.is_some() => {
+                self.plan(kernel)?;
+                let pause = if kernel.now < 3 * SECOND { SECOND / 10 } else { SECOND };
+                self.me.timer(kernel, pause, Timer::Tick);
+            }
+            Timer::Tick | Timer::Expired(_) | Timer::Disk(_) => {}
         }
         Ok(())
+    }
+
+    fn on_peer(&mut self, kernel: &mut Kernel, envelope: PeerEnvelope) -> Result<(), Stop> {
+        self.replica.receive(kernel, &self.me, envelope).map_err(Stop::Storage)
     }
 }

@@ -1,6 +1,9 @@
-//! A host of metadata shards, as `eggs-shard` is.
+//! A store of metadata shards, as `eggs-shard` is.
 
-use eggs_consensus_core::GroupId;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use eggs_consensus_core::{Grant, GroupId, ReadTicket, Role};
 use eggs_machine::group::{self, Applied};
 use eggs_machine::hash::StateHash;
 use eggs_machine::{MemoryTable, Tx};
@@ -10,59 +13,79 @@ use eggs_proto::pb::shard_request::Op;
 use eggs_proto::{ServiceError, SessionId, ShardError, ShardId, Time, pb};
 use eggs_shard_core::ShardMachine;
 use prost::Message;
-use rand::{Rng, RngCore};
+use rand::RngCore;
 
-use super::{Cluster, Daemon, Me, Stop, ask_registry, decode, encode, map_in, reply_header, turn_delay};
+use super::{Cluster, Daemon, Me, RegistryLine, Stop, decode, encode, register, reply_header};
 use crate::bug::{Bug, BuggyShard};
-use crate::kernel::{Envelope, Kernel, MILLISECOND, Rpc, SECOND, Timer};
+use crate::kernel::{Envelope, Kernel, MILLISECOND, PeerEnvelope, Rpc, Timer};
 use crate::replica::{Offered, Replica, StateAfter, Waiter};
 
 pub(crate) struct ShardHost {
     pub me: Me,
     cluster: Cluster,
-    pub shards: Vec<ShardId>,
     pub replica: Replica<BuggyShard>,
     /// Block services as the registry last told.
     services: eggs_shard_core::Cluster,
+    line: RegistryLine,
     joined: bool,
-    /// Reads of an instant that may still change: they wait for the next turn.
+    /// Reads on their way to being confirmed.
+    reading: Vec<Reading>,
+    /// Reads of an instant that may still change: they wait until the group's clock is past it.
     parked: Vec<(Waiter, pb::ShardRequest)>,
+    /// Groups whose clock is being moved by an empty command.
+    settling: BTreeSet<GroupId>,
     /// The next write to the log fails.
     pub fail_next_write: bool,
+    pub full: bool,
 }
 
-/// The views of a walk that begins at `shard`.
-fn views<'a>(
-    host: &'a ShardHost,
+/// A read of groups led here.
+struct Reading {
+    waiter: Waiter,
     shard: ShardId,
-    view: &'a MemoryTable,
-) -> impl Fn(ShardId) -> Option<&'a MemoryTable> {
-    move |other| if other == shard { Some(view) } else { host.view(other) }
+    op: Op,
+    confirmed: BTreeSet<GroupId>,
+    tickets: Vec<(ReadTicket, GroupId)>,
+}
+
+/// What became of a read that could look.
+enum Looked {
+    Answer(Answer),
+    /// It looked at groups that are not confirmed.
+    More(BTreeSet<GroupId>),
 }
 
 pub(crate) fn group_of(shard: ShardId) -> GroupId {
     GroupId(u16::from(shard.0))
 }
 
+fn storage(error: impl std::fmt::Display) -> Stop {
+    Stop::Storage(error.to_string())
+}
+
 impl ShardHost {
-    pub fn new(me: Me, cluster: Cluster, shards: Vec<ShardId>) -> ShardHost {
+    pub fn new(kernel: &mut Kernel, me: Me, cluster: Cluster) -> ShardHost {
         let bug = cluster.bug;
-        let machine =
-            |&shard: &ShardId| (group_of(shard), BuggyShard { machine: ShardMachine { shard }, bug });
-        let replica = Replica::new(shards.iter().map(machine).collect(), bug == Some(Bug::SkipFsync));
-        let services = eggs_shard_core::Cluster::default();
+        let replica = Replica::new(kernel, &cluster, move |id: GroupId| {
+            let shard = ShardId::try_from(u32::from(id.0)).ok()?;
+            Some(BuggyShard { machine: ShardMachine { shard }, bug })
+        });
         ShardHost {
             me,
             cluster,
-            shards,
             replica,
-            services,
+            services: eggs_shard_core::Cluster::default(),
+            line: RegistryLine::default(),
             joined: false,
+            reading: Vec::new(),
             parked: Vec::new(),
+            settling: BTreeSet::new(),
             fail_next_write: false,
+            full: false,
         }
     }
 
+    /// A shard led here.
     pub fn view(&self, shard: ShardId) -> Option<&MemoryTable> {
         self.replica.view(group_of(shard))
     }
@@ -71,6 +94,11 @@ impl ShardHost {
         let time = self.replica.clock.now(self.me.wall(kernel));
         let reply = pb::ShardReply { header: reply_header(time), result: Some(result) };
         self.me.reply(kernel, waiter.from, waiter.tag, Rpc::Shard, vec![encode(&reply)]);
+    }
+
+    fn not_leader(&self, shard: ShardId) -> Answer {
+        let leader = self.replica.hint(group_of(shard));
+        Answer::Error(pb::Error { leader, ..ShardError::NotLeader.bare() })
     }
 
     /// `None`: the answer comes with a turn.
@@ -93,59 +121,175 @@ impl ShardHost {
         }
         let Ok(shard) = ShardId::try_from(request.shard) else { return refused(ShardError::Malformed) };
         let Some(op) = request.op else { return refused(ShardError::Malformed) };
-        if let Op::Write(write) = op {
-            return self.write(kernel, shard, &header, write, waiter);
+        let at = match &op {
+            Op::Write(write) => return self.write(kernel, shard, &header, write.clone(), waiter),
+            Op::Walk(walk) => Time(walk.at),
+            Op::List(list) => Time(list.at),
+            _ => Time::ZERO,
+        };
+        if !at.is_unset() && at <= self.replica.clock.now(self.me.wall(kernel)) {
+            let again = pb::ShardRequest { header: Some(header), shard: request.shard, op: Some(op.clone()) };
+            return self.look_back(kernel, waiter, shard, &op, at, again);
         }
-        if self.view(shard).is_some() && !self.settle(kernel, shard, &op)? {
-            let request = pb::ShardRequest { header: Some(header), shard: request.shard, op: Some(op) };
-            self.parked.push((waiter, request));
+        if self.cluster.bug == Some(Bug::StaleReads) {
+            // Who was leader when it last heard of the others is leader still.
+            return match self.look(kernel, shard, &op, None)? {
+                Looked::Answer(answer) => Ok(Some(answer)),
+                Looked::More(_) => Ok(None),
+            };
+        }
+        let reading =
+            Reading { waiter, shard, op, confirmed: BTreeSet::new(), tickets: Vec::new() };
+        self.confirm(kernel, reading, BTreeSet::from([group_of(shard)]))
+    }
+
+    // ---- reads of now ----
+
+    /// Has the groups confirmed; when all are, the read looks.
+    fn confirm(
+        &mut self,
+        kernel: &mut Kernel,
+        mut reading: Reading,
+        groups: BTreeSet<GroupId>,
+    ) -> Result<Option<Answer>, Stop> {
+        let mut groups = groups;
+        loop {
+            for group in std::mem::take(&mut groups) {
+                match self.replica.read(kernel, &self.me, group) {
+                    None => return Ok(Some(self.not_leader(reading.shard))),
+                    Some(Grant::Now) => {
+                        reading.confirmed.insert(group);
+                    }
+                    Some(Grant::Later(ticket)) => reading.tickets.push((ticket, group)),
+                }
+            }
+            if !reading.tickets.is_empty() {
+                self.reading.push(reading);
+                return Ok(None);
+            }
+            match self.look(kernel, reading.shard, &reading.op, Some(&reading.confirmed))? {
+                Looked::Answer(answer) => return Ok(Some(answer)),
+                Looked::More(more) => groups = more,
+            }
+        }
+    }
+
+    /// `confirmed`: `None` when that does not matter.
+    fn look(
+        &mut self,
+        kernel: &Kernel,
+        shard: ShardId,
+        op: &Op,
+        confirmed: Option<&BTreeSet<GroupId>>,
+    ) -> Result<Looked, Stop> {
+        let now = self.replica.read_time(group_of(shard), self.me.wall(kernel)).map_err(storage)?;
+        let Some(view) = self.view(shard) else { return Ok(Looked::Answer(self.not_leader(shard))) };
+        let more = RefCell::new(BTreeSet::new());
+        let answer = match op {
+            Op::Walk(walk) => {
+                let views = |other: ShardId| {
+                    let group = group_of(other);
+                    let view = self.replica.view(group)?;
+                    if confirmed.is_some_and(|confirmed| !confirmed.contains(&group)) {
+                        more.borrow_mut().insert(group);
+                    }
+                    Some(view)
+                };
+                eggs_shard_core::walk(views, walk, now)
+                    .map(|walked| walked.map_or_else(Answer::Error, Answer::Walk))
+            }
+            op => eggs_shard_core::read(shard, view, op, now),
+        };
+        let more = more.into_inner();
+        if more.is_empty() { answer.map(Looked::Answer).map_err(storage) } else { Ok(Looked::More(more)) }
+    }
+
+    fn confirmed(&mut self, kernel: &mut Kernel, tickets: &[ReadTicket]) -> Result<(), Stop> {
+        let mut done = Vec::new();
+        for at in (0..self.reading.len()).rev() {
+            let reading = &mut self.reading[at];
+            let confirmed = &mut reading.confirmed;
+            reading.tickets.retain(|(ticket, group)| {
+                let is_in = tickets.contains(ticket);
+                if is_in {
+                    confirmed.insert(*group);
+                }
+                !is_in
+            });
+            if reading.tickets.is_empty() {
+                done.push(self.reading.swap_remove(at));
+            }
+        }
+        for reading in done {
+            let (waiter, shard) = (reading.waiter, reading.shard);
+            let answer = match self.look(kernel, shard, &reading.op, Some(&reading.confirmed))? {
+                Looked::Answer(answer) => Some(answer),
+                Looked::More(more) => self.confirm(kernel, reading, more)?,
+            };
+            if let Some(answer) = answer {
+                self.answer(kernel, waiter, answer);
+            }
+        }
+        Ok(())
+    }
+
+    fn lost(&mut self, kernel: &mut Kernel, tickets: &[ReadTicket]) {
+        let is_lost = |reading: &Reading| reading.tickets.iter().any(|(ticket, _)| tickets.contains(ticket));
+        let (lost, left) = std::mem::take(&mut self.reading).into_iter().partition(is_lost);
+        self.reading = left;
+        let lost: Vec<Reading> = lost;
+        for reading in lost {
+            let answer = self.not_leader(reading.shard);
+            self.answer(kernel, reading.waiter, answer);
+        }
+    }
+
+    // ---- reads of the past ----
+
+    /// What was so at an instant that every group it leads through is past: any replica knows. If the first
+    /// is not, its leader moves its clock beyond it by an empty command: writes that are proposed already may
+    /// get earlier instants, and so may later ones after a crash (SH-12).
+    fn look_back(
+        &mut self,
+        kernel: &mut Kernel,
+        waiter: Waiter,
+        shard: ShardId,
+        op: &Op,
+        at: Time,
+        again: pb::ShardRequest,
+    ) -> Result<Option<Answer>, Stop> {
+        let group = group_of(shard);
+        if !self.replica.is_past(group, at).map_err(storage)? {
+            if self.view(shard).is_none() {
+                return Ok(Some(self.not_leader(shard)));
+            }
+            let wall = self.me.wall(kernel);
+            if self.settling.insert(group) {
+                let empty = encode(&pb::ShardCommand::default());
+                self.replica.clock.observe(at, Time::MAX);
+                self.replica
+                    .write(group, SessionId(0), 0, wall, None, |_, _| Ok(empty))
+                    .map_err(Stop::Storage)?;
+                self.replica.go_on(kernel, &self.me);
+            }
+            self.parked.push((waiter, again));
             return Ok(None);
         }
         let now = self.replica.clock.now(self.me.wall(kernel));
-        let Some(mut view) = self.view(shard) else { return refused(ShardError::NotLeader) };
-        if self.cluster.bug == Some(Bug::StaleReads)
-            && kernel.chance(100)
-            && let Some(stale) = self.replica.stale_view(group_of(shard))
-        {
-            view = stale;
-        }
-        let answer = match &op {
-            Op::Walk(walk) => eggs_shard_core::walk(views(self, shard, view), walk, now)
-                .map(|walked| walked.map_or_else(Answer::Error, Answer::Walk)),
+        let Some(view) = self.replica.local_view(group) else { return Ok(Some(self.not_leader(shard))) };
+        let answer = match op {
+            Op::Walk(walk) => {
+                let views = |other: ShardId| {
+                    let group = group_of(other);
+                    let past = self.replica.is_past(group, at).unwrap_or(false);
+                    self.replica.local_view(group).filter(|_| past)
+                };
+                eggs_shard_core::walk(views, walk, now)
+                    .map(|walked| walked.map_or_else(Answer::Error, Answer::Walk))
+            }
             op => eggs_shard_core::read(shard, view, op, now),
         };
-        answer.map(Some).map_err(|error| Stop::Storage(error.to_string()))
-    }
-
-    /// Whether what the read looks at is past for good. If not, a group's clock is moved beyond it by an
-    /// empty command: writes that are proposed already may get earlier instants, and so may later ones after
-    /// a crash (SH-12).
-    fn settle(&mut self, kernel: &mut Kernel, shard: ShardId, op: &Op) -> Result<bool, Stop> {
-        let (at, shards) = match op {
-            // It may lead through all shards here.
-            Op::Walk(walk) => (Time(walk.at), self.shards.clone()),
-            Op::List(list) => (Time(list.at), vec![shard]),
-            _ => return Ok(true),
-        };
-        let wall = self.me.wall(kernel);
-        if at.is_unset() || at > self.replica.clock.now(wall) {
-            return Ok(true);
-        }
-        let mut settled = true;
-        for shard in shards {
-            let Some(view) = self.view(shard) else { continue };
-            if group::clock(view).map_err(|error| Stop::Storage(error.to_string()))? < at {
-                settled = false;
-                let empty = encode(&pb::ShardCommand::default());
-                self.replica
-                    .write(group_of(shard), SessionId(0), 0, wall, None, |_, _| Ok(empty))
-                    .map_err(Stop::Storage)?;
-            }
-        }
-        if !settled {
-            self.schedule_turn(kernel);
-        }
-        Ok(settled)
+        answer.map(Some).map_err(storage)
     }
 
     fn write(
@@ -174,8 +318,8 @@ impl ShardHost {
             })
             .map_err(Stop::Storage)?;
         match offered {
-            Offered::Proposed => {
-                self.schedule_turn(kernel);
+            Offered::Proposed(_) => {
+                self.replica.go_on(kernel, &self.me);
                 if self.cluster.bug == Some(Bug::AckBeforeCommit) {
                     return Ok(chosen.and_then(|(now, command)| self.guess(shard, header, now, command)));
                 }
@@ -183,7 +327,7 @@ impl ShardHost {
             }
             Offered::Repeated(reply) => Ok(Some(self.signed(reply))),
             Offered::Refused(error) => Ok(Some(Answer::Error(error))),
-            Offered::NotLeader => Ok(Some(Answer::Error(ShardError::NotLeader.bare()))),
+            Offered::NotLeader => Ok(Some(self.not_leader(shard))),
             Offered::Busy => Ok(Some(Answer::Error(ShardError::Busy.bare()))),
         }
     }
@@ -215,39 +359,38 @@ impl ShardHost {
         }
     }
 
-    fn schedule_turn(&mut self, kernel: &mut Kernel) {
-        if !self.replica.turn_due {
-            self.replica.turn_due = true;
-            let delay = turn_delay(kernel);
-            self.me.timer(kernel, delay, Timer::Turn);
-        }
-    }
-
     fn turn(&mut self, kernel: &mut Kernel) -> Result<(), Stop> {
-        self.replica.turn_due = false;
-        if std::mem::take(&mut self.fail_next_write)
-            && let Some(host) = self.replica.host()
-        {
-            host.log().fail_next("input/output error");
+        if std::mem::take(&mut self.fail_next_write) {
+            self.replica.fail_next_write(kernel);
         }
-        for (waiter, answer) in self.replica.turn().map_err(Stop::Storage)? {
+        let turned = self.replica.turn(kernel, &self.me).map_err(Stop::Storage)?;
+        for (waiter, answer) in turned.answers {
+            self.settling.remove(&answer.group);
+            let Some(waiter) = waiter else { continue };
             let result = match answer.applied {
                 Applied::Ran(outcome) => self.signed(outcome.reply),
                 Applied::Repeated(reply) => self.signed(reply),
                 Applied::Stale => Answer::Error(ShardError::StaleSession.bare()),
                 Applied::Malformed => Answer::Error(ShardError::Internal.bare()),
             };
-            if let Some(waiter) = waiter {
-                self.answer(kernel, waiter, result);
+            self.answer(kernel, waiter, result);
+        }
+        // Whether it happens is not known here: the client asks whoever leads now.
+        for waiter in turned.dropped {
+            let answer = Answer::Error(ShardError::NotLeader.bare());
+            self.answer(kernel, waiter, answer);
+        }
+        for (group, role) in turned.roles {
+            if !matches!(role, Role::Leader { .. }) {
+                self.settling.remove(&group);
             }
         }
+        self.lost(kernel, &turned.lost);
+        self.confirmed(kernel, &turned.confirmed)?;
         for (waiter, request) in std::mem::take(&mut self.parked) {
             if let Some(answer) = self.take(kernel, waiter, request)? {
                 self.answer(kernel, waiter, answer);
             }
-        }
-        if self.replica.has_work() {
-            self.schedule_turn(kernel);
         }
         Ok(())
     }
@@ -256,75 +399,59 @@ impl ShardHost {
     fn expire(&mut self, kernel: &mut Kernel) -> Result<(), Stop> {
         let wall = self.me.wall(kernel);
         let now = self.replica.clock.now(wall);
-        for shard in self.shards.clone() {
-            let Some(view) = self.view(shard) else { continue };
-            if eggs_shard_core::expirable(view, now).map_err(|error| Stop::Storage(error.to_string()))? {
+        for group in self.replica.led() {
+            let Some(view) = self.replica.view(group) else { continue };
+            if eggs_shard_core::expirable(view, now).map_err(storage)? {
                 let op = pb::write_op::Op::ExpireEden(pb::ExpireEden { limit: 100 });
                 let op = pb::ChosenOp { op: Some(pb::WriteOp { op: Some(op) }), ..pb::ChosenOp::default() };
                 let command = encode(&pb::ShardCommand { ops: vec![op] });
                 self.replica
-                    .write(group_of(shard), SessionId(0), 0, wall, None, |_, _| Ok(command))
+                    .write(group, SessionId(0), 0, wall, None, |_, _| Ok(command))
                     .map_err(Stop::Storage)?;
-                self.schedule_turn(kernel);
+                self.replica.go_on(kernel, &self.me);
             }
         }
         Ok(())
     }
 
     fn heartbeat(&mut self, kernel: &mut Kernel) {
-        let report = |&shard: &ShardId| {
-            let status = self.replica.host()?.status(group_of(shard))?;
-            Some(pb::ShardReport {
-                shard: u32::from(shard.0),
-                leader: status.leader,
-                applied_index: status.applied_index,
-                log_bytes: status.log_bytes,
-            })
-        };
-        let shards = self.shards.iter().filter_map(report).collect();
-        let register = pb::RegisterShards { address: super::address(self.me.id), shards };
+        let offset = self.replica.host().map_or(0, |host| host.clock_offset());
+        let kind = pb::StoreKind::StoreShard;
+        let register = register(&self.me, self.replica.store, kind, offset, self.replica.led_groups());
         let time = self.replica.clock.now(self.me.wall(kernel));
         let ops = vec![
-            pb::registry_request::Op::RegisterShards(register),
+            pb::registry_request::Op::RegisterStore(register),
             pb::registry_request::Op::Map(pb::ClusterMap { with_keys: true }),
         ];
-        ask_registry(kernel, &self.me, &self.cluster, time, ops);
-        let delay = if self.joined { SECOND } else { 50 * MILLISECOND };
+        self.line.ask(kernel, &self.me, &self.cluster, time, ops);
+        let delay = if self.joined { self.line.pause() } else { 50 * MILLISECOND };
         self.me.timer(kernel, delay, Timer::Heartbeat);
-    }
-
-    /// A snapshot of one shard, soon.
-    pub fn request_snapshot(&mut self, kernel: &mut Kernel) {
-        let shard = self.shards[kernel.rng.random_range(0..self.shards.len())];
-        if let Some(host) = self.replica.host_mut() {
-            host.request_snapshot(group_of(shard));
-            self.schedule_turn(kernel);
-        }
     }
 }
 
 impl Daemon for ShardHost {
     fn start(&mut self, kernel: &mut Kernel) -> Result<(), String> {
-        self.replica.open(self.me.wall(kernel))?;
+        self.replica.open(kernel, &self.me)?;
+        self.replica.set_full(self.full);
         self.services = eggs_shard_core::Cluster::default();
         self.joined = false;
         self.me.timer(kernel, 0, Timer::Heartbeat);
-        if self.replica.has_work() {
-            self.schedule_turn(kernel);
-        }
         Ok(())
     }
 
     fn crash(&mut self, kernel: &mut Kernel) -> Result<(), String> {
         self.fail_next_write = false;
         self.parked.clear();
+        self.reading.clear();
+        self.settling.clear();
         let mut state = self.replica.random_state_after(kernel);
         if self.cluster.bug == Some(Bug::SkipFsync) {
             // The state would give it away at once: it is as little durable as the log.
             state = StateAfter::Lost;
         }
         kernel.note(format_args!("{} state store: {state:?}", self.me.id));
-        self.replica.crash(state)
+        self.replica.crash(kernel, &self.me, state);
+        Ok(())
     }
 
     fn on_request(&mut self, kernel: &mut Kernel, request: Envelope) -> Result<(), Stop> {
@@ -337,10 +464,11 @@ impl Daemon for ShardHost {
     }
 
     fn on_reply(&mut self, kernel: &mut Kernel, reply: Envelope) -> Result<(), Stop> {
-        if let Some((time, map)) = map_in(&reply) {
+        if let Some((time, map)) = self.line.heard(&self.cluster, &reply) {
             self.replica.clock.observe(time, self.me.wall(kernel));
             self.services = eggs_shard_core::Cluster::from_map(&map);
             self.joined = true;
+            self.replica.follow(kernel, &self.me, &map).map_err(Stop::Storage)?;
         }
         Ok(())
     }
@@ -348,6 +476,7 @@ impl Daemon for ShardHost {
     fn on_timer(&mut self, kernel: &mut Kernel, timer: Timer) -> Result<(), Stop> {
         match timer {
             Timer::Turn => self.turn(kernel)?,
+            Timer::RaftTick => self.replica.tick(kernel, &self.me).map_err(Stop::Storage)?,
             Timer::Heartbeat => {
                 self.expire(kernel)?;
                 self.heartbeat(kernel);
@@ -355,5 +484,9 @@ impl Daemon for ShardHost {
             Timer::Tick | Timer::Expired(_) | Timer::Disk(_) => {}
         }
         Ok(())
+    }
+
+    fn on_peer(&mut self, kernel: &mut Kernel, envelope: PeerEnvelope) -> Result<(), Stop> {
+        self.replica.receive(kernel, &self.me, envelope).map_err(Stop::Storage)
     }
 }
