@@ -4,9 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use bytes::Bytes;
-use eggs_consensus::{Applied, ConsensusError, GroupId, Handle, Options, Runner, spawn};
+use eggs_consensus::{Applied, ConsensusError, Event, GroupId, Handle, Options, Role, Runner, spawn};
 use eggs_machine::{Machine, Outcome, Table, TableError, Tx};
-use eggs_proto::{SessionId, Time};
+use eggs_proto::{SessionId, StoreId, Time};
+use tokio::sync::mpsc;
+
+const STORE: StoreId = StoreId(7);
 
 /// Appends the command to the one row and answers the whole; the effect is the command.
 struct Append;
@@ -27,10 +30,43 @@ impl Machine for Append {
     }
 }
 
-fn start(directory: &Path) -> (Handle, Runner) {
-    let options =
-        Options { name: "test", directory: directory.to_owned(), groups: (0..256).map(GroupId).collect() };
-    spawn(&options, |_| Append, |_, _| {}).unwrap()
+fn options(directory: &Path) -> Options {
+    Options {
+        name: "test",
+        directory: directory.to_owned(),
+        store: STORE,
+        lease: false,
+        snapshot_bytes_per_second: 64 << 20,
+    }
+}
+
+fn machine_of(group: GroupId) -> Option<Append> {
+    (group.0 < 256).then_some(Append)
+}
+
+type Events = mpsc::UnboundedReceiver<Event<Bytes>>;
+
+fn start_told(options: &Options) -> (Handle, Runner, Events) {
+    let (sender, events) = mpsc::unbounded_channel();
+    let (handle, runner) = spawn(options, machine_of, move |event| drop(sender.send(event))).unwrap();
+    handle.found((0..300).map(|group| (GroupId(group), vec![STORE])).collect());
+    (handle, runner, events)
+}
+
+/// Leads its 256 groups.
+async fn start(directory: &Path) -> (Handle, Runner) {
+    start_with(&options(directory)).await
+}
+
+async fn start_with(options: &Options) -> (Handle, Runner) {
+    let (handle, runner, mut events) = start_told(options);
+    let mut led = 0;
+    while led < 256 {
+        if let Event::Role(_, Role::Leader { .. }) = events.recv().await.unwrap() {
+            led += 1;
+        }
+    }
+    (handle, runner)
 }
 
 async fn write(handle: &Handle, group: u16, sequence: u64, command: &'static [u8]) -> Applied {
@@ -43,10 +79,10 @@ fn reply(bytes: &'static [u8]) -> Applied {
 }
 
 async fn row(handle: &Handle, group: u16) -> Bytes {
-    handle
-        .read(move |views, _| views.get(GroupId(group)).unwrap().get(b"row").unwrap().unwrap_or_default())
-        .await
-        .unwrap()
+    let group = GroupId(group);
+    let read = handle
+        .read(vec![], move |views, _| views.get(group).unwrap().get(b"row").unwrap().unwrap_or_default());
+    read.await.unwrap()
 }
 
 /// Leaves the files as a crash would: without the orderly stop's marker.
@@ -58,7 +94,7 @@ fn crash(runner: Runner, directory: &Path) {
 #[tokio::test]
 async fn answers_once_and_survives_restarts() {
     let directory = tempfile::tempdir().unwrap();
-    let (handle, runner) = start(directory.path());
+    let (handle, runner) = start(directory.path()).await;
     assert_eq!(write(&handle, 3, 1, b"a").await, reply(b"a"));
     assert_eq!(write(&handle, 3, 1, b"a").await, reply(b"a"));
     let refusal =
@@ -66,16 +102,16 @@ async fn answers_once_and_survives_restarts() {
     assert_eq!(refusal, Applied::Refused(Bytes::from_static(b"no")));
     runner.stop();
     assert_eq!(handle.stopped().await, None);
-    let (handle, runner) = start(directory.path());
+    let (handle, runner) = start(directory.path()).await;
     assert_eq!(write(&handle, 3, 1, b"a").await, reply(b"a"));
     assert_eq!(write(&handle, 3, 2, b"b").await, reply(b"ab"));
     assert_eq!(write(&handle, 3, 1, b"a").await, Applied::Stale);
     assert_eq!(
         handle.write(GroupId(999), SessionId(1), 1, |_, _| Ok(Bytes::new())).await,
-        Err(ConsensusError::NotLeader)
+        Err(ConsensusError::NotLeader { leader: None })
     );
     crash(runner, directory.path());
-    let (handle, runner) = start(directory.path());
+    let (handle, runner) = start(directory.path()).await;
     assert_eq!(row(&handle, 3).await, "ab");
     runner.stop();
 }
@@ -84,12 +120,12 @@ async fn answers_once_and_survives_restarts() {
 async fn state_that_is_gone_or_damaged_is_rebuilt() {
     let directory = tempfile::tempdir().unwrap();
     let state = directory.path().join("state");
-    let (handle, runner) = start(directory.path());
+    let (handle, runner) = start(directory.path()).await;
     for (sequence, group) in (0..256).enumerate() {
         write(&handle, group, sequence as u64 + 1, b"a").await;
     }
     handle.snapshot(GroupId(5)).unwrap();
-    while handle.status().await.unwrap()[5].snapshot_index == 0 {
+    while handle.status().await[5].snapshot_index == 0 {
         tokio::task::yield_now().await;
     }
     write(&handle, 5, 1000, b"b").await;
@@ -113,7 +149,7 @@ async fn state_that_is_gone_or_damaged_is_rebuilt() {
     ];
     for (n, damage) in damages.iter().enumerate() {
         damage();
-        let (handle, runner) = start(directory.path());
+        let (handle, runner) = start(directory.path()).await;
         for group in 0..256 {
             let expected = if group == 5 { "ab" } else { "a" };
             assert_eq!(row(&handle, group).await, expected, "damage {n}, group {group}");
@@ -125,16 +161,101 @@ async fn state_that_is_gone_or_damaged_is_rebuilt() {
 #[tokio::test]
 async fn a_damaged_snapshot_whose_log_is_cut_is_an_error_not_an_empty_group() {
     let directory = tempfile::tempdir().unwrap();
-    let (handle, runner) = start(directory.path());
+    let (handle, runner) = start(directory.path()).await;
     write(&handle, 5, 1, b"a").await;
     handle.snapshot(GroupId(5)).unwrap();
-    while handle.status().await.unwrap()[5].snapshot_index == 0 {
+    while handle.status().await[5].snapshot_index == 0 {
         tokio::task::yield_now().await;
     }
     write(&handle, 5, 2, b"b").await;
     runner.stop();
     fs::remove_file(directory.path().join("snapshots/00005.snap")).unwrap();
-    let options = Options { name: "test", directory: directory.path().to_owned(), groups: vec![GroupId(5)] };
-    let error = spawn(&options, |_| Append, |_, _| {}).unwrap_err();
-    assert!(error.to_string().contains("snapshot"), "{error}");
+    let error = spawn(&options(directory.path()), machine_of, |_| {}).unwrap_err();
+    assert!(matches!(&error, ConsensusError::Damaged(why) if why.contains("snapshot")), "{error:?}");
+}
+
+#[tokio::test]
+async fn records_that_were_acknowledged_and_are_damaged_are_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let (handle, runner) = start(directory.path()).await;
+    let path = directory.path().join("log/0000000000000001.raftlog");
+    write(&handle, 3, 1, b"a").await;
+    let before = fs::metadata(&path).unwrap().len();
+    drop(handle);
+    crash(runner, directory.path());
+    let length = fs::metadata(&path).unwrap().len();
+    assert!(before >= length, "the file is longer than what is written while it is open");
+    let mut bytes = fs::read(&path).unwrap();
+    for at in [bytes.len() / 2, bytes.len() - 3] {
+        bytes[at] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let written = fs::read(directory.path().join("log.written")).unwrap();
+        let error = spawn(&options(directory.path()), machine_of, |_| {}).unwrap_err();
+        assert!(matches!(&error, ConsensusError::Damaged(why) if why.contains("log")), "{error:?}");
+        assert!(!error.to_string().contains('\n'));
+        bytes[at] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        fs::write(directory.path().join("log.written"), written).unwrap();
+    }
+    let (handle, runner) = start(directory.path()).await;
+    assert_eq!(row(&handle, 3).await, "a");
+    runner.stop();
+}
+
+#[tokio::test]
+async fn effects_follow_the_role_they_are_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let (handle, runner, mut events) = start_told(&options(directory.path()));
+    let group = GroupId(3);
+    let mut of_group = Vec::new();
+    for (sequence, command) in [&b"a"[..], b"b"].into_iter().enumerate() {
+        // Founding and leading take a turn.
+        while let Err(error) = handle
+            .write(group, SessionId(1), sequence as u64 + 1, move |_, _| Ok(Bytes::from_static(command)))
+            .await
+        {
+            assert_eq!(error, ConsensusError::NotLeader { leader: None });
+        }
+    }
+    runner.stop();
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Role(of, role) if of == group => of_group.push(format!("{role:?}")),
+            Event::Effects(of, effects) if of == group => of_group.push(format!("{effects:?}")),
+            _ => {}
+        }
+    }
+    let leads = of_group.iter().position(|event| event.starts_with("Leader")).unwrap();
+    assert_eq!(of_group[leads + 1..], ["[b\"a\"]", "[b\"b\"]"], "{of_group:?}");
+    assert_eq!(handle.leader(group), Some(STORE));
+    assert_eq!(handle.leader_address(group), None);
+}
+
+/// Rest is rest: no thread of consensus runs when nobody asks. (sled and raft-engine have timers of their own.)
+#[tokio::test]
+async fn a_store_alone_sleeps() {
+    let directory = tempfile::tempdir().unwrap();
+    let (handle, runner) = start_with(&Options { name: "rest", ..options(directory.path()) }).await;
+    write(&handle, 3, 1, b"a").await;
+    let switches = || {
+        let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+        let ours = tasks.filter(|task| {
+            fs::read_to_string(task.join("comm")).is_ok_and(|name| name == "rest-consensus\n")
+        });
+        let status: Vec<_> = ours.filter_map(|task| fs::read_to_string(task.join("status")).ok()).collect();
+        assert!(!status.is_empty());
+        status
+            .iter()
+            .flat_map(|status| status.lines())
+            .filter(|line| line.contains("ctxt_switches"))
+            .map(|line| line.rsplit_once('\t').unwrap().1.parse::<u64>().unwrap())
+            .sum::<u64>()
+    };
+    handle.local(|_, _| ()).await.unwrap();
+    let before = switches();
+    // Time is what is measured here: fifteen ticks.
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    let after = switches();
+    runner.stop();
+    assert!(after <= before + 3, "{} switches at rest", after - before);
 }
