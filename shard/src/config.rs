@@ -4,16 +4,19 @@ use std::path::PathBuf;
 
 use eggs_daemon::Secret;
 
-use crate::shards::ShardList;
-
-/// What a shard service needs to know.
+/// What a shard service needs to know. Which shards it serves is the registry's to say.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Its data directory; made when absent.
     pub data: PathBuf,
-    pub shards: ShardList,
     /// Of the cluster: shown to shuckle, asked of the coordinator.
     pub secret: Secret,
-    /// `HOST:PORT` of shuckle.
-    pub shuckle: String,
+    /// `HOST:PORT` of each shuckle that is known.
+    pub shuckle: Vec<String>,
+    /// The machine it is on: no two replicas of a shard share one.
+    pub host: String,
+    /// Answer reads under a lease.
+    pub read_lease: bool,
+    /// That replicas far behind, or new, may be sent.
+    pub snapshot_bytes_per_second: u64,
 }

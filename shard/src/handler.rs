@@ -3,10 +3,10 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use eggs_consensus::{Applied, ConsensusError, GroupId, Handle};
+use eggs_consensus::{Applied, ConsensusError, GroupId, Handle, Views};
 use eggs_daemon::Secret;
 use eggs_daemon::space::Space;
 use eggs_machine::{Table, TableError};
@@ -14,12 +14,15 @@ use eggs_proto::limits::PROTOCOL_VERSION;
 use eggs_proto::pb::shard_reply::Result as Answer;
 use eggs_proto::pb::shard_request::Op;
 use eggs_proto::{ClusterId, ServiceError, SessionId, ShardError, ShardId, Time, pb};
+use eggs_replica::Quorum;
 use eggs_shard_core::Cluster;
 use prost::Message;
 use tokio::sync::watch;
 
 /// Walks of one request: a settled shard stays settled, but a walk may come to others then.
 const WALKS_MAX: usize = 8;
+/// What cannot be agreed on by then is answered all the same, with words for why: clients have more patience than that.
+const AGREE_MAX: Duration = Duration::from_secs(5);
 
 /// What every request needs; cheap to clone.
 #[derive(Debug, Clone)]
@@ -32,6 +35,7 @@ pub(crate) struct Handler {
     pub(crate) space: Arc<Space>,
     /// Block services as shuckle last told.
     pub(crate) cluster: watch::Receiver<Arc<Cluster>>,
+    pub(crate) quorum: Arc<Quorum>,
 }
 
 impl Handler {
@@ -96,6 +100,8 @@ impl Handler {
         let prepare = {
             let cluster = Arc::clone(&cluster);
             move |view: &dyn Table, now: Time| {
+                // The instant the command will get is later than all before it, whatever the clock here says.
+                let now = now.max(eggs_machine::group::clock(view).unwrap_or(now));
                 let command =
                     eggs_shard_core::prepare(shard, view, write, authorized, now, &mut entropy, &cluster);
                 match command {
@@ -105,12 +111,8 @@ impl Handler {
             }
         };
         let session = SessionId(header.session);
-        let applied = self
-            .consensus
-            .write(group(shard), session, header.sequence, prepare)
-            .await
-            .map_err(|error| refused(shard, error))?;
-        match applied {
+        let written = self.consensus.write(shard.into(), session, header.sequence, prepare);
+        match self.agreed(shard, written).await? {
             Applied::Reply(reply) => {
                 let mut reply = pb::WriteReply::decode(reply).map_err(|error| internal(shard, &error))?;
                 eggs_shard_core::sign(&mut reply, &cluster);
@@ -129,29 +131,28 @@ impl Handler {
 
     async fn walk(&self, shard: ShardId, walk: pb::Walk) -> Result<Answer, pb::Error> {
         let at = self.past(walk.at)?;
+        if let Some(walked) = self.walk_locally(shard, &walk, at).await? {
+            return Ok(walked);
+        }
         // Once more when an instant had to be settled first.
         for _ in 0..WALKS_MAX {
             let walk = walk.clone();
-            let answer = self
-                .consensus
-                .read(move |views, now| {
-                    // A walk that begins where this host does not lead is sent on, not answered empty.
-                    views.get(group(shard))?;
-                    let open = RefCell::new(BTreeSet::new());
-                    let view = |shard| {
-                        let view = views.get(group(shard))?;
-                        if !is_settled(view, at) {
-                            open.borrow_mut().insert(shard);
-                        }
-                        Some(view)
-                    };
-                    let walked = eggs_shard_core::walk(view, &walk, now);
-                    Some((walked, open.into_inner()))
-                })
-                .await
-                .map_err(|error| refused(shard, error))?;
-            let Some((walked, open)) = answer else {
-                return Err(refused(shard, ConsensusError::NotLeader));
+            let read = self.consensus.read(vec![shard.into()], move |views, now| {
+                let open = RefCell::new(BTreeSet::new());
+                let view = |shard: ShardId| {
+                    let view = views.get(shard.into())?;
+                    if !is_settled(view, at) {
+                        open.borrow_mut().insert(shard);
+                    }
+                    Some(view)
+                };
+                // A walk that begins where this host does not lead is sent on, not answered empty.
+                view(shard)?;
+                let walked = eggs_shard_core::walk(view, &walk, now);
+                Some((walked, open.into_inner()))
+            });
+            let Some((walked, open)) = self.agreed(shard, read).await? else {
+                return Err(self.not_leader(shard, None).await);
             };
             if open.is_empty() {
                 return walked.map_err(|error| internal(shard, &error))?.map(Answer::Walk);
@@ -160,28 +161,63 @@ impl Handler {
                 self.settle(open).await?;
             }
         }
-        Err(refused(shard, ConsensusError::Busy))
+        Err(ShardError::Busy.with(format_args!("shard {shard}")))
+    }
+
+    /// A walk at an instant that is over for good where it begins: any replica's state will do, as far as
+    /// it is (SH-12). It ends at the first shard of which there is no such state here.
+    async fn walk_locally(
+        &self,
+        shard: ShardId,
+        walk: &pb::Walk,
+        at: Time,
+    ) -> Result<Option<Answer>, pb::Error> {
+        if at.is_unset() {
+            return Ok(None);
+        }
+        let walk = walk.clone();
+        let walked = self.consensus.local(move |views, now| {
+            settled(views, shard, at)?;
+            Some(eggs_shard_core::walk(|shard| settled(views, shard, at), &walk, now))
+        });
+        match self.agreed(shard, walked).await? {
+            None => Ok(None),
+            Some(walked) => walked.map_err(|error| internal(shard, &error))?.map(Answer::Walk).map(Some),
+        }
     }
 
     async fn read(&self, shard: ShardId, op: Op) -> Result<Answer, pb::Error> {
-        if let Op::List(list) = &op
-            && let at = self.past(list.at)?
-            && !at.is_unset()
-        {
-            let settled = self.consensus.read(move |views, _| Some(is_settled(views.get(group(shard))?, at)));
-            if settled.await.map_err(|error| refused(shard, error))? == Some(false) {
-                self.settle(shard).await?;
+        if let Op::List(list) = &op {
+            let at = self.past(list.at)?;
+            if !at.is_unset() {
+                return self.list_at(shard, op, at).await;
             }
         }
-        let answer: Option<Result<Answer, TableError>> = self
-            .consensus
-            .read(move |views, now| Some(eggs_shard_core::read(shard, views.get(group(shard))?, &op, now)))
-            .await
-            .map_err(|error| refused(shard, error))?;
+        let read = self.consensus.read(vec![shard.into()], move |views, now| {
+            Some(eggs_shard_core::read(shard, views.get(shard.into())?, &op, now))
+        });
+        let answer: Option<Result<Answer, TableError>> = self.agreed(shard, read).await?;
         match answer {
-            None => Err(refused(shard, ConsensusError::NotLeader)),
+            None => Err(self.not_leader(shard, None).await),
             Some(answer) => answer.map_err(|error| internal(shard, &error)),
         }
+    }
+
+    /// A listing at an instant: settled first, by the leader, when it is not over for good yet.
+    async fn list_at(&self, shard: ShardId, op: Op, at: Time) -> Result<Answer, pb::Error> {
+        for attempt in 0..2 {
+            let op = op.clone();
+            let listed = self.consensus.local(move |views, now| {
+                settled(views, shard, at).map(|view| eggs_shard_core::read(shard, view, &op, now))
+            });
+            let answer: Option<Result<Answer, TableError>> = self.agreed(shard, listed).await?;
+            match answer {
+                Some(answer) => return answer.map_err(|error| internal(shard, &error)),
+                None if attempt == 0 => self.settle(shard).await?,
+                None => {}
+            }
+        }
+        Err(ShardError::Busy.with(format_args!("shard {shard}")))
     }
 
     /// The instant a read looks at, when it has come.
@@ -196,24 +232,59 @@ impl Handler {
     /// one after a crash, can get an earlier instant from then on (SH-12).
     async fn settle(&self, shard: ShardId) -> Result<(), pb::Error> {
         let empty = Bytes::from(pb::ShardCommand::default().encode_to_vec());
-        let written = self.consensus.write(group(shard), SessionId(0), 0, move |_, _| Ok(empty)).await;
-        written.map(drop).map_err(|error| refused(shard, error))
+        let written = self.consensus.write(shard.into(), SessionId(0), 0, move |_, _| Ok(empty));
+        self.agreed(shard, written).await.map(drop)
     }
 
     async fn status(&self, shard: ShardId) -> Result<Answer, pb::Error> {
-        let all = self.consensus.status().await.map_err(|error| refused(shard, error))?;
-        let status = all
-            .into_iter()
-            .find(|status| status.group == group(shard) && status.leader)
-            .ok_or_else(|| refused(shard, ConsensusError::NotLeader))?;
+        let all = self.consensus.status().await;
+        let led = all.into_iter().find(|status| status.group == GroupId::from(shard) && status.leader);
+        let Some(status) = led else { return Err(self.not_leader(shard, None).await) };
         Ok(Answer::Status(pb::ShardStatusReply {
             applied_index: status.applied_index,
             term: status.term,
             state_hash: Bytes::copy_from_slice(&status.state_hash.to_bytes()),
             log_bytes: status.log_bytes,
             snapshot_index: status.snapshot_index,
+            leader: self.consensus.store().0,
+            committed_index: status.committed_index,
+            membership: Some((&status.membership).into()),
         }))
     }
+
+    /// What consensus answers, if it does in time, and else why not.
+    async fn agreed<R>(
+        &self,
+        shard: ShardId,
+        asked: impl Future<Output = Result<R, ConsensusError>>,
+    ) -> Result<R, pb::Error> {
+        match tokio::time::timeout(AGREE_MAX, asked).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(ConsensusError::NotLeader { leader })) => Err(self.not_leader(shard, leader).await),
+            Ok(Err(error)) => Err(refused(shard, error)),
+            Err(_) => {
+                let missing = self.quorum.missing(shard.into()).await;
+                let why = missing.unwrap_or_else(|| "its replicas do not agree in time".to_owned());
+                // Whether it will happen yet is unknown; repeated, it happens once.
+                Err(ShardError::Busy.with(format_args!("shard {shard}: {why}")))
+            }
+        }
+    }
+
+    /// Names who leads, as far as is known here, or why nobody does.
+    async fn not_leader(&self, shard: ShardId, leader: Option<String>) -> pb::Error {
+        let error = ShardError::NotLeader.with(format_args!("shard {shard}"));
+        if let Some(why) = self.quorum.unled(shard.into()).await {
+            return pb::Error { message: format!("shard {shard}: {why}"), ..error };
+        }
+        let leader = leader.or_else(|| self.consensus.leader_address(shard.into())).unwrap_or_default();
+        pb::Error { leader, ..error }
+    }
+}
+
+/// The state here of a shard, led here or not, when `at` is over for good in it.
+fn settled<'a>(views: &Views<'a>, shard: ShardId, at: Time) -> Option<&'a dyn Table> {
+    views.local(shard.into()).filter(|view| is_settled(*view, at))
 }
 
 /// Whether nothing can happen at `at` or before any more: the shard's own clock is past it. An instant
@@ -238,11 +309,6 @@ fn has_unsigned(reply: &pb::WriteReply) -> bool {
     blocks.into_iter().any(|block| block.certificate.is_empty())
 }
 
-/// The group that replicates a shard.
-pub(crate) fn group(shard: ShardId) -> GroupId {
-    GroupId(u16::from(shard.0))
-}
-
 fn entropy() -> u64 {
     // The system's source does not fail once it has worked, and it has at start; a cookie of the
     // clock's bits would be guessable, so there is nothing better to do than to stop.
@@ -254,12 +320,12 @@ fn entropy() -> u64 {
 
 fn refused(shard: ShardId, error: ConsensusError) -> pb::Error {
     match error {
-        ConsensusError::NotLeader => ShardError::NotLeader.with(format_args!("shard {shard}")),
+        ConsensusError::NotLeader { .. } => ShardError::NotLeader.with(format_args!("shard {shard}")),
         ConsensusError::Busy => ShardError::Busy.with(format_args!("shard {shard}")),
         ConsensusError::Stopped => {
             ShardError::Busy.with(format_args!("shard {shard}: the daemon is stopping"))
         }
-        ConsensusError::Storage(error) => internal(shard, &error),
+        ConsensusError::Storage(error) | ConsensusError::Damaged(error) => internal(shard, &error),
     }
 }
 

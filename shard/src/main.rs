@@ -1,11 +1,13 @@
 //! `eggs-shard`: serves metadata shards.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
-use eggs_daemon::args::{ClusterArgs, CommonArgs, DataArgs};
+use eggs_consensus::peer_router;
+use eggs_daemon::args::{ClusterArgs, CommonArgs, DataArgs, HostArgs, ReplicaArgs};
 use eggs_daemon::{CancellationToken, Secret, metrics, run, server, systemd};
-use eggs_shard::{Config, Service, ShardList};
+use eggs_shard::{Config, Service};
 
 /// Serves EggsFS metadata shards: directories, files and where their contents are
 #[derive(Debug, Parser)]
@@ -18,10 +20,10 @@ struct Args {
     data: DataArgs,
     #[command(flatten)]
     cluster: ClusterArgs,
-
-    /// Which of the 256 shards to serve: numbers and ranges, as in 0..127 or 1,5,10..20
-    #[arg(long, value_name = "LIST", default_value = "0..255")]
-    shards: ShardList,
+    #[command(flatten)]
+    host: HostArgs,
+    #[command(flatten)]
+    replica: ReplicaArgs,
 }
 
 fn main() -> ExitCode {
@@ -30,24 +32,35 @@ fn main() -> ExitCode {
 
 async fn daemon(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let secret = Secret::load(&args.cluster.secret_file)?;
+    let host = args.host.name().map_err(anyhow::Error::msg)?;
     let listener = server::bind(args.common.listen).await?;
     let address = listener.local_addr()?;
     let advertised = args.common.advertised(address).map_err(anyhow::Error::msg)?;
-    let config = Config { data: args.data.data, shards: args.shards, secret, shuckle: args.cluster.shuckle };
-    let service = tokio::task::spawn_blocking(|| Service::open(config)).await??;
-    let service = std::sync::Arc::new(service);
-    let health = std::sync::Arc::downgrade(&service);
-    let router = service.router().merge(metrics::router(move || match health.upgrade() {
-        Some(service) => service.health(),
-        None => Err("stopping".to_owned()),
-    }));
+    let config = Config {
+        data: args.data.data,
+        secret,
+        shuckle: args.cluster.shuckle,
+        host,
+        read_lease: args.replica.read_lease,
+        snapshot_bytes_per_second: args.replica.snapshot_bytes_per_second(),
+    };
+    let service = Arc::new(tokio::task::spawn_blocking(|| Service::open(config)).await??);
+    let health = Arc::downgrade(&service);
+    let router = service.router().merge(peer_router(vec![service.peers()])).merge(metrics::router(
+        move || match health.upgrade() {
+            Some(service) => service.health(),
+            None => Err("stopping".to_owned()),
+        },
+    ));
     tracing::info!(%address, "listening");
     systemd::ready();
-    let served = tokio::spawn(server::serve(listener, router, stop.clone()));
-    let result = service.run(&advertised, stop.clone()).await;
-    stop.cancel();
+    // The port closes once others have taken over what was led here.
+    let close = CancellationToken::new();
+    let served = tokio::spawn(server::serve(listener, router, close.clone()));
+    let result = service.run(&advertised, stop).await;
+    close.cancel();
     served.await?;
-    if let Some(service) = std::sync::Arc::into_inner(service) {
+    if let Some(service) = Arc::into_inner(service) {
         tokio::task::spawn_blocking(|| service.stop()).await?;
     }
     Ok(result?)

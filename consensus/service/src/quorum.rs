@@ -5,7 +5,7 @@
 //! shuckle cannot be reached either, and names what this host cannot reach.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use eggs_consensus::{GroupId, Handle};
@@ -27,28 +27,33 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 pub struct Quorum {
     handle: Handle,
     map: OnceLock<MapWatch>,
-    /// Groups that were found without a leader: since when, and when last.
-    leaderless: Mutex<BTreeMap<GroupId, (Instant, Instant)>>,
+    /// Groups that requests were refused for: since when, and when last.
+    refused: Mutex<BTreeMap<GroupId, (Instant, Instant)>>,
     /// Whose port answered, and when it was tried. Held while trying: one tries for all.
     probes: tokio::sync::Mutex<BTreeMap<StoreId, (Instant, bool)>>,
 }
 
 impl Quorum {
     pub(crate) fn new(handle: Handle) -> Quorum {
-        Quorum { handle, map: OnceLock::new(), leaderless: Mutex::default(), probes: tokio::sync::Mutex::default() }
+        Quorum {
+            handle,
+            map: OnceLock::new(),
+            refused: Mutex::default(),
+            probes: tokio::sync::Mutex::default(),
+        }
     }
 
     pub(crate) fn watch(&self, map: MapWatch) {
         let _ = self.map.set(map);
     }
 
-    /// To be asked when a group has no leader as far as is known here. `None` while that may be an
-    /// election; then why it has none.
-    pub async fn leaderless(&self, group: GroupId) -> Option<String> {
+    /// To be asked whenever a request is refused because this store does not lead. `None` while whoever leads can be
+    /// reached, and while there may be an election; then why the group has no leader.
+    pub async fn unled(&self, group: GroupId) -> Option<String> {
         let now = Instant::now();
         let since = {
-            let mut leaderless = self.leaderless.lock().unwrap_or_else(PoisonError::into_inner);
-            let (since, last) = leaderless.entry(group).or_insert((now, now));
+            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            let (since, last) = refused.entry(group).or_insert((now, now));
             if now - *last > SAME_TROUBLE {
                 *since = now;
             }
@@ -58,13 +63,15 @@ impl Quorum {
         if now - since < ELECTION_MAX {
             return None;
         }
-        Some(self.missing(group).await.unwrap_or_else(|| "its replicas answer, but none leads yet".to_owned()))
+        Some(
+            self.missing(group).await.unwrap_or_else(|| "its replicas answer, but none leads yet".to_owned()),
+        )
     }
 
     /// Which replicas of a group are missing when there are too few: "no quorum: 1 of 3 replicas
     /// answer; missing hosts b, c".
     pub async fn missing(&self, group: GroupId) -> Option<String> {
-        let map = self.map.get().map(MapWatch::get).unwrap_or_default();
+        let map = self.map();
         let voters = self.voters(group, &map).await;
         let me = self.handle.store();
         let others: Vec<StoreId> = voters.iter().copied().filter(|&store| store != me).collect();
@@ -76,6 +83,10 @@ impl Quorum {
         let hosts: Vec<String> = missing.iter().map(|&store| host(&map, store)).collect();
         let (count, hosts) = (voters.len(), hosts.join(", "));
         Some(format!("no quorum: {answering} of {count} replicas answer; missing hosts {hosts}"))
+    }
+
+    fn map(&self) -> Arc<pb::ClusterMapReply> {
+        self.map.get().map(MapWatch::get).unwrap_or_default()
     }
 
     /// As the replica here knows, or the map.
@@ -97,16 +108,23 @@ impl Quorum {
         let due = stores.iter().copied().filter(|store| !fresh(&probes, store));
         let tried = futures_util::future::join_all(due.map(|store| async move {
             let address = map.stores.iter().find(|info| info.id == store.0).map(|info| &info.address);
-            (store, match address {
-                Some(address) => answers(address).await,
-                None => false,
-            })
+            (
+                store,
+                match address {
+                    Some(address) => answers(address).await,
+                    None => false,
+                },
+            )
         }));
         let now = Instant::now();
         // Stores come and go, a little at a time.
         probes.retain(|_, (at, _)| now - *at < SAME_TROUBLE);
         probes.extend(tried.await.into_iter().map(|(store, answers)| (store, (now, answers))));
-        stores.iter().copied().filter(|store| !probes.get(store).is_some_and(|&(_, answers)| answers)).collect()
+        stores
+            .iter()
+            .copied()
+            .filter(|store| !probes.get(store).is_some_and(|&(_, answers)| answers))
+            .collect()
     }
 }
 

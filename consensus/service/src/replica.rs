@@ -153,7 +153,11 @@ impl Replica {
     ///
     /// # Errors
     /// What no retry helps against.
-    pub async fn join(&self, with_keys: bool, stop: &CancellationToken) -> Result<Option<Joined>, StartError> {
+    pub async fn join(
+        &self,
+        with_keys: bool,
+        stop: &CancellationToken,
+    ) -> Result<Option<Joined>, StartError> {
         let expected = self.directory().cluster();
         let joined = Registry::join(&self.shuckle, Some(self.secret.clone()), expected, stop).await;
         let registry = match joined {
