@@ -20,6 +20,7 @@ const REQUESTS_MAX: usize = 4096;
 pub(crate) struct Mail {
     pub(crate) from: StoreId,
     pub(crate) batch: PeerBatch,
+    pub(crate) bytes: usize,
     /// Gives its stream room for more once it is taken in.
     pub(crate) _room: OwnedSemaphorePermit,
 }
@@ -33,6 +34,8 @@ pub(crate) struct Inbox {
 #[derive(Default)]
 struct Waiting {
     closed: bool,
+    /// The thread waits to be woken.
+    asleep: bool,
     requests: VecDeque<Message>,
     news: News,
 }
@@ -74,8 +77,7 @@ impl Inbox {
             return Err(ConsensusError::Busy);
         }
         waiting.requests.push_back(request);
-        drop(waiting);
-        self.wake.notify_one();
+        self.wake(waiting);
         Ok(())
     }
 
@@ -86,9 +88,17 @@ impl Inbox {
             return false;
         }
         news(&mut waiting.news);
-        drop(waiting);
-        self.wake.notify_one();
+        self.wake(waiting);
         true
+    }
+
+    /// Only who sleeps: waking is a system call.
+    fn wake(&self, mut waiting: MutexGuard<'_, Waiting>) {
+        let asleep = std::mem::take(&mut waiting.asleep);
+        drop(waiting);
+        if asleep {
+            self.wake.notify_one();
+        }
     }
 
     /// Waits until there is something, or `until` (`None`: for as long as it takes), and takes the news; the requests too
@@ -96,6 +106,7 @@ impl Inbox {
     pub(crate) fn take(&self, requests: &mut VecDeque<Message>, until: Option<Instant>) -> News {
         let mut waiting = self.lock();
         while requests.is_empty() && waiting.requests.is_empty() && waiting.news.is_empty() {
+            waiting.asleep = true;
             match until {
                 None => waiting = self.wake.wait(waiting).unwrap_or_else(PoisonError::into_inner),
                 Some(until) => {
@@ -108,6 +119,7 @@ impl Inbox {
                 }
             }
         }
+        waiting.asleep = false;
         if requests.is_empty() {
             std::mem::swap(requests, &mut waiting.requests);
         }

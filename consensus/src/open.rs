@@ -16,6 +16,8 @@ use crate::sled_state::SledState;
 use crate::snapshot_files::SnapshotFiles;
 
 pub(crate) type FileHost<M> = Host<M, LogFiles, SledState, SnapshotFiles>;
+/// With the roles that opening it came to.
+pub(crate) type Opened<M> = (FileHost<M>, Vec<(GroupId, Role)>);
 /// The machine of a group; `None`: such groups are not here.
 pub(crate) type MachineOf<M> = Arc<Mutex<dyn Fn(GroupId) -> Option<M> + Send>>;
 
@@ -48,11 +50,11 @@ pub(crate) fn machine<M>(machine_of: &MachineOf<M>, group: GroupId) -> Option<M>
     machine_of.lock().unwrap_or_else(PoisonError::into_inner)(group)
 }
 
-/// Opens every group the log holds and applies what the log has beyond the state. With the roles it came to.
+/// Opens every group the log holds and applies what the log has beyond the state.
 pub(crate) fn open<M: Machine + 'static>(
     options: &Options,
     machine_of: &MachineOf<M>,
-) -> Result<(FileHost<M>, Vec<(GroupId, Role)>), ConsensusError> {
+) -> Result<Opened<M>, ConsensusError> {
     let directory = &options.directory;
     let seed = getrandom::u64().map_err(|error| ConsensusError::Storage(format!("no entropy: {error}")))?;
     let host_options = HostOptions {
@@ -114,7 +116,7 @@ fn open_host<M: Machine + 'static>(
     log: LogFiles,
     snapshots: SnapshotFiles,
     state: SledState,
-) -> Result<(FileHost<M>, Vec<(GroupId, Role)>), StorageError> {
+) -> Result<Opened<M>, StorageError> {
     let failed = |error: HostError| {
         let what = error.to_string();
         if error.error.is_of_state() { StorageError::of_state(what) } else { StorageError::new(what) }

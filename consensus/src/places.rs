@@ -133,12 +133,12 @@ impl Shared {
             map.groups.iter().filter_map(|place| Some((GroupId(place.group.try_into().ok()?), place)));
         {
             let mut leaders = self.leaders.write().unwrap_or_else(PoisonError::into_inner);
-            leaders.told.extend(
-                known
-                    .clone()
-                    .filter(|(_, place)| place.leader != 0)
-                    .map(|(id, place)| (id, StoreId(place.leader))),
-            );
+            for (id, place) in known.clone() {
+                match place.leader {
+                    0 => leaders.told.remove(&id),
+                    leader => leaders.told.insert(id, StoreId(leader)),
+                };
+            }
         }
         let mut followed = locked(&self.followed);
         let repeat = followed.repeated_at.is_none_or(|at| at.elapsed() >= REPEAT_INTERVAL);

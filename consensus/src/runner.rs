@@ -15,7 +15,7 @@ use eggs_proto::{SessionId, StoreId};
 use tokio::sync::watch;
 
 use crate::handle::{Applied, ConsensusError, Handle, Message, Prepare, Views, WriteAnswer};
-use crate::inbox::News;
+use crate::inbox::{Mail, News};
 use crate::open::{FileHost, MachineOf, Options, machine, open, raise_clock};
 use crate::places::{Shared, wall};
 use crate::reads::{Reading, Reads, Waiting};
@@ -23,7 +23,7 @@ use crate::transport::{COMMAND_BYTES_MAX, Outbox};
 
 /// Requests taken in before a turn: bounds the length of a turn.
 const REQUESTS_PER_TURN: usize = 512;
-/// Bytes of commands taken in before a turn: they become one write of the log, which must stay below
+/// Bytes of commands, and of what peers sent, taken in before a turn: they become one write of the log, which must stay below
 /// 2 GiB in raft-engine, and one batch of the state.
 const BYTES_PER_TURN: usize = 64 << 20;
 /// Proposed and not yet answered, of all groups; more are answered `Busy`. Without a quorum they pile up.
@@ -90,6 +90,7 @@ where
         started: Instant::now(),
         next_tick: Instant::now() + TICK,
         requests: VecDeque::new(),
+        mail: VecDeque::new(),
         waiting: BTreeMap::new(),
         proposed_bytes: 0,
         reads: Reads::default(),
@@ -147,6 +148,7 @@ struct Turner<M: Machine, F> {
     next_tick: Instant,
     /// Taken out of the inbox, not yet looked at.
     requests: VecDeque<Message>,
+    mail: VecDeque<Mail>,
     /// With the bytes of the command.
     waiting: BTreeMap<ProposalId, (GroupId, usize, WriteAnswer)>,
     proposed_bytes: usize,
@@ -173,6 +175,7 @@ where
             let stop = news.stop;
             let mut busy = !news.is_empty();
             self.take_news(news)?;
+            busy |= self.take_mail()?;
             busy |= self.tick()?;
             busy |= self.take_requests();
             if !busy && self.host.is_sealing() {
@@ -195,7 +198,7 @@ where
 
     /// `None`: until somebody asks. Rest is rest.
     fn wait_until(&self, stop_at: Option<Instant>) -> Option<Instant> {
-        if self.host.has_work() || !self.requests.is_empty() {
+        if self.host.has_work() || !self.requests.is_empty() || !self.mail.is_empty() {
             return Some(Instant::now());
         }
         let tick = self.host.needs_ticks().then_some(self.next_tick);
@@ -210,9 +213,7 @@ where
     }
 
     fn take_news(&mut self, news: News) -> Result<(), HostError> {
-        for mail in news.mail {
-            self.host.receive(mail.from, mail.batch, self.now())?;
-        }
+        self.mail.extend(news.mail);
         for store in news.unreachable.into_iter().chain(std::mem::take(&mut self.unsent)) {
             self.host.unreachable(store);
         }
@@ -230,6 +231,19 @@ where
         Ok(())
     }
 
+    /// Whether there was any.
+    fn take_mail(&mut self) -> Result<bool, HostError> {
+        let mut bytes = 0;
+        let some = !self.mail.is_empty();
+        while bytes < BYTES_PER_TURN
+            && let Some(mail) = self.mail.pop_front()
+        {
+            bytes += mail.bytes;
+            self.host.receive(mail.from, mail.batch, self.now())?;
+        }
+        Ok(some)
+    }
+
     /// Once per tick of real time: a thread that stood still ticks once, not for the time it missed.
     fn tick(&mut self) -> Result<bool, HostError> {
         let now = Instant::now();
@@ -242,6 +256,7 @@ where
         }
         self.next_tick = (self.next_tick + TICK).max(now + TICK / 2);
         self.host.tick(self.now())?;
+        self.shared.set_clock_offset(self.host.clock_offset());
         Ok(true)
     }
 
@@ -424,11 +439,12 @@ where
     }
 
     fn role(&mut self, group: GroupId, role: Role) {
-        let led = match role {
+        match role {
             Role::Leader { .. } => self.led.insert(group),
-            Role::Follower { .. } | Role::Removed => !self.led.remove(&group),
+            Role::Follower { .. } | Role::Removed => self.led.remove(&group),
         };
-        if led && !matches!(role, Role::Removed | Role::Follower { leader: None }) {
+        if matches!(role, Role::Leader { .. } | Role::Follower { leader: Some(_) }) {
+            // Somebody was elected.
             metrics::counter!("eggs_consensus_elections_total", "host" => self.name).increment(1);
         }
         metrics::gauge!("eggs_consensus_groups_led", "host" => self.name).set(self.led.len() as f64);
@@ -484,7 +500,6 @@ where
     }
 
     fn gauges(&mut self) {
-        self.shared.set_clock_offset(self.host.clock_offset());
         if self.gauges_at.is_some_and(|at| at.elapsed() < GAUGES_INTERVAL) {
             return;
         }

@@ -21,6 +21,9 @@ use crate::places::Shared;
 
 /// A stream has said who it is by then.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Streams whose greeting is being waited for; more wait their turn. What strangers can make a port hold is that often the
+/// largest batch.
+const GREETINGS_MAX: usize = 32;
 /// Of one stream, waiting for the consensus thread, in units of [`ROOM_UNIT`]; when it is full the stream is not read.
 const ROOM_UNITS: usize = 16 << 10;
 const ROOM_UNIT: usize = 1 << 10;
@@ -53,12 +56,13 @@ impl fmt::Debug for PeerHandler {
 /// One `PeerService` for all stores of a port.
 pub fn peer_router(handlers: Vec<PeerHandler>) -> axum::Router {
     let stores = handlers.into_iter().map(|handler| (handler.store.shared.store, handler)).collect();
-    let port = Port { stores: Arc::new(stores) };
+    let port = Port { stores, greetings: Semaphore::new(GREETINGS_MAX) };
     server::grpc(PeerServiceServer::new(port).max_decoding_message_size(DECODED_BYTES_MAX))
 }
 
 struct Port {
-    stores: Arc<BTreeMap<StoreId, PeerHandler>>,
+    stores: BTreeMap<StoreId, PeerHandler>,
+    greetings: Semaphore,
 }
 
 #[tonic::async_trait]
@@ -66,7 +70,11 @@ impl PeerService for Port {
     async fn exchange(&self, request: Request<Streaming<pb::PeerBatch>>) -> Exchanged {
         let stopping = request.extensions().get::<Stopping>().cloned();
         let mut stream = request.into_inner();
-        let first = tokio::time::timeout(GREETING_TIMEOUT, stream.message()).await;
+        let greeting = async {
+            let _turn = self.greetings.acquire().await;
+            stream.message().await
+        };
+        let first = tokio::time::timeout(GREETING_TIMEOUT, greeting).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no greeting came"))??;
         let Some(mut batch) = first else { return Ok(Response::new(pb::PeerFarewell {})) };
         let greeting = batch.greeting.take();
@@ -215,7 +223,7 @@ impl Intake {
         let units = u32::try_from(units).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.room).acquire_many_owned(units).await;
         let room = room.map_err(|_| Status::unavailable("this host is stopping"))?;
-        let mail = Mail { from: self.from, batch, _room: room };
+        let mail = Mail { from: self.from, batch, bytes, _room: room };
         if self.shared.inbox.tell(|news| news.mail.push(mail)) {
             Ok(())
         } else {

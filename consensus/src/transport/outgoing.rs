@@ -118,7 +118,7 @@ impl Queue {
         let mut taken = Vec::new();
         let heartbeat = {
             let mut waiting = self.lock();
-            let heartbeat = waiting.heartbeat.as_ref()?.clone();
+            let heartbeat = waiting.heartbeat?;
             let mut bytes = 0;
             while let Some((_, message)) = waiting.messages.front() {
                 let cost = peer_codec::cost(message);
