@@ -38,7 +38,7 @@ pub struct Options {
     /// Operations of all clients together; those that only look count too.
     pub operations: usize,
     pub clients: usize,
-    /// 1 to 256.
+    /// 2 (the root's is 1) to 256.
     pub shards: usize,
     /// Replicas of every group: 1, 3 or 5; `None`: the seed decides, mostly 3.
     pub replicas: Option<u32>,

@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     let options = Options {
         operations: args.operations,
         clients: args.clients.max(1),
-        shards: args.shards.clamp(1, 256),
+        shards: args.shards.clamp(2, 256),
         replicas: args.replicas,
         lease: args.lease,
         faults: !args.no_faults,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use eggs_consensus_core::memory::{MemoryLog, MemorySnapshots, MemoryState};
 use eggs_consensus_core::{
     Answer, Grant, GroupId, Host, HostOptions, LogStore, Membership, PeerBatch, Proposal, ProposalId,
-    ProposeError, ReadTicket, Role, StateStore, Wanted,
+    ProposeError, ReadTicket, Role, Wanted,
 };
 use eggs_machine::hash::StateHash;
 use eggs_machine::{Machine, MemoryTable, Table, group};
@@ -80,7 +80,7 @@ impl Waiter {
 /// The outcome of an offered write.
 pub(crate) enum Offered {
     /// Its answer comes with a turn.
-    Proposed(ProposalId),
+    Proposed,
     /// A repetition: the first answer.
     Repeated(Bytes),
     /// `prepare` refused it; nothing was logged.
@@ -97,8 +97,6 @@ pub(crate) struct Turned<E> {
     pub confirmed: Vec<ReadTicket>,
     pub lost: Vec<ReadTicket>,
     pub roles: Vec<(GroupId, Role)>,
-    /// Proposals that are over, one way or the other.
-    pub over: Vec<ProposalId>,
 }
 
 impl<E> Default for Turned<E> {
@@ -109,7 +107,6 @@ impl<E> Default for Turned<E> {
             confirmed: Vec::new(),
             lost: Vec::new(),
             roles: Vec::new(),
-            over: Vec::new(),
         }
     }
 }
@@ -403,7 +400,7 @@ impl<M: Machine + Clone + 'static> Replica<M> {
                 if let Some(waiter) = waiter {
                     self.waiting.insert(proposal, waiter);
                 }
-                Ok(Offered::Proposed(proposal))
+                Ok(Offered::Proposed)
             }
             Err(ProposeError::Busy) => Ok(Offered::Busy),
             Err(_) => Ok(Offered::NotLeader),
@@ -456,9 +453,13 @@ impl<M: Machine + Clone + 'static> Replica<M> {
                 kernel.oracle.leads(group, term, self.store);
             }
         }
+        for answer in turn.answers.iter().filter(|answer| answer.proposal.is_some()) {
+            if let Some(view) = host.local_view(answer.group) {
+                // Commands of one turn have instants after another.
+                self.clock.observe(group::clock(view).map_err(|error| error.to_string())?, Time::MAX);
+            }
+        }
         let waiting = &mut self.waiting;
-        let over = turn.answers.iter().filter_map(|answer| answer.proposal).chain(turn.dropped.iter().copied());
-        let over = over.collect();
         let dropped = turn.dropped.iter().filter_map(|proposal| waiting.remove(proposal)).collect();
         let answers = turn.answers.into_iter();
         let answers = answers
@@ -466,7 +467,7 @@ impl<M: Machine + Clone + 'static> Replica<M> {
             .collect();
         let (confirmed, lost, roles) = (turn.confirmed, turn.lost, turn.roles);
         self.go_on(kernel, me);
-        Ok(Turned { answers, dropped, confirmed, lost, roles, over })
+        Ok(Turned { answers, dropped, confirmed, lost, roles })
     }
 
     // ---- faults ----

@@ -613,8 +613,7 @@ impl World {
     }
 
     pub fn shards(&self) -> impl Iterator<Item = ShardId> + use<> {
-        // Always with the root's shard, 1.
-        (0..self.common.shards).map(|n| ShardId(((n + 1) % 256) as u8))
+        (0..self.common.shards).map(|n| ShardId(n as u8))
     }
 
     /// The host that leads a shard.

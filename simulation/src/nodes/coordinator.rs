@@ -130,7 +130,7 @@ impl Coordinator {
             })
             .map_err(Stop::Storage)?;
         match offered {
-            Offered::Proposed(_) => {
+            Offered::Proposed => {
                 self.replica.go_on(kernel, &self.me);
                 Ok(None)
             }

@@ -99,7 +99,7 @@ impl Registry {
             Step::Answer(reply) => Ok(Some(reply)),
             Step::Log(pb::RegistryCommand { command: Some(command) }) => {
                 match self.log(kernel, command, Some(waiter)).map_err(Stop::Storage)? {
-                    Offered::Proposed(_) => Ok(None),
+                    Offered::Proposed => Ok(None),
                     Offered::Refused(error) => Ok(Some(Answer::Error(error))),
                     Offered::Repeated(_) | Offered::Busy => refused(RegistryError::Busy),
                     Offered::NotLeader => Ok(Some(self.not_leader())),
@@ -113,10 +113,7 @@ impl Registry {
     fn plan(&mut self, kernel: &mut Kernel) -> Result<(), Stop> {
         let now = self.even(kernel);
         let (Some(health), Some(view)) = (&self.health, self.replica.view(GROUP)) else { return Ok(()) };
-        let mut groups = plan(view, health, now).map_err(|error| Stop::Storage(error.to_string()))?;
-        // A run has fewer shards than a cluster.
-        let shards = self.cluster.shards;
-        groups.retain(|put| put.group > 255 || (put.group + 255) % 256 < shards as u32);
+        let groups = plan(view, health, now).map_err(|error| Stop::Storage(error.to_string()))?;
         if !groups.is_empty() {
             kernel.note(format_args!("{} plans {} groups: {:?}", self.me.id, groups.len(), groups[0]));
             self.log(kernel, Command::PutGroups(pb::PutGroups { groups }), None).map_err(Stop::Storage)?;
@@ -154,7 +151,11 @@ impl Registry {
         }
         if let Some((_, role)) = turned.roles.last() {
             let leads = matches!(role, Role::Leader { .. });
-            let health = || Health::new(self.even(kernel), STALE_AFTER).with_replace_after(REPLACE_AFTER);
+            let health = || {
+                let shards = self.cluster.shards as u16;
+                let health = Health::new(self.even(kernel), STALE_AFTER);
+                health.with_replace_after(REPLACE_AFTER).with_shards(shards)
+            };
             self.health = leads.then(health);
             if leads {
                 let (delay, life) = (SECOND / 10, self.me.life);

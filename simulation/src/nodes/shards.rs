@@ -318,7 +318,7 @@ impl ShardHost {
             })
             .map_err(Stop::Storage)?;
         match offered {
-            Offered::Proposed(_) => {
+            Offered::Proposed => {
                 self.replica.go_on(kernel, &self.me);
                 if self.cluster.bug == Some(Bug::AckBeforeCommit) {
                     return Ok(chosen.and_then(|(now, command)| self.guess(shard, header, now, command)));
