@@ -15,6 +15,7 @@ use eggs_proto::pb::begin_transaction::Op as Intent;
 use eggs_proto::pb::crossdir_reply::Result as Answer;
 use eggs_proto::pb::crossdir_request::Op;
 use eggs_proto::{ClusterId, CrossdirError, ServiceError, SessionId, Time, TransactionId, pb};
+use eggs_replica::Quorum;
 use prost::Message;
 use tokio::sync::oneshot;
 
@@ -23,6 +24,8 @@ use crate::shards::Shards;
 
 /// How long one request waits for its transaction; then the caller is told to ask again.
 const WAIT_MAX: Duration = Duration::from_secs(10);
+/// What cannot be agreed on by then is answered all the same, with words for why: clients have more patience than that.
+const AGREE_MAX: Duration = Duration::from_secs(5);
 
 /// What every request needs; cheap to clone.
 #[derive(Debug, Clone)]
@@ -33,6 +36,7 @@ pub(crate) struct Handler {
     pub(crate) joined: Arc<OnceLock<(ClusterId, Shards)>>,
     /// Of the disk that holds the coordinator's data.
     pub(crate) space: Arc<Space>,
+    pub(crate) quorum: Arc<Quorum>,
     /// Counts new directories, so that they go round the shards.
     pub(crate) made: Arc<AtomicU64>,
 }
@@ -100,15 +104,17 @@ impl Handler {
         }
         let counter = self.made.fetch_add(1, Ordering::Relaxed);
         let alive = shards.alive();
-        let prepare = move |view: &dyn Table, now: Time| match prepare(
-            view, &op, session, sequence, now, &alive, counter,
-        ) {
-            Ok(command) => Ok(Bytes::from(command.encode_to_vec())),
-            Err(error) => Err(Bytes::from(error.encode_to_vec())),
+        let prepare = move |view: &dyn Table, now: Time| {
+            // The instant the command will get is later than all before it, whatever the clock here says.
+            let now = now.max(eggs_machine::group::clock(view).unwrap_or(now));
+            match prepare(view, &op, session, sequence, now, &alive, counter) {
+                Ok(command) => Ok(Bytes::from(command.encode_to_vec())),
+                Err(error) => Err(Bytes::from(error.encode_to_vec())),
+            }
         };
         // The machine keeps the sessions itself: a call's answer comes long after its entry.
-        let applied = self.consensus.write(GROUP, SessionId(0), 0, prepare).await.map_err(refused)?;
-        let accepted = match applied {
+        let written = self.consensus.write(GROUP, SessionId(0), 0, prepare);
+        let accepted = match self.agreed(written).await? {
             Applied::Reply(reply) => {
                 pb::TransactionAccepted::decode(reply).map_err(|error| internal(&error))?
             }
@@ -136,15 +142,11 @@ impl Handler {
 
     /// The answer to a call whose transaction is over and gone from the driver.
     async fn known(&self, session: SessionId, sequence: u64) -> Result<pb::CrossdirReply, pb::Error> {
-        let known = self
-            .consensus
-            .read(move |views, _| {
-                let view = views.get(GROUP)?;
-                Some(eggs_crossdir_core::answer(view, session, sequence))
-            })
-            .await
-            .map_err(refused)?;
-        match known.ok_or_else(|| refused(ConsensusError::NotLeader))?.map_err(|error| internal(&error))? {
+        let read = self.consensus.read(vec![GROUP], move |views, _| {
+            views.get(GROUP).map(|view| eggs_crossdir_core::answer(view, session, sequence))
+        });
+        let Some(known) = self.agreed(read).await? else { return Err(self.not_leader(None).await) };
+        match known.map_err(|error| internal(&error))? {
             Known::Done(_, reply) => Ok(reply),
             Known::Stale => Err(CrossdirError::StaleSession.bare()),
             // The driver is being made anew.
@@ -152,11 +154,47 @@ impl Handler {
         }
     }
 
+    /// The driving task's answer; it has none when this store does not lead, or leads no more.
     async fn ask<R>(&self, event: impl FnOnce(oneshot::Sender<R>) -> Event) -> Result<R, pb::Error> {
-        let stopping = || CrossdirError::Busy.with("the coordinator is starting or stopping");
         let (answer, answered) = oneshot::channel();
-        self.driving.events.send(event(answer)).map_err(|_| stopping())?;
-        answered.await.map_err(|_| stopping())
+        if self.driving.events.send(event(answer)).is_err() {
+            return Err(CrossdirError::Busy.with("the daemon is stopping"));
+        }
+        match answered.await {
+            Ok(answer) => Ok(answer),
+            Err(_) if self.consensus.leader(GROUP) == Some(self.consensus.store()) => {
+                Err(CrossdirError::Busy.with("the coordinator takes up what is unfinished"))
+            }
+            Err(_) => Err(self.not_leader(None).await),
+        }
+    }
+
+    /// What consensus answers, if it does in time, and else why not.
+    async fn agreed<R>(
+        &self,
+        asked: impl Future<Output = Result<R, ConsensusError>>,
+    ) -> Result<R, pb::Error> {
+        match tokio::time::timeout(AGREE_MAX, asked).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(ConsensusError::NotLeader { leader })) => Err(self.not_leader(leader).await),
+            Ok(Err(error)) => Err(refused(error)),
+            Err(_) => {
+                let missing = self.quorum.missing(GROUP).await;
+                let why = missing.unwrap_or_else(|| "its replicas do not agree in time".to_owned());
+                // Whether it will happen yet is unknown; repeated, it happens once.
+                Err(CrossdirError::Busy.with(format_args!("the coordinator: {why}")))
+            }
+        }
+    }
+
+    /// Names who leads, as far as is known here, or why nobody does.
+    async fn not_leader(&self, leader: Option<String>) -> pb::Error {
+        let error = CrossdirError::NotLeader.bare();
+        if let Some(why) = self.quorum.unled(GROUP).await {
+            return pb::Error { message: format!("the coordinator: {why}"), ..error };
+        }
+        let leader = leader.or_else(|| self.consensus.leader_address(GROUP)).unwrap_or_default();
+        pb::Error { leader, ..error }
     }
 }
 
@@ -171,10 +209,10 @@ fn intent(op: &Op) -> Option<Intent> {
 
 fn refused(error: ConsensusError) -> pb::Error {
     match error {
-        ConsensusError::NotLeader => CrossdirError::NotLeader.bare(),
+        ConsensusError::NotLeader { .. } => CrossdirError::NotLeader.bare(),
         ConsensusError::Busy => CrossdirError::Busy.bare(),
         ConsensusError::Stopped => CrossdirError::Busy.with("the daemon is stopping"),
-        ConsensusError::Storage(error) => internal(&error),
+        ConsensusError::Storage(error) | ConsensusError::Damaged(error) => internal(&error),
     }
 }
 

@@ -1,7 +1,11 @@
 //! The coordinator as a client of the shards.
+//!
+//! Who leads a shard changes without notice: a step goes to whoever led last, follows the hints of those who do not lead,
+//! and goes round the shard's replicas. Steps may arrive twice; the shards answer a repeated one as the first.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use eggs_consensus::Handle;
@@ -13,8 +17,14 @@ use eggs_proto::limits::{MESSAGE_BYTES_MAX, PROTOCOL_VERSION};
 use eggs_proto::pb::shard_reply::Result as Answer;
 use eggs_proto::pb::shard_request::Op;
 use eggs_proto::pb::shard_service_client::ShardServiceClient;
-use eggs_proto::{ClusterId, InodeId, Retry, ServiceError, ShardError, ShardId, Time, pb};
+use eggs_proto::{ClusterId, GroupId, InodeId, Retry, ServiceError, ShardError, ShardId, Time, pb};
+use tokio::time::Instant;
 use tonic::transport::Channel;
+
+/// How long one replica may take before another is tried.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Replicas tried for one step: each may be named twice, once by the map and once by a hint.
+const ATTEMPTS_MAX: usize = 8;
 
 /// Sends steps to whoever serves the shard. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -23,20 +33,27 @@ pub(crate) struct Shards {
     clock: Handle,
     cluster: ClusterId,
     secret: Secret,
+    known: Arc<Mutex<Known>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Who answered last for a shard.
+    leaders: BTreeMap<ShardId, String>,
     /// One connection per address, shared by its shards.
-    clients: Arc<Mutex<BTreeMap<String, ShardServiceClient<Channel>>>>,
+    clients: BTreeMap<String, ShardServiceClient<Channel>>,
 }
 
 impl Shards {
     pub(crate) fn new(map: MapWatch, clock: Handle, cluster: ClusterId, secret: Secret) -> Self {
-        Shards { map, clock, cluster, secret, clients: Arc::default() }
+        Shards { map, clock, cluster, secret, known: Arc::default() }
     }
 
     /// Those that can take a new directory.
     pub(crate) fn alive(&self) -> Vec<ShardId> {
         let map = self.map.get();
-        let alive = map.shards.iter().filter(|place| place.alive);
-        alive.filter_map(|place| ShardId::try_from(place.shard).ok()).collect()
+        let alive = map.groups.iter().filter(|place| place.alive);
+        alive.filter_map(|place| GroupId(u16::try_from(place.group).ok()?).shard()).collect()
     }
 
     pub(crate) async fn write(&self, shard: ShardId, op: pb::WriteOp) -> Received<pb::WriteResult> {
@@ -64,9 +81,37 @@ impl Shards {
     }
 
     async fn call(&self, shard: ShardId, op: Op) -> Received<Answer> {
-        let mut client = match self.client(shard) {
+        let deadline = Instant::now() + STEP_TIMEOUT;
+        let mut left = self.candidates(shard);
+        left.reverse();
+        let mut received = Received::Lost(format!("no host serves shard {shard}"));
+        for _ in 0..ATTEMPTS_MAX {
+            let Some(address) = left.pop().filter(|_| Instant::now() < deadline) else { break };
+            received = self.attempt(shard, &address, &op, deadline).await;
+            let leader = match &received {
+                Received::Answer(_) => {
+                    self.known().leaders.insert(shard, address);
+                    return received;
+                }
+                Received::Refused(error) if !is_elsewhere(error) => return received,
+                Received::Refused(error) => error.leader.clone(),
+                Received::Lost(_) => String::new(),
+            };
+            if !leader.is_empty() && leader != address {
+                left.retain(|other| *other != leader);
+                left.push(leader);
+            }
+        }
+        // Nobody leads it yet, or the map is old.
+        self.known().leaders.remove(&shard);
+        self.map.refresh();
+        received
+    }
+
+    async fn attempt(&self, shard: ShardId, address: &str, op: &Op, deadline: Instant) -> Received<Answer> {
+        let mut client = match self.client(address) {
             Ok(client) => client,
-            Err(why) => return self.lost(why),
+            Err(why) => return Received::Lost(why),
         };
         let header = pb::RequestHeader {
             version: PROTOCOL_VERSION,
@@ -75,51 +120,61 @@ impl Shards {
             secret: self.secret.to_bytes(),
             ..pb::RequestHeader::default()
         };
-        let request = pb::ShardRequest { header: Some(header), shard: u32::from(shard.0), op: Some(op) };
-        let reply = match tokio::time::timeout(STEP_TIMEOUT, client.call(request)).await {
+        let request =
+            pb::ShardRequest { header: Some(header), shard: u32::from(shard.0), op: Some(op.clone()) };
+        let deadline = deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
+        let reply = match tokio::time::timeout_at(deadline, client.call(request)).await {
             Ok(Ok(reply)) => reply.into_inner(),
-            Ok(Err(status)) => return self.lost(format!("shard {shard}: {}", status.message())),
-            Err(_) => return self.lost(format!("shard {shard} does not answer")),
+            Ok(Err(status)) => return Received::Lost(format!("shard {shard}: {}", status.message())),
+            Err(_) => return Received::Lost(format!("shard {shard} does not answer")),
         };
         if let Some(header) = reply.header {
             self.clock.observe(Time(header.time));
         }
         match reply.result {
-            Some(Answer::Error(error)) => {
-                let elsewhere = |error: ShardError| error.retry() == Retry::Elsewhere;
-                if ShardError::from_code(error.code).is_some_and(elsewhere) {
-                    self.map.refresh();
-                }
-                Received::Refused(error)
-            }
+            Some(Answer::Error(error)) => Received::Refused(error),
             Some(answer) => Received::Answer(answer),
             None => Received::Lost(format!("shard {shard} gave an empty answer")),
         }
     }
 
-    fn lost<R>(&self, why: String) -> Received<R> {
-        self.map.refresh();
-        Received::Lost(why)
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn client(&self, shard: ShardId) -> Result<ShardServiceClient<Channel>, String> {
+    /// Whom to ask, in this order: who answered last, who leads as the map says, who is to lead, the others.
+    fn candidates(&self, shard: ShardId) -> Vec<String> {
         let map = self.map.get();
-        let place = map.shards.iter().find(|place| place.shard == u32::from(shard.0));
-        let address = match place {
-            Some(place) if !place.address.is_empty() => &place.address,
-            _ => return Err(format!("no host serves shard {shard}")),
+        let mut candidates: Vec<String> = self.known().leaders.get(&shard).cloned().into_iter().collect();
+        let Some(place) = map.groups.iter().find(|place| place.group == u32::from(shard.0)) else {
+            return candidates;
         };
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(address) {
+        for id in [place.leader, place.preferred].iter().chain(&place.voters) {
+            let store = map.stores.iter().find(|store| store.id == *id);
+            if let Some(store) = store.filter(|store| !candidates.contains(&store.address)) {
+                candidates.push(store.address.clone());
+            }
+        }
+        candidates
+    }
+
+    fn client(&self, address: &str) -> Result<ShardServiceClient<Channel>, String> {
+        let map = self.map.get();
+        let mut known = self.known();
+        if let Some(client) = known.clients.get(address) {
             return Ok(client.clone());
         }
-        // Hosts that are gone are not kept.
-        clients.retain(|address, _| map.shards.iter().any(|place| place.address == *address));
         let channel = channel::connect(address).map_err(|error| error.to_string())?;
         let client = ShardServiceClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        clients.insert(address.clone(), client.clone());
+        // Hosts that are gone are not kept.
+        known.clients.retain(|address, _| map.stores.iter().any(|store| store.address == *address));
+        known.clients.insert(address.to_owned(), client.clone());
         Ok(client)
     }
+}
+
+fn is_elsewhere(error: &pb::Error) -> bool {
+    ShardError::from_code(error.code).is_some_and(|error| error.retry() == Retry::Elsewhere)
 }

@@ -64,7 +64,9 @@ impl Quorum {
             return None;
         }
         Some(
-            self.missing(group).await.unwrap_or_else(|| "its replicas answer, but none leads yet".to_owned()),
+            self.missing(group)
+                .await
+                .unwrap_or_else(|| "enough replicas answer, but none leads yet".to_owned()),
         )
     }
 
