@@ -1,10 +1,13 @@
 //! Heartbeats in, map and summary out; and whatever else may come in.
 
 use eggs_machine::MemoryTable;
+use eggs_proto::flags;
+use pb::StoreKind::{self, StoreCrossdir, StoreShard, StoreShuckle};
 use proptest::prelude::*;
 
 use super::*;
-use crate::machine::tests::{apply, report};
+use crate::machine::tests::{apply, founded, report};
+use crate::plan;
 use crate::summary::State;
 
 const SECOND: u64 = 1_000_000_000;
@@ -20,8 +23,12 @@ struct Registry {
 
 impl Registry {
     fn new(patience: Duration) -> Registry {
+        Registry::with_replicas(patience, 1)
+    }
+
+    fn with_replicas(patience: Duration, replicas: u32) -> Registry {
         let mut table = MemoryTable::default();
-        apply(&mut table, 1, Command::Found(pb::FoundCluster { cluster_id: vec![1; 16].into() }));
+        apply(&mut table, 1, founded(1, replicas));
         Registry { table, health: Health::new(Time(START), patience), now: START, logged: 0 }
     }
 
@@ -34,6 +41,7 @@ impl Registry {
             Step::Answer(reply) => reply,
             Step::Log(command) => {
                 self.logged += 1;
+                self.now += 1;
                 apply(&mut self.table, self.now, command.command.unwrap())
             }
         }
@@ -48,6 +56,31 @@ impl Registry {
         crate::machine::tests::code(&self.request(op))
     }
 
+    /// It is refused with these words.
+    fn refused(&mut self, op: &Op, error: RegistryError, words: &str) {
+        match self.request(op) {
+            Reply::Error(refusal) => {
+                assert_eq!(refusal.code, error.code(), "{}", refusal.message);
+                assert!(
+                    refusal.message.contains(words) && !refusal.message.contains('\n'),
+                    "{}",
+                    refusal.message
+                );
+            }
+            other => panic!("{op:?} is answered with {other:?}"),
+        }
+    }
+
+    fn plan(&mut self) -> usize {
+        let groups = plan(&self.table, &self.health, Time(self.now)).unwrap();
+        let planned = groups.len();
+        if planned > 0 {
+            let reply = apply(&mut self.table, self.now, Command::PutGroups(pb::PutGroups { groups }));
+            assert_eq!(reply, Reply::Registered(pb::Registered {}));
+        }
+        planned
+    }
+
     fn pass(&mut self, duration: Duration) {
         self.now = Time(self.now).saturating_add(duration).0;
     }
@@ -56,24 +89,110 @@ impl Registry {
         self.health.map(&self.table, Time(self.now), false).unwrap()
     }
 
+    fn place(&self, group: u32) -> pb::GroupPlace {
+        self.map().groups.into_iter().find(|place| place.group == group).unwrap()
+    }
+
     fn summary(&self) -> crate::Summary {
         self.health.summary(&self.table, Time(self.now)).unwrap()
     }
 
+    fn texts(&self) -> Vec<String> {
+        self.summary().reasons.into_iter().map(|reason| reason.text).collect()
+    }
+
+    /// One host with everything.
     fn whole(&mut self) {
-        self.ok(&shards("s:1", 0..256));
-        self.ok(&crossdir("x:1"));
+        self.ok(&Beat::new(10, StoreShard, "a").op());
+        self.ok(&Beat::new(20, StoreCrossdir, "a").op());
+        self.ok(&Beat::new(30, StoreShuckle, "a").led(&[257], 1, &[30]).op());
+        self.plan();
+        self.beat();
+        self.beat();
         self.ok(&disks("b:1", (1..=8).map(report).collect()));
+    }
+
+    /// All of the one host lead what they have.
+    fn beat(&mut self) {
+        let shards: Vec<u32> = (0..256).collect();
+        self.ok(&Beat::new(10, StoreShard, "a").led(&shards, 1, &[10]).op());
+        self.ok(&Beat::new(20, StoreCrossdir, "a").led(&[256], 1, &[20]).op());
+        self.ok(&Beat::new(30, StoreShuckle, "a").led(&[257], 1, &[30]).op());
+    }
+
+    /// Hosts a, b, c with shard stores 11, 12, 13, coordinators 21, 22, 23, registries 31, 32, 33; the ones
+    /// on a lead everything.
+    fn three(patience: Duration) -> Registry {
+        let mut registry = Registry::with_replicas(patience, 3);
+        registry.beat_three(&["a", "b", "c"]);
+        registry.plan();
+        registry.beat_three(&["a", "b", "c"]);
+        registry.beat_three(&["a", "b", "c"]);
+        registry.ok(&disks("b:1", (1..=8).map(report).collect()));
+        registry.logged = 0;
+        registry
+    }
+
+    fn beat_three(&mut self, hosts: &[&str]) {
+        for host in hosts {
+            let n = 1 + u64::from(host.as_bytes()[0] - b'a');
+            for (kind, base) in [(StoreShard, 10), (StoreCrossdir, 20), (StoreShuckle, 30)] {
+                let mut beat = Beat::new(base + n, kind, host);
+                let founded = schema::groups(&self.table).unwrap().len() > 1;
+                if *host == "a" && (founded || kind == StoreShuckle) {
+                    let groups: Vec<u32> = crate::groups_of(kind).map(|group| u32::from(group.0)).collect();
+                    beat = beat.led(&groups, 1, &[base + 1, base + 2, base + 3]);
+                }
+                self.ok(&beat.op());
+            }
+        }
     }
 }
 
-fn shards(address: &str, shards: std::ops::Range<u32>) -> Op {
-    let shards = shards.map(|shard| pb::ShardReport { shard, leader: true, applied_index: 7, log_bytes: 8 });
-    Op::RegisterShards(pb::RegisterShards { address: address.into(), shards: shards.collect() })
-}
+/// A heartbeat of a store.
+#[derive(Clone)]
+struct Beat(pb::RegisterStore);
 
-fn crossdir(address: &str) -> Op {
-    Op::RegisterCrossdir(pb::RegisterCrossdir { address: address.into(), transactions: 3 })
+impl Beat {
+    fn new(id: u64, kind: StoreKind, host: &str) -> Beat {
+        let address = format!("{host}:{}", 5000 + kind as i32);
+        Beat(pb::RegisterStore {
+            id,
+            kind: kind.into(),
+            host: host.into(),
+            address,
+            boot: id,
+            ..Default::default()
+        })
+    }
+
+    fn at(mut self, address: &str) -> Beat {
+        self.0.address = address.into();
+        self
+    }
+
+    fn boot(mut self, boot: u64) -> Beat {
+        self.0.boot = boot;
+        self
+    }
+
+    fn led(mut self, groups: &[u32], term: u64, voters: &[u64]) -> Beat {
+        let led = |&group| pb::LedGroup {
+            group,
+            term,
+            applied_index: 7,
+            log_bytes: 8,
+            voters: voters.to_vec(),
+            ..Default::default()
+        };
+        self.0.led = groups.iter().map(led).collect();
+        self.0.transactions = 3;
+        self
+    }
+
+    fn op(self) -> Op {
+        Op::RegisterStore(self.0)
+    }
 }
 
 fn disks(address: &str, block_services: Vec<pb::BlockServiceReport>) -> Op {
@@ -93,26 +212,26 @@ fn bad_block(block_service: u64, block: u64) -> pb::BadBlock {
 fn heartbeats_that_say_nothing_new_are_not_logged() {
     let mut registry = Registry::new(STALE_AFTER);
     registry.whole();
-    assert_eq!(registry.logged, 3);
+    let logged = registry.logged;
     for _ in 0..10 {
         registry.pass(Duration::from_secs(1));
-        registry.ok(&shards("s:1", 0..256));
-        registry.ok(&crossdir("x:1"));
+        registry.beat();
         // Fuller every second, and on a file system that is shared.
         let fuller =
             pb::BlockServiceReport { available_bytes: 100, capacity_bytes: 990, blocks: 9, ..report(1) };
         registry.ok(&disks("b:1", vec![fuller]));
+        assert_eq!(registry.plan(), 0);
     }
-    assert_eq!(registry.logged, 3, "RG-7");
+    assert_eq!(registry.logged, logged, "RG-7");
     let info = &registry.map().block_services[0];
     assert_eq!((info.available_bytes, info.blocks, info.capacity_bytes), (100, 9, 990));
     registry.ok(&disks("b:1", vec![pb::BlockServiceReport { path: "/moved".into(), ..report(1) }]));
-    assert_eq!(registry.logged, 4);
+    assert_eq!(registry.logged, logged + 1);
     let larger = pb::BlockServiceReport { path: "/moved".into(), capacity_bytes: 2000, ..report(1) };
     registry.ok(&disks("b:1", vec![larger]));
-    assert_eq!(registry.logged, 5);
+    assert_eq!(registry.logged, logged + 2);
     registry.ok(&disks("b:2", vec![pb::BlockServiceReport { path: "/moved".into(), ..report(1) }]));
-    assert_eq!(registry.logged, 6);
+    assert_eq!(registry.logged, logged + 3);
 }
 
 #[test]
@@ -120,15 +239,20 @@ fn a_whole_cluster_is_healthy_and_its_map_says_where_everything_is() {
     let mut registry = Registry::new(Duration::ZERO);
     let empty = registry.summary();
     assert_eq!(empty.state, State::Unavailable);
-    assert_eq!(empty.reasons[0].text, "no shard has a live leader");
+    assert_eq!(empty.reasons[0].text, "no shard host has registered: nothing can be stored");
     registry.whole();
     let map = registry.map();
-    assert_eq!(map.shards.len(), 256);
-    assert!(map.shards.iter().all(|place| place.alive && place.address == "s:1" && place.applied_index == 7));
-    assert_eq!(
-        (map.crossdir_address.as_str(), map.crossdir_alive, map.crossdir_transactions),
-        ("x:1", true, 3)
-    );
+    assert_eq!((map.groups.len(), map.replicas, map.now), (258, 1, registry.now));
+    assert!(map.groups.iter().take(256).all(|place| place.alive
+        && place.leader == 10
+        && place.wanted == [10]
+        && place.founding == [10]
+        && place.preferred == 10
+        && place.applied_index == 7));
+    let stores: Vec<_> =
+        map.stores.iter().map(|info| (info.id, info.alive, info.replicas, info.leaders)).collect();
+    assert_eq!(stores, [(10, true, 256, 256), (20, true, 1, 1), (30, true, 1, 1)]);
+    assert_eq!(map.crossdir_transactions, 3);
     assert_eq!(map.block_services.len(), 8);
     assert!(map.block_services.iter().all(|info| info.flags == 0 && info.failure_domain == "rack"));
     assert!(map.block_services.iter().all(|info| info.key.is_empty()), "RG-8");
@@ -148,17 +272,19 @@ fn a_whole_cluster_is_healthy_and_its_map_says_where_everything_is() {
 fn what_is_not_heard_of_is_stale() {
     let mut registry = Registry::new(Duration::ZERO);
     registry.whole();
-    registry.pass(STALE_AFTER - Duration::from_nanos(1));
+    registry.pass(STALE_AFTER - Duration::from_nanos(100));
     assert_eq!(registry.summary().state, State::Healthy);
-    registry.pass(Duration::from_nanos(1));
+    registry.pass(Duration::from_nanos(100));
     let map = registry.map();
-    assert!(map.shards.iter().all(|place| !place.alive) && !map.crossdir_alive);
+    assert!(map.groups.iter().all(|place| !place.alive) && map.stores.iter().all(|info| !info.alive));
     assert!(map.block_services.iter().all(|info| info.flags == flags::STALE));
     let summary = registry.summary();
     assert_eq!(summary.state, State::Unavailable);
-    let texts: Vec<&str> = summary.reasons.iter().map(|reason| reason.text.as_str()).collect();
-    assert!(texts.contains(&"no disk is alive: no data can be read or written"), "{texts:?}");
-    assert!(texts.iter().any(|text| text.starts_with("the coordinator at x:1 is away")), "{texts:?}");
+    let texts = registry.texts();
+    assert!(texts.contains(&"no disk is alive: no data can be read or written".to_owned()), "{texts:?}");
+    let lost = "quorum lost: all 256 shards, the coordinator, the registry cannot work without host a";
+    assert_eq!(texts[0], lost);
+    assert!(texts.contains(&"host a not heard of for 5 s: shard, crossdir, shuckle".to_owned()), "{texts:?}");
     assert!(texts.iter().any(|text| text.starts_with("8 disks not heard of: /disks/01")), "{texts:?}");
     assert_eq!((summary.total.capacity_bytes, summary.total.disks_alive), (0, 0));
 }
@@ -175,8 +301,7 @@ fn a_disk_with_a_problem_is_lost_and_so_is_one_its_host_no_longer_has() {
     registry.ok(&disks("b:1", all.clone()));
     registry.pass(Duration::from_secs(2));
     registry.ok(&disks("b:1", all));
-    registry.ok(&shards("s:1", 0..256));
-    registry.ok(&crossdir("x:1"));
+    registry.beat();
     let map = registry.map();
     let flags_of: Vec<u32> = map.block_services.iter().map(|info| info.flags).collect();
     assert_eq!(flags_of, [flags::LOST, 0, 0, 0, 0, 0, 0, flags::STALE | flags::LOST]);
@@ -209,59 +334,210 @@ fn flags_are_set_once_and_seen_in_the_map() {
 }
 
 #[test]
-fn a_shard_has_one_place() {
-    let mut registry = Registry::new(Duration::ZERO);
-    registry.ok(&shards("s:1", 0..10));
-    registry.ok(&shards("s:2", 10..256));
-    let taken = RegistryError::ShardTaken.code();
-    assert_eq!(registry.code(&shards("s:2", 9..12)), taken, "RG-5");
-    assert_eq!(registry.map().shards[9].address, "s:1");
-    registry.pass(STALE_AFTER);
-    registry.ok(&shards("s:2", 9..12));
-    assert_eq!(registry.code(&shards("s:1", 0..10)), taken, "RG-5: it came back too late");
-    registry.ok(&shards("s:1", 0..9));
-    assert_eq!(registry.summary().reasons[0].text, "244 of 256 shards have no live leader: 12-255");
-    registry.ok(&crossdir("x:1"));
-    assert_eq!(registry.code(&crossdir("x:2")), taken);
-    registry.pass(STALE_AFTER);
-    registry.ok(&crossdir("x:2"));
+fn a_store_that_starts_again_at_its_address_is_taken_at_once() {
+    let mut registry = Registry::three(Duration::ZERO);
+    let beat = || Beat::new(12, StoreShard, "b");
+    registry.ok(&beat().boot(100).op());
+    registry.ok(&beat().boot(100).op());
+    assert_eq!(registry.logged, 0);
+    // The process before it speaks again: somebody copied the directory, and the address.
+    registry.refused(&beat().op(), RegistryError::Conflict, "two copies of one data directory?");
+    registry.ok(&beat().boot(100).op());
 }
 
 #[test]
-fn a_replica_that_does_not_lead_claims_nothing_and_hands_over() {
-    let mut registry = Registry::new(Duration::ZERO);
-    let follower = |address: &str| {
-        let report = pb::ShardReport { shard: 1, leader: false, applied_index: 1, log_bytes: 0 };
-        Op::RegisterShards(pb::RegisterShards { address: address.into(), shards: vec![report] })
-    };
-    registry.ok(&follower("s:2"));
-    assert_eq!(registry.map().shards.len(), 0);
-    registry.ok(&shards("s:1", 1..2));
-    registry.ok(&follower("s:2"));
-    assert!(registry.map().shards[0].alive);
-    // It stepped down: the other may have it at once.
-    registry.ok(&follower("s:1"));
-    assert!(!registry.map().shards[0].alive);
-    registry.ok(&shards("s:2", 1..2));
-    assert_eq!(registry.map().shards[0].address, "s:2");
+fn two_copies_of_a_store_are_refused_while_one_is_alive() {
+    let mut registry = Registry::three(Duration::ZERO);
+    let elsewhere = Beat::new(12, StoreShard, "b").at("other:5001").boot(9).op();
+    registry.refused(&elsewhere, RegistryError::Conflict, "is alive at b:5001, asked for other:5001");
+    let renamed = Beat::new(12, StoreShard, "z").at("other:5001").op();
+    registry.refused(&renamed, RegistryError::Conflict, "two copies of one data directory?");
+    let kind = Beat::new(12, StoreCrossdir, "b").op();
+    registry.refused(&kind, RegistryError::Conflict, "is a shard store, not a crossdir store");
+    assert_eq!(registry.map().stores[1].address, "b:5001");
+    registry.pass(STALE_AFTER);
+    registry.ok(&elsewhere);
+    assert_eq!(registry.map().stores[1].address, "other:5001");
+}
+
+#[test]
+fn a_host_has_one_live_store_of_a_kind() {
+    let mut registry = Registry::three(Duration::ZERO);
+    let second = Beat::new(99, StoreShard, "b").at("b:6001").op();
+    registry.refused(&second, RegistryError::Conflict, "give each host its own --host");
+    // At the very address of the other: an empty disk in its place.
+    registry.ok(&Beat::new(99, StoreShard, "b").op());
+    let alive =
+        |registry: &Registry, id| registry.map().stores.iter().any(|info| info.id == id && info.alive);
+    assert!(alive(&registry, 99) && !alive(&registry, 12));
+    registry.refused(&Beat::new(12, StoreShard, "b").op(), RegistryError::Conflict, "two copies");
+    // The old disk is put back.
+    registry.ok(&Beat::new(12, StoreShard, "b").boot(5).op());
+    assert!(alive(&registry, 12) && !alive(&registry, 99));
+    registry.pass(STALE_AFTER);
+    registry.ok(&Beat::new(99, StoreShard, "b").at("b:6001").boot(6).op());
+}
+
+#[test]
+fn of_two_leaders_the_later_term_wins() {
+    let mut registry = Registry::three(Duration::ZERO);
+    let all: Vec<u32> = (0..256).collect();
+    let members = [11, 12, 13];
+    registry.ok(&Beat::new(12, StoreShard, "b").led(&[7], 5, &members).op());
+    assert_eq!((registry.place(7).leader, registry.place(7).term), (12, 5));
+    registry.ok(&Beat::new(11, StoreShard, "a").led(&all, 4, &members).op());
+    assert_eq!(registry.place(7).leader, 12, "RG-13");
+    assert_eq!(registry.place(8).leader, 11);
+    // It steps down: nobody leads until somebody says so.
+    registry.ok(&Beat::new(12, StoreShard, "b").op());
+    assert_eq!((registry.place(7).leader, registry.place(7).alive), (0, false));
+    assert_eq!(registry.texts(), ["no live leader: shard 7"]);
+    registry.ok(&Beat::new(13, StoreShard, "c").led(&[7], 6, &members).op());
+    assert_eq!(registry.place(7).leader, 13);
+    assert_eq!(registry.logged, 0, "who leads is not logged");
+}
+
+#[test]
+fn memberships_are_logged_when_they_change() {
+    let mut registry = Registry::three(Duration::ZERO);
+    assert_eq!(registry.place(7).founding, registry.place(7).wanted);
+    let mut beat = Beat::new(11, StoreShard, "a").led(&[7], 1, &[12, 11, 13]);
+    registry.ok(&beat.clone().op());
+    assert_eq!(registry.logged, 0, "the order of the voters is no news");
+    beat.0.led[0].learners = vec![14];
+    beat.0.led[0].conf_index = 9;
+    beat.0.led[0].progress =
+        vec![pb::ReplicaProgress { store: 14, snapshot_sent: 1, snapshot_total: 5, matched_index: 0 }];
+    registry.ok(&beat.clone().op());
+    registry.ok(&beat.op());
+    assert_eq!(registry.logged, 1);
+    let place = registry.place(7);
+    assert_eq!((place.voters, place.learners, place.conf_index), (vec![11, 12, 13], vec![14], 9));
+    assert_eq!(place.progress[0].snapshot_total, 5);
+    assert!(place.founding.is_empty(), "RG-11");
 }
 
 #[test]
 fn a_registry_that_starts_again_is_patient() {
-    let mut registry = Registry::new(Duration::ZERO);
-    registry.whole();
+    let mut registry = Registry::three(Duration::ZERO);
     registry.restart(STALE_AFTER);
     assert_eq!(registry.summary().state, State::Healthy, "nobody is disturbed by its restart");
-    let taken = RegistryError::ShardTaken.code();
-    assert_eq!(registry.code(&shards("s:9", 0..1)), taken, "RG-5");
-    assert_eq!(registry.code(&crossdir("x:9")), taken, "RG-5");
+    assert_eq!((registry.place(0).leader, registry.place(0).alive), (0, true));
+    assert_eq!(registry.plan(), 0);
+    let elsewhere = Beat::new(12, StoreShard, "b").at("b:6001").op();
+    registry.refused(&elsewhere, RegistryError::Conflict, "two copies");
+    let second = Beat::new(99, StoreShard, "b").at("b:6001").op();
+    registry.refused(&second, RegistryError::Conflict, "--host");
+    registry.ok(&Beat::new(99, StoreShard, "b").op());
     registry.pass(STALE_AFTER);
     assert_eq!(registry.summary().state, State::Unavailable);
-    registry.ok(&shards("s:9", 0..1));
-    // One that knows that nobody else is there need not be.
-    registry.restart(Duration::ZERO);
+    registry.ok(&elsewhere);
+}
+
+fn replicas(group: u32, wanted: &[u64]) -> pb::SetReplicas {
+    pb::SetReplicas { group, wanted: wanted.to_vec(), preferred: 0, force: false }
+}
+
+#[test]
+fn what_would_leave_too_few_replicas_needs_force() {
+    use RegistryError::{Malformed, TooFewReplicas, UnknownMember};
+    let mut registry = Registry::three(Duration::ZERO);
+    registry.ok(&Beat::new(14, StoreShard, "d").op());
+    registry.ok(&Beat::new(15, StoreShard, "e").op());
+    let ask = |op: pb::SetReplicas| Op::SetReplicas(op);
+    let force = |op: pb::SetReplicas| Op::SetReplicas(pb::SetReplicas { force: true, ..op });
+    for (wanted, error, words) in [
+        (&[11, 12, 77][..], UnknownMember, "store 0x000000000000004d"),
+        (&[11, 12, 21], Malformed, "is a crossdir store, asked for shard 3"),
+        (&[11, 12, 12], Malformed, "there twice"),
+        (&[11, 12, 0], Malformed, "there twice, or is none"),
+    ] {
+        registry.refused(&ask(replicas(3, wanted)), error, words);
+        registry.refused(&force(replicas(3, wanted)), error, words);
+    }
+    registry.refused(&ask(replicas(999, &[11])), Malformed, "group 999");
+    registry.refused(&ask(replicas(3, &[11, 12])), TooFewReplicas, "shard 3: 2 of 3 replicas would be left");
+    let leader = pb::SetReplicas { preferred: 14, ..replicas(3, &[]) };
+    registry.refused(&ask(leader), Malformed, "is not to be a voter of shard 3");
+    registry.ok(&ask(pb::SetReplicas { preferred: 12, ..replicas(3, &[]) }));
+    assert_eq!(registry.place(3).preferred, 12);
+    // Host d falls silent, e is drained.
+    registry.pass(STALE_AFTER);
+    registry.beat_three(&["a", "b", "c"]);
+    registry.ok(&Beat::new(15, StoreShard, "e").op());
+    registry.refused(&ask(replicas(3, &[11, 12, 14])), TooFewReplicas, "on host d is not alive (--force");
+    registry.ok(&Op::DrainHost(pb::DrainHost { host: "e".into(), undo: false }));
+    registry.refused(&ask(replicas(3, &[11, 12, 15])), TooFewReplicas, "on host e is being drained");
+    registry.ok(&Op::DrainHost(pb::DrainHost { host: "e".into(), undo: true }));
+    registry.ok(&ask(replicas(3, &[11, 12, 15])));
+    assert_eq!(registry.place(3).wanted, [11, 12, 15]);
+    let logged = registry.logged;
+    registry.ok(&ask(replicas(3, &[15, 12, 11])));
+    assert_eq!(registry.logged, logged, "RG-7");
+    registry.ok(&ask(replicas(3, &[11, 12, 13, 15])));
+    registry.ok(&force(replicas(3, &[11, 12])));
+    // Two on one host: the old store of a host whose disk was replaced.
+    registry.ok(&Beat::new(16, StoreShard, "b").op());
+    registry.refused(&ask(replicas(4, &[12, 13, 16])), TooFewReplicas, "both on host b");
+    registry.ok(&force(replicas(4, &[12, 13, 16])));
+    // Hosts b and c fall silent: nothing can change.
+    registry.pass(STALE_AFTER);
+    registry.beat_three(&["a"]);
+    registry.ok(&Beat::new(15, StoreShard, "e").op());
+    registry.ok(&Beat::new(14, StoreShard, "d").op());
+    registry.refused(
+        &ask(replicas(5, &[11, 14, 15])),
+        TooFewReplicas,
+        "shard 5 has no quorum: not alive on b, c",
+    );
+    registry.refused(&ask(replicas(5, &[11, 12, 13, 14])), TooFewReplicas, "would have no quorum");
+    let fresh = Registry::with_replicas(Duration::ZERO, 3);
+    let mut fresh = fresh;
+    fresh.refused(&ask(replicas(5, &[11])), UnknownMember, "shard 5");
+}
+
+#[test]
+fn a_quorum_that_is_lost_is_said_with_the_hosts_that_are_missing() {
+    let mut registry = Registry::three(Duration::ZERO);
+    assert_eq!(registry.texts(), Vec::<String>::new());
+    registry.pass(STALE_AFTER);
+    registry.beat_three(&["a", "b"]);
+    registry.ok(&disks("b:1", (1..=8).map(report).collect()));
+    let under = "under-replicated: all 256 shards, the coordinator, the registry, without host c";
+    assert_eq!(registry.texts(), [under, "host c not heard of for 5 s: shard, crossdir, shuckle"]);
+    assert_eq!(registry.summary().state, State::Degraded);
+    registry.pass(STALE_AFTER);
+    registry.beat_three(&["a"]);
+    let lost = "quorum lost: all 256 shards, the coordinator, the registry cannot work without hosts b, c";
+    assert_eq!(registry.texts()[0], lost);
     assert_eq!(registry.summary().state, State::Unavailable);
-    registry.ok(&shards("s:5", 0..256));
+}
+
+#[test]
+fn clocks_problems_and_drains_are_said() {
+    let mut registry = Registry::three(Duration::ZERO);
+    let mut beat = Beat::new(12, StoreShard, "b");
+    beat.0.clock_offset = -730_000_000;
+    beat.0.problem = "the disk is slow".into();
+    registry.ok(&beat.op());
+    let drain = |undo| Op::DrainHost(pb::DrainHost { host: "c".into(), undo });
+    registry.ok(&drain(false));
+    registry.ok(&drain(false));
+    assert_eq!(registry.logged, 1);
+    assert_eq!(
+        registry.texts(),
+        [
+            "shard on host b: the disk is slow",
+            "the clock of host b is off by -730 ms: it does not lead",
+            "draining host c: 258 replicas still to move, 258 of them wait for another live host that can take them"
+        ]
+    );
+    registry.ok(&Beat::new(14, StoreShard, "d").op());
+    let hosts = registry.summary().hosts;
+    assert_eq!((hosts[2].name.as_str(), hosts[2].to_move, hosts[2].stuck), ("c", 258, 2));
+    registry.ok(&drain(true));
+    let nowhere = Op::DrainHost(pb::DrainHost { host: "nowhere".into(), undo: false });
+    registry.refused(&nowhere, RegistryError::UnknownMember, "host 'nowhere'");
 }
 
 #[test]
@@ -316,8 +592,9 @@ fn without_the_secret_nobody_registers_or_gets_keys() {
             _ => false,
         }
     };
-    assert!(unauthorized(shards("s:1", 0..1)));
-    assert!(unauthorized(crossdir("x:1")));
+    assert!(unauthorized(Beat::new(1, StoreShard, "a").op()));
+    assert!(unauthorized(Op::SetReplicas(replicas(0, &[1]))));
+    assert!(unauthorized(Op::DrainHost(pb::DrainHost { host: "a".into(), undo: false })));
     assert!(unauthorized(disks("b:1", vec![report(1)])));
     assert!(unauthorized(Op::Map(pb::ClusterMap { with_keys: true })), "RG-8");
     assert!(!unauthorized(Op::Map(pb::ClusterMap { with_keys: false })));
@@ -349,12 +626,28 @@ fn hostile_report() -> impl Strategy<Value = pb::BlockServiceReport> {
 }
 
 fn hostile() -> impl Strategy<Value = Op> {
-    let shard = (0u32..260, any::<bool>(), any::<u64>());
-    let shard = shard.prop_map(|(shard, leader, applied_index)| pb::ShardReport {
-        shard,
-        leader,
-        applied_index,
-        log_bytes: applied_index,
+    let ids = || prop::collection::vec(0u64..5, 0..5);
+    let led = (prop_oneof![0u32..4, 255u32..260], 0u64..4, ids(), ids()).prop_map(
+        |(group, term, voters, learners)| pb::LedGroup {
+            group,
+            term,
+            voters,
+            learners,
+            conf_index: term,
+            ..Default::default()
+        },
+    );
+    let host = || prop_oneof!["[a-c]", text()];
+    let store = (
+        0u64..5,
+        -1i32..5,
+        host(),
+        text(),
+        prop::collection::vec(led, 0..3),
+        (any::<i64>(), text(), 0u64..3),
+    );
+    let store = store.prop_map(|(id, kind, host, address, led, (clock_offset, problem, boot))| {
+        pb::RegisterStore { id, kind, host, address, led, clock_offset, problem, boot, transactions: 0 }
     });
     let block = (0u64..5, 0u64..5, any::<u64>(), -1i32..4)
         .prop_map(|(block_service, block, file, kind)| pb::BadBlock { block_service, block, file, kind });
@@ -365,11 +658,13 @@ fn hostile() -> impl Strategy<Value = Op> {
         (prop::collection::vec(0u64..5, 0..4), 0u32..40, 0u32..40).prop_map(
             |(block_services, set, clear)| { Op::SetFlags(pb::SetFlags { block_services, set, clear }) }
         ),
-        (text(), prop::collection::vec(shard, 0..6))
-            .prop_map(|(address, shards)| Op::RegisterShards(pb::RegisterShards { address, shards })),
-        (text(), any::<u32>()).prop_map(|(address, transactions)| {
-            Op::RegisterCrossdir(pb::RegisterCrossdir { address, transactions })
-        }),
+        store.prop_map(Op::RegisterStore),
+        (prop_oneof![0u32..4, 255u32..260], ids(), 0u64..5, any::<bool>()).prop_map(
+            |(group, wanted, preferred, force)| {
+                Op::SetReplicas(pb::SetReplicas { group, wanted, preferred, force })
+            }
+        ),
+        (host(), any::<bool>()).prop_map(|(host, undo)| Op::DrainHost(pb::DrainHost { host, undo })),
         (text(), text(), prop::collection::vec(hostile_report(), 0..4)).prop_map(
             |(address, failure_domain, block_services)| Op::RegisterBlockServices(
                 pb::RegisterBlockServices { address, failure_domain, block_services }
@@ -394,6 +689,7 @@ proptest! {
                 // What is worth logging has been checked: nothing else came between.
                 prop_assert_eq!(reply, Reply::Registered(pb::Registered {}));
             }
+            registry.plan();
             let summary = registry.summary();
             prop_assert_eq!(summary.state == State::Healthy, summary.reasons.is_empty());
             for info in registry.health.map(&registry.table, Time(registry.now), true).unwrap().block_services {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use eggs_machine::{Table, TableError};
 use eggs_proto::{BlockServiceId, GroupId, StoreId, Time, flags, pb};
 
-use crate::health::Health;
+use crate::health::{Health, Reports};
 use crate::machine::same_set;
 use crate::schema;
 
@@ -141,7 +141,7 @@ impl Health {
             registered_at: row.registered_at,
             path: row.path,
             io_errors: health.map_or(0, |health| health.io_errors),
-            reported_blocks: self.reports.get(&id).map_or(0, |reports| reports.count()),
+            reported_blocks: self.reports.get(&id).map_or(0, Reports::count),
             problem,
             key: if with_keys { row.key } else { bytes::Bytes::new() },
         }
