@@ -35,13 +35,16 @@ mod group_log;
 mod host;
 mod membership;
 pub mod memory;
+mod network;
 mod open;
 mod peer;
 mod peers;
 mod replica;
-mod snapshot;
+mod snapshots;
 pub mod storage;
+mod taking;
 mod transfers;
+mod turn;
 mod wanted;
 
 pub use host::{

@@ -10,7 +10,7 @@ use raft::RawNode;
 use raft::eraftpb::HardState;
 
 use crate::group_log::GroupLog;
-use crate::host::{Host, guessed_bytes};
+use crate::host::Host;
 use crate::membership::Membership;
 use crate::replica::{Replica, raft_failed};
 use crate::storage::{
@@ -18,6 +18,8 @@ use crate::storage::{
     StateStore, StorageError,
 };
 
+/// What an entry written before the last start is taken to be: those are counted, not measured.
+const ENTRY_BYTES_GUESS: u64 = 256;
 /// Index and term a founded group begins at: as if its genesis were a snapshot. Whoever comes later lacks
 /// it, and so gets a snapshot with the members in it.
 const FOUNDED: (u64, u64) = (1, 1);
@@ -53,7 +55,7 @@ impl Restoring {
         if next.is_none() {
             if self.hash != hash {
                 let found = self.hash;
-                return Err(StorageError::new(format!(
+                return Err(StorageError::damaged(format!(
                     "the snapshot at index {index} has hash {found}, not {hash}"
                 )));
             }
@@ -100,7 +102,7 @@ where
             None => FOUNDED,
         };
         if log_state.last >= log_state.first && log_state.first > before.0 + 1 {
-            return Err(StorageError::new(format!(
+            return Err(StorageError::damaged(format!(
                 "the log begins at {} but the snapshot ends at {}: the snapshot is missing or damaged",
                 log_state.first, before.0
             )));
@@ -108,7 +110,7 @@ where
         self.drop_other_history(id, &mut log_state, before)?;
         log_state.last = log_state.last.max(before.0);
         if log_state.hard.commit > log_state.last {
-            return Err(StorageError::new(format!(
+            return Err(StorageError::damaged(format!(
                 "entries up to {} were committed but the log ends at {}: the log is missing or cut",
                 log_state.hard.commit, log_state.last
             )));
@@ -139,7 +141,7 @@ where
         let node = RawNode::new(&self.raft_config(applied.index), log, &logger).map_err(raft_failed)?;
         let mut replica = Replica::new(id, self.options.store, machine, node, applied);
         replica.snapshot = snapshot;
-        replica.log_bytes = guessed_bytes(entries);
+        replica.log_bytes = entries * ENTRY_BYTES_GUESS;
         Ok(replica)
     }
 
@@ -181,7 +183,7 @@ where
         let Some(applied) = self.state.applied(id)? else { return Ok(None) };
         if applied.index > to {
             // Rows are applied only after their entries are durable: the log lost some.
-            return Err(StorageError::new(format!(
+            return Err(StorageError::damaged(format!(
                 "the state is at index {} but the log ends at {to}: the log is missing or cut",
                 applied.index
             )));

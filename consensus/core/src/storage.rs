@@ -7,6 +7,7 @@ use eggs_proto::{StoreId, pb};
 use prost::Message;
 use raft::eraftpb::{Entry, HardState};
 
+use crate::host::HostError;
 use crate::membership::Membership;
 
 pub use eggs_proto::GroupId;
@@ -16,23 +17,46 @@ pub use eggs_proto::GroupId;
 #[error("{what}")]
 pub struct StorageError {
     what: String,
-    of_state: bool,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Truth,
+    Lost,
+    State,
 }
 
 impl StorageError {
     /// Of the log or the snapshots: the truth.
     pub fn new(what: impl Into<String>) -> Self {
-        StorageError { what: what.into(), of_state: false }
+        StorageError { what: what.into(), kind: Kind::Truth }
+    }
+
+    /// The log or the snapshots have lost what was promised to others: the store must not take part any more (CO-8).
+    pub fn damaged(what: impl Into<String>) -> Self {
+        StorageError { what: what.into(), kind: Kind::Lost }
     }
 
     /// Of the state, which can be rebuilt from the truth.
     pub fn of_state(what: impl Into<String>) -> Self {
-        StorageError { what: what.into(), of_state: true }
+        StorageError { what: what.into(), kind: Kind::State }
     }
 
     /// Whether only the state is in trouble.
     pub fn is_of_state(&self) -> bool {
-        self.of_state
+        self.kind == Kind::State
+    }
+
+    pub fn is_damage(&self) -> bool {
+        self.kind == Kind::Lost
+    }
+}
+
+impl From<HostError> for StorageError {
+    /// Of the same kind, naming the group.
+    fn from(error: HostError) -> Self {
+        StorageError { what: error.to_string(), kind: error.error.kind }
     }
 }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use eggs_proto::{GroupId, StoreId};
 use raft::eraftpb;
 
+use crate::host::HostError;
 use crate::peer::PeerMessage;
 use crate::peers::Peers;
 use crate::storage::{Piece, SnapshotMeta, SnapshotStore, StorageError};
@@ -148,7 +149,11 @@ impl Transfers {
             self.fetches.remove(&group);
             return Ok(());
         }
-        snapshots.receive(group, at, offset, bytes)?;
+        if let Err(error) = snapshots.receive(group, at, offset, bytes) {
+            // A full disk, say: the leader announces its snapshot again after a while.
+            self.fetches.remove(&group);
+            return Err(error);
+        }
         (fetch.offset, fetch.total, fetch.heard_at) = (end, total, tick);
         fetch.complete = end == total;
         if !fetch.complete {
@@ -163,7 +168,7 @@ impl Transfers {
         &mut self,
         snapshots: &mut impl SnapshotStore,
         unfit: impl Fn(GroupId, (u64, u64)) -> bool,
-    ) -> Result<Option<(GroupId, SnapshotMeta, eraftpb::Message)>, StorageError> {
+    ) -> Result<Option<(GroupId, SnapshotMeta, eraftpb::Message)>, HostError> {
         let group = match self.installing {
             Some(group) => group,
             None => {
@@ -193,8 +198,8 @@ impl Transfers {
             Err(error) => {
                 self.installing = None;
                 self.fetches.remove(&group);
-                // What came is no snapshot: the leader sends it again. Any other failure is the disk's.
-                if error.is_of_state() { Ok(None) } else { Err(error) }
+                // What came is no snapshot, or the disk is full: the leader announces it again after a while.
+                Err(HostError { group, error })
             }
         }
     }

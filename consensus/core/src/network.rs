@@ -1,0 +1,348 @@
+//! A host and the others: what they say, time that passes, who sleeps and who wakes.
+
+use std::collections::BTreeSet;
+
+use eggs_machine::Machine;
+use eggs_proto::StoreId;
+use raft::SnapshotStatus;
+use raft::eraftpb::{self, MessageType};
+
+use crate::host::{ELECTION_TICKS, Host, HostError};
+use crate::peer::{Now, PeerBatch, PeerMessage};
+use crate::peers::Heard;
+use crate::storage::{GroupId, LogStore, SnapshotStore, StateStore, StorageError};
+use crate::wanted::{Member, Step, next_step};
+
+/// Between tries to hand over leadership, or to change members.
+const RECONCILE_TICKS: u64 = 2;
+const TRANSFER_TICKS: u64 = 20;
+
+impl<M, L, S, P> Host<M, L, S, P>
+where
+    M: Machine,
+    L: LogStore,
+    S: StateStore,
+    P: SnapshotStore,
+{
+    /// Whether time matters: some group has other members.
+    pub fn needs_ticks(&self) -> bool {
+        !self.peers.is_empty() || !self.awake.is_empty() || !self.unsettled.is_empty()
+    }
+
+    /// Something could not be sent to a store.
+    pub fn unreachable(&mut self, store: StoreId) {
+        for &id in &self.awake {
+            if let Some(replica) = self.replicas.get_mut(&id)
+                && replica.is_raft_leader()
+                && replica.membership().contains(store)
+            {
+                replica.node.report_unreachable(store.0);
+            }
+        }
+    }
+
+    /// Takes in what another store has to say. It is authenticated.
+    pub fn receive(&mut self, from: StoreId, batch: PeerBatch, now: Now) -> Result<(), HostError> {
+        match self.peers.heard(from, &batch.heartbeat, self.ticks, now) {
+            Heard::AsEver => {}
+            Heard::Back => self.wake_for(from, false),
+            Heard::Restarted => self.wake_for(from, true),
+        }
+        for (group, message) in batch.messages {
+            self.receive_one(from, group, message).map_err(|error| HostError { group, error })?;
+        }
+        Ok(())
+    }
+
+    fn receive_one(&mut self, from: StoreId, id: GroupId, message: PeerMessage) -> Result<(), StorageError> {
+        match message {
+            PeerMessage::Raft(message) => self.receive_raft(from, id, message)?,
+            PeerMessage::Sleep { term, index, hash } => {
+                if let Some(replica) = self.replicas.get_mut(&id)
+                    && replica.leader() == Some(from)
+                {
+                    replica.sleep_offer = Some((term, index, hash));
+                    self.dirty.insert(id);
+                }
+            }
+            PeerMessage::Want { index, term, offset } => {
+                self.transfers.wanted(from, id, (index, term), offset, self.ticks);
+                self.serve()?;
+            }
+            PeerMessage::Piece { index, term, offset, total, bytes } => {
+                let (snapshots, peers) = (&mut self.snapshots, (&mut self.peers, self.ticks));
+                let piece = (offset, total, &bytes);
+                let taken = self.transfers.piece(id, from, (index, term), piece, snapshots, peers);
+                self.snapshot_failed = taken.err().map(|error| HostError { group: id, error });
+            }
+        }
+        Ok(())
+    }
+
+    fn receive_raft(
+        &mut self,
+        from: StoreId,
+        id: GroupId,
+        message: eraftpb::Message,
+    ) -> Result<(), StorageError> {
+        let kind = message.get_msg_type();
+        if message.from != from.0 || message.to != self.options.store.0 || !may_come_in(kind) {
+            return Ok(());
+        }
+        let of_leader =
+            matches!(kind, MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot);
+        let known = self.replicas.contains_key(&id) || (of_leader && self.open_waiting(id)?);
+        if !known {
+            return Ok(());
+        }
+        let just_opened = self.ticks <= ELECTION_TICKS as u64 + 1;
+        let Some(replica) = self.replicas.get_mut(&id).filter(|replica| !replica.restoring) else {
+            return Ok(());
+        };
+        let vote = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
+        if vote && self.options.lease && just_opened && replica.applied.index > 1 {
+            // What was promised to a leader before the restart is not remembered: it may still have its lease.
+            return Ok(());
+        }
+        if kind == MessageType::MsgTimeoutNow && !self.peers.clock_is_good() {
+            return Ok(());
+        }
+        if kind == MessageType::MsgSnapshot {
+            let index = message.get_snapshot().get_metadata().index;
+            if index > replica.node.raft.raft_log.committed && message.term >= replica.node.raft.term {
+                self.transfers.fetch(id, from, message, self.ticks);
+                self.transfers.ask(&self.snapshots, &mut self.peers, self.ticks)?;
+                return Ok(());
+            }
+        }
+        // Late answers do not wake who sleeps.
+        let answer = match kind {
+            MessageType::MsgHeartbeatResponse => true,
+            MessageType::MsgAppendResponse => !message.reject,
+            _ => false,
+        };
+        // From somebody raft does not know any more, or does not know yet: nothing to it.
+        let _ = replica.node.step(message);
+        replica.set_timeout();
+        self.dirty.insert(id);
+        if !answer {
+            match kind {
+                // Its leader is awake; that alone is no business.
+                MessageType::MsgHeartbeat => self.stir(id),
+                _ => self.wake(id),
+            }
+        }
+        Ok(())
+    }
+
+    /// One [`TICK`] has passed.
+    pub fn tick(&mut self, _now: Now) -> Result<(), HostError> {
+        self.ticks += 1;
+        let fallen = self.peers.fallen_silent(self.ticks, ELECTION_TICKS as u64);
+        for store in fallen {
+            self.wake_without(store);
+        }
+        let clock_is_good = self.peers.clock_is_good();
+        for id in self.awake.clone() {
+            self.tick_one(id, clock_is_good).map_err(|error| HostError { group: id, error })?;
+        }
+        if self.ticks.is_multiple_of(RECONCILE_TICKS) {
+            self.reconcile(clock_is_good);
+        }
+        let failed = |error| HostError { group: GroupId(0), error };
+        self.transfers.refill();
+        self.transfers.ask(&self.snapshots, &mut self.peers, self.ticks).map_err(failed)?;
+        self.serve().map_err(failed)?;
+        let replicas = &self.replicas;
+        self.transfers.settled(|group, to| {
+            let progress = replicas.get(&group).and_then(|replica| replica.node.raft.prs().get(to.0));
+            progress.is_some_and(|progress| progress.state == raft::ProgressState::Snapshot)
+        });
+        for (group, to) in self.transfers.given_up(self.ticks) {
+            self.snapshot_not_sent(group, to);
+        }
+        Ok(())
+    }
+
+    fn tick_one(&mut self, id: GroupId, clock_is_good: bool) -> Result<(), StorageError> {
+        let me = self.options.store;
+        let Some(replica) = self.replicas.get_mut(&id) else {
+            self.awake.remove(&id);
+            return Ok(());
+        };
+        if replica.restoring {
+            return Ok(());
+        }
+        replica.tick(clock_is_good);
+        let preferred = self.wanted.get(&id).and_then(|wanted| wanted.preferred) == Some(me);
+        let leaderless = replica.leader().is_none() && !replica.is_raft_leader();
+        let votes = replica.membership().voters.contains(&me) && replica.applied.index > 0;
+        if leaderless && preferred && votes && clock_is_good && self.ticks.is_multiple_of(3) {
+            replica.campaign()?;
+        }
+        if replica.node.has_ready() {
+            self.dirty.insert(id);
+        }
+        if replica.store_wants_snapshot() {
+            self.outgrown.insert(id);
+        }
+        let busy = self.unsettled.contains(&id) || self.transfers.is_sending(id);
+        if !busy && let Some((term, index, hash)) = replica.sleep(&self.peers) {
+            let members: Vec<StoreId> = replica.membership().members().filter(|&store| store != me).collect();
+            for store in members {
+                self.peers.post(store, id, PeerMessage::Sleep { term, index, hash });
+            }
+            self.awake.remove(&id);
+        }
+        Ok(())
+    }
+
+    /// Brings led groups to the members and the leader they are to have.
+    fn reconcile(&mut self, clock_is_good: bool) {
+        for id in self.unsettled.clone() {
+            let Some(replica) = self.replicas.get_mut(&id).filter(|replica| replica.is_raft_leader()) else {
+                self.unsettled.remove(&id);
+                continue;
+            };
+            if !replica.leads() || replica.node.raft.has_pending_conf() {
+                continue;
+            }
+            let Some(wanted) = self.wanted.get(&id) else {
+                self.unsettled.remove(&id);
+                continue;
+            };
+            let peers = &self.peers;
+            let member =
+                |store| Member { caught_up: replica.is_caught_up(store), alive: !peers.is_silent(store) };
+            match next_step(self.options.store, replica.membership(), wanted, member) {
+                Step::Done => {
+                    self.unsettled.remove(&id);
+                }
+                Step::Wait => {}
+                Step::Transfer(store) => {
+                    if replica.node.raft.lead_transferee.is_none()
+                        && self.ticks.is_multiple_of(TRANSFER_TICKS / 2)
+                    {
+                        replica.transfer(store);
+                    }
+                }
+                Step::Change(change) => {
+                    replica.propose_change(change);
+                }
+            }
+            self.dirty.insert(id);
+        }
+        if !clock_is_good && self.ticks.is_multiple_of(TRANSFER_TICKS) {
+            self.hand_over_all();
+        }
+    }
+
+    /// A host whose clock cannot be trusted leads nothing that others can lead.
+    fn hand_over_all(&mut self) {
+        for (&id, replica) in &mut self.replicas {
+            if !replica.is_raft_leader() {
+                continue;
+            }
+            let fit = |&&store: &&StoreId| {
+                store != self.options.store && replica.is_caught_up(store) && !self.peers.is_silent(store)
+            };
+            if let Some(store) = replica.membership().voters.iter().find(fit).copied() {
+                replica.transfer(store);
+                self.dirty.insert(id);
+            }
+        }
+    }
+
+    fn serve(&mut self) -> Result<(), StorageError> {
+        for (group, to) in self.transfers.serve(&self.snapshots, &mut self.peers)? {
+            self.snapshot_not_sent(group, to);
+        }
+        Ok(())
+    }
+
+    fn snapshot_not_sent(&mut self, group: GroupId, to: StoreId) {
+        if let Some(replica) = self.replicas.get_mut(&group) {
+            replica.node.report_snapshot(to.0, SnapshotStatus::Failure);
+            self.dirty.insert(group);
+        }
+    }
+
+    // ---- sleeping and waking ----
+
+    /// There is business in the group.
+    pub(crate) fn wake(&mut self, id: GroupId) {
+        if let Some(replica) = self.replicas.get_mut(&id) {
+            replica.busy();
+            if !replica.is_single() {
+                self.awake.insert(id);
+            }
+        }
+    }
+
+    /// Time passes again, but there is no business.
+    fn stir(&mut self, id: GroupId) {
+        if let Some(replica) = self.replicas.get_mut(&id) {
+            replica.asleep = false;
+            replica.sleep_offer = None;
+            if !replica.is_single() {
+                self.awake.insert(id);
+            }
+        }
+    }
+
+    /// A store is back: what sleeps without it may have something for it; and it leads nothing any more when
+    /// it restarted.
+    fn wake_for(&mut self, store: StoreId, restarted: bool) {
+        for (&id, replica) in &mut self.replicas {
+            let led_there = replica.leader() == Some(store);
+            if led_there && restarted {
+                replica.leader_is_gone();
+            }
+            if replica.membership().contains(store) && (replica.is_raft_leader() || led_there) {
+                replica.busy();
+                self.awake.insert(id);
+                self.unsettled.insert(id);
+            }
+        }
+    }
+
+    /// A store has fallen silent: those it leads need another leader, and those led here may have no
+    /// quorum any more.
+    fn wake_without(&mut self, store: StoreId) {
+        for (&id, replica) in self.replicas.iter_mut().filter(|(_, replica)| replica.asleep) {
+            if replica.leader() == Some(store) {
+                replica.leader_is_gone();
+            } else if !(replica.is_raft_leader() && replica.membership().contains(store)) {
+                continue;
+            }
+            replica.busy();
+            self.awake.insert(id);
+        }
+    }
+
+    /// The peers are all other members of all groups.
+    pub(crate) fn members_changed(&mut self) {
+        let me = self.options.store;
+        let members = self.replicas.values().flat_map(|replica| replica.membership().members());
+        let stores: BTreeSet<StoreId> = members.filter(|&store| store != me).collect();
+        self.peers.set(&stores, self.ticks);
+        self.awake.retain(|id| self.replicas.get(id).is_some_and(|replica| !replica.is_single()));
+    }
+}
+
+/// What raft says to raft; the rest is for itself only.
+fn may_come_in(kind: MessageType) -> bool {
+    matches!(
+        kind,
+        MessageType::MsgAppend
+            | MessageType::MsgAppendResponse
+            | MessageType::MsgRequestVote
+            | MessageType::MsgRequestVoteResponse
+            | MessageType::MsgRequestPreVote
+            | MessageType::MsgRequestPreVoteResponse
+            | MessageType::MsgHeartbeat
+            | MessageType::MsgHeartbeatResponse
+            | MessageType::MsgSnapshot
+            | MessageType::MsgTimeoutNow
+    )
+}

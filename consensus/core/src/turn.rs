@@ -1,0 +1,234 @@
+//! One turn of a host: send, persist with one fsync, apply with one batch, answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use eggs_machine::Machine;
+use eggs_proto::StoreId;
+use raft::eraftpb::{self, Entry, MessageType};
+
+use crate::host::{Answer, Host, HostError, Role, Told, Turn};
+use crate::peer::{Now, PeerBatch, PeerMessage};
+use crate::peers::Peers;
+use crate::storage::{GroupId, LogChange, LogStore, LogWrite, SnapshotStore, StateStore};
+use crate::transfers::Transfers;
+
+/// What an entry costs in the log besides its data.
+const ENTRY_OVERHEAD_BYTES: u64 = 48;
+
+impl<M, L, S, P> Host<M, L, S, P>
+where
+    M: Machine,
+    L: LogStore,
+    S: StateStore,
+    P: SnapshotStore,
+{
+    /// One turn: send what can be sent, persist what every group has to persist (one fsync), apply what is
+    /// committed (one batch), and one step of a snapshot.
+    pub fn turn(
+        &mut self,
+        now: Now,
+        send: &mut dyn FnMut(StoreId, PeerBatch),
+    ) -> Result<Turn<M::Effect>, HostError> {
+        let dirty = std::mem::take(&mut self.dirty);
+        for id in &dirty {
+            if let Some(replica) = self.replicas.get_mut(id) {
+                replica.begin_reads(now.monotonic);
+            }
+        }
+        let mut committed = Vec::new();
+        self.persist(&dirty, &mut committed, now, send)?;
+        // The others need not wait until it is applied here.
+        self.peers.flush(self.ticks, now, send);
+        let answers = self.apply(committed)?;
+        self.after_turn(dirty)?;
+        self.step_install()?;
+        self.step_restore()?;
+        self.step_snapshot()?;
+        self.peers.flush(self.ticks, now, send);
+        let Told { dropped, confirmed, lost, roles } = std::mem::take(&mut self.told);
+        Ok(Turn { answers, dropped, confirmed, lost, roles })
+    }
+
+    fn persist(
+        &mut self,
+        dirty: &BTreeSet<GroupId>,
+        committed: &mut Vec<(GroupId, Vec<Entry>)>,
+        now: Now,
+        send: &mut dyn FnMut(StoreId, PeerBatch),
+    ) -> Result<(), HostError> {
+        let (mut writes, mut readies) = (Vec::new(), Vec::new());
+        for &id in dirty {
+            let Some(replica) = self.replicas.get_mut(&id).filter(|replica| replica.node.has_ready()) else {
+                continue;
+            };
+            let mut ready = replica.node.ready();
+            for state in ready.take_read_states() {
+                replica.read_confirmed(state.index, &state.request_ctx, self.options.lease);
+            }
+            // A leader's appends go out while its own disk works.
+            for message in ready.take_messages() {
+                post(&mut self.peers, &mut self.transfers, self.ticks, id, message);
+            }
+            let late = ready.take_persisted_messages();
+            let entries = ready.take_entries();
+            let hard = ready.hs().cloned();
+            if let Some(hard) = &hard {
+                replica.node.mut_store().set_hard(hard.clone());
+            }
+            if !ready.snapshot().is_empty() {
+                replica.change = Some(LogChange::Restart);
+            }
+            let change = replica.change.take();
+            if hard.is_some() || !entries.is_empty() || change.is_some() {
+                // A log that begins anew says again what it has promised.
+                let hard = hard.or_else(|| change.as_ref().map(|_| replica.node.store().hard().clone()));
+                writes.push(LogWrite { group: id, hard, entries, change });
+            }
+            committed.push((id, ready.take_committed_entries()));
+            readies.push((id, ready, late));
+        }
+        self.peers.flush(self.ticks, now, send);
+        self.write_log(writes)?;
+        // Everything above is durable from here on (CO-1).
+        for (id, ready, late) in readies {
+            for message in late {
+                post(&mut self.peers, &mut self.transfers, self.ticks, id, message);
+            }
+            let metadata = ready.snapshot().get_metadata();
+            let restored = (metadata.index, metadata.term);
+            if restored.0 > 0 {
+                self.restored(id, restored).map_err(|error| HostError { group: id, error })?;
+            }
+            let Some(replica) = self.replicas.get_mut(&id) else { continue };
+            let mut light = replica.node.advance_append(ready);
+            if restored.0 > 0 {
+                replica.node.advance_apply_to(restored.0);
+            }
+            for message in light.take_messages() {
+                post(&mut self.peers, &mut self.transfers, self.ticks, id, message);
+            }
+            committed.push((id, light.take_committed_entries()));
+        }
+        Ok(())
+    }
+
+    fn write_log(&mut self, writes: Vec<LogWrite>) -> Result<(), HostError> {
+        let Some(first) = writes.first().map(|write| write.group) else { return Ok(()) };
+        let appended: Vec<_> = writes.iter().map(|write| (write.group, write.entries.clone())).collect();
+        self.log.write(writes).map_err(|error| HostError { group: first, error })?;
+        for (id, entries) in appended {
+            if let Some(replica) = self.replicas.get_mut(&id) {
+                replica.log_bytes += entries.iter().map(entry_bytes).sum::<u64>();
+                replica.node.mut_store().appended(entries);
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, committed: Vec<(GroupId, Vec<Entry>)>) -> Result<Vec<Answer<M::Effect>>, HostError> {
+        let mut answers = Vec::new();
+        let mut by_group: BTreeMap<GroupId, Vec<Entry>> = BTreeMap::new();
+        for (id, entries) in committed {
+            if !entries.is_empty() {
+                by_group.entry(id).or_default().extend(entries);
+            }
+        }
+        let (mut commits, mut changed) = (Vec::with_capacity(by_group.len()), Vec::new());
+        for (&id, entries) in &by_group {
+            let failed = |error| HostError { group: id, error };
+            let Some(replica) = self.replicas.get_mut(&id) else { continue };
+            let (table, before) = (self.state.table(id), replica.membership().index);
+            let commit = replica.apply(table, entries, &mut answers).map_err(failed)?;
+            if let Some(taking) = self.taking.as_mut().filter(|taking| taking.group == id) {
+                taking.before_commit(table, &commit.batch).map_err(failed)?;
+            }
+            if replica.membership().index != before {
+                changed.push(id);
+            }
+            commits.push(commit);
+        }
+        if let Some(first) = commits.first().map(|commit| commit.group) {
+            self.state.commit(commits).map_err(|error| HostError { group: first, error })?;
+        }
+        for id in by_group.into_keys() {
+            let Some(replica) = self.replicas.get_mut(&id) else { continue };
+            replica.node.advance_apply();
+            replica.node.mut_store().applied(replica.applied.index);
+        }
+        self.changed(&changed)?;
+        Ok(answers)
+    }
+
+    /// The members of these groups have changed.
+    fn changed(&mut self, groups: &[GroupId]) -> Result<(), HostError> {
+        if groups.is_empty() {
+            return Ok(());
+        }
+        for &id in groups {
+            let gone =
+                self.replicas.get(&id).is_some_and(|replica| !replica.membership().contains(replica.me));
+            if gone {
+                self.remove(id).map_err(|error| HostError { group: id, error })?;
+            } else {
+                self.unsettled.insert(id);
+                self.wake(id);
+            }
+        }
+        self.members_changed();
+        Ok(())
+    }
+
+    fn after_turn(&mut self, dirty: BTreeSet<GroupId>) -> Result<(), HostError> {
+        let mut diverged = Vec::new();
+        for id in dirty {
+            let Some(replica) = self.replicas.get_mut(&id) else { continue };
+            if replica.node.has_ready() {
+                self.dirty.insert(id);
+            }
+            let role = replica.role_now();
+            self.told.dropped.extend(replica.take_dropped());
+            if role != replica.role {
+                if !matches!(role, Role::Leader { .. }) || matches!(replica.role, Role::Leader { .. }) {
+                    self.told.lost.extend(replica.take_lost_reads());
+                }
+                replica.role = role;
+                self.told.roles.push((id, role));
+                if self.wanted.contains_key(&id) {
+                    self.unsettled.insert(id);
+                }
+                self.awake.insert(id);
+                if replica.is_single() {
+                    self.awake.remove(&id);
+                }
+            }
+            replica.take_readable(&mut self.told.confirmed);
+            if replica.follow_to_sleep().is_err() {
+                diverged.push(id);
+            } else if replica.asleep {
+                self.awake.remove(&id);
+            }
+            let taking = self.taking.as_ref().is_some_and(|taking| taking.group == id);
+            let wants = replica.outgrown(self.transfers.is_sending(id)) || replica.store_wants_snapshot();
+            if wants && !taking {
+                self.outgrown.insert(id);
+            }
+        }
+        for id in diverged {
+            self.heal(id).map_err(|error| HostError { group: id, error })?;
+        }
+        Ok(())
+    }
+}
+
+/// Puts a message of raft into the outbox.
+fn post(peers: &mut Peers, transfers: &mut Transfers, tick: u64, id: GroupId, message: eraftpb::Message) {
+    let to = StoreId(message.to);
+    if message.get_msg_type() == MessageType::MsgSnapshot {
+        transfers.announced(id, to, tick);
+    }
+    peers.post(to, id, PeerMessage::Raft(message));
+}
+
+fn entry_bytes(entry: &Entry) -> u64 {
+    entry.data.len() as u64 + ENTRY_OVERHEAD_BYTES
+}
