@@ -4,15 +4,22 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
+use eggs_proto::limits::REPLICAS;
 use serde::{Deserialize, Serialize};
 
 const FILE: &str = "cluster.toml";
 const TEXT: &str = "# An EggsFS cluster in one process, made by `eggsctl up`. Its parts are in the folders beside this file.\n";
 /// Version of this file.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
-/// Disks of a new cluster: RS(4,2) has two to spare.
-pub(crate) const DISKS_DEFAULT: usize = 8;
+/// Disks of a new cluster: one host has two to spare for RS(4,2), several find six when one of them is away.
+pub(crate) const fn disks_default(hosts: u32) -> usize {
+    match hosts {
+        1 => 8,
+        3 => 9,
+        hosts => 2 * hosts as usize,
+    }
+}
 /// Two digits name a disk's folder.
 pub(crate) const DISKS_MAX: usize = 100;
 
@@ -21,13 +28,17 @@ pub(crate) const DISKS_MAX: usize = 100;
 #[serde(deny_unknown_fields)]
 pub(crate) struct Manifest {
     format: u32,
-    /// Folders `disks/00` up to this many.
+    /// Each runs all services; more than one have folders `host-1` up to this many.
+    pub(crate) hosts: u32,
+    /// Of everything.
+    pub(crate) replicas: u32,
+    /// Folders `disks/00` up to this many, of all hosts together.
     pub(crate) disks: usize,
 }
 
 impl Manifest {
-    pub(crate) fn new(disks: usize) -> Self {
-        Manifest { format: FORMAT, disks }
+    pub(crate) fn new(hosts: u32, disks: usize) -> Self {
+        Manifest { format: FORMAT, hosts, replicas: hosts, disks }
     }
 
     /// `None`: the cluster was never completed.
@@ -42,6 +53,9 @@ impl Manifest {
         match manifest {
             Manifest { format, .. } if format > FORMAT => {
                 Err(wrong(format!("format {format} is newer than this build knows ({FORMAT})")))
+            }
+            Manifest { hosts, replicas, .. } if hosts != replicas || !REPLICAS.contains(&replicas) => {
+                Err(wrong(format!("{hosts} hosts with {replicas} replicas are not 1, 3 or 5")))
             }
             Manifest { disks, .. } if disks == 0 || disks > DISKS_MAX => {
                 Err(wrong(format!("{disks} disks are not 1 to {DISKS_MAX}")))
@@ -70,14 +84,17 @@ mod tests {
     fn it_reads_what_it_wrote_and_nothing_newer() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(Manifest::read(directory.path()).unwrap(), None);
-        Manifest::new(8).write(directory.path()).unwrap();
-        assert_eq!(Manifest::read(directory.path()).unwrap(), Some(Manifest::new(8)));
+        Manifest::new(3, 8).write(directory.path()).unwrap();
+        assert_eq!(Manifest::read(directory.path()).unwrap(), Some(Manifest::new(3, 8)));
         for text in [
+            "format = 3\nhosts = 1\nreplicas = 1\ndisks = 8",
+            "format = 2\nhosts = 1\nreplicas = 1\ndisks = 0",
+            "format = 2\nhosts = 3\nreplicas = 1\ndisks = 8",
+            "format = 2\nhosts = 2\nreplicas = 2\ndisks = 8",
             "format = 2\ndisks = 8",
-            "format = 1\ndisks = 0",
-            "format = 1",
+            "format = 2",
             "disks",
-            "format = 1\ndisks = 8\nx = 1",
+            "format = 2\nhosts = 1\nreplicas = 1\ndisks = 8\nx = 1",
         ] {
             fs::write(directory.path().join(FILE), text).unwrap();
             assert!(Manifest::read(directory.path()).is_err(), "{text}");

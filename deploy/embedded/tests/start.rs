@@ -6,7 +6,12 @@ use std::path::Path;
 use eggs_embedded::{Cluster, Config};
 
 fn config(data: &Path) -> Config {
-    Config { data: data.to_owned(), listen: "127.0.0.1:0".parse().unwrap(), disks: None }
+    let listen = "127.0.0.1:0".parse().unwrap();
+    Config { data: data.to_owned(), listen, disks: None, replicas: None, read_lease: false }
+}
+
+fn replicated(data: &Path) -> Config {
+    Config { replicas: Some(3), ..config(data) }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,4 +65,54 @@ async fn a_foreign_folder_is_left_alone() {
     let error = Cluster::start(config(directory.path())).await.unwrap_err();
     assert!(error.to_string().contains(&directory.path().display().to_string()), "{error}");
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_hosts_start_stop_and_keep_their_number() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("cluster");
+    let mut cluster = Cluster::start(replicated(&data)).await.unwrap();
+    let (id, addresses) = (cluster.id(), cluster.addresses().to_vec());
+    assert_eq!((addresses.len(), cluster.replicas(), cluster.disks()), (3, 3, 9));
+    let ports: Vec<u16> = addresses.iter().map(|address| address.port()).collect();
+    assert_eq!([ports[0] + 1, ports[0] + 2], ports[1..]);
+    for host in 0..3 {
+        cluster.stop_host(host).await;
+        cluster.start_host(host).await.unwrap();
+    }
+    let began = std::time::Instant::now();
+    cluster.stop().await;
+    assert!(began.elapsed() < std::time::Duration::from_secs(5), "{:?}", began.elapsed());
+    for replicas in [1, 5] {
+        let other = Config { replicas: Some(replicas), ..config(&data) };
+        let error = Cluster::start(other).await.unwrap_err();
+        assert!(error.to_string().contains("has 3"), "{error}");
+    }
+    let error = Cluster::start(Config { replicas: Some(2), ..config(&data) }).await.unwrap_err();
+    assert!(error.to_string().contains("1, 3 or 5"), "{error}");
+    let again = Cluster::start(config(&data)).await.unwrap();
+    assert_eq!((again.id(), again.replicas()), (id, 3));
+    again.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_minority_of_hosts_may_have_lost_everything() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("cluster");
+    Cluster::start(replicated(&data)).await.unwrap().stop().await;
+    let store = |host: u32| {
+        let format = fs::read_to_string(data.join(format!("host-{host}/shard/FORMAT"))).unwrap();
+        format.lines().find(|line| line.starts_with("store ")).unwrap().to_owned()
+    };
+    let before = store(2);
+    for part in ["shuckle", "shard", "crossdir"] {
+        fs::remove_dir_all(data.join("host-2").join(part)).unwrap();
+    }
+    Cluster::start(config(&data)).await.unwrap().stop().await;
+    assert_ne!(store(2), before, "the old voter is never taken up again");
+    for host in ["host-1", "host-3"] {
+        fs::rename(data.join(host).join("shard"), data.join(host).join("hidden")).unwrap();
+    }
+    let error = Cluster::start(config(&data)).await.unwrap_err();
+    assert!(error.to_string().contains("shard is missing"), "{error}");
 }

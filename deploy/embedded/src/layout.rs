@@ -1,0 +1,140 @@
+//! Where the parts of each host are, and whether what is there may be used.
+
+use std::path::{Path, PathBuf};
+
+use eggs_blockd::DiskConfig;
+use eggs_daemon::DataDirectory;
+use eggs_daemon::directory::{DirectoryError, Problem};
+use eggs_proto::ClusterId;
+use eggs_proto::limits::CLASS_FLASH;
+
+use crate::error::StartError;
+use crate::manifest::{DISKS_MAX, Manifest, disks_default};
+
+/// The parts of a host that hold replicas.
+pub(crate) const PARTS: [&str; 3] = ["shuckle", "shard", "crossdir"];
+
+/// What a cluster is made of.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    pub data: PathBuf,
+    pub hosts: u32,
+    pub disks: usize,
+    /// Disks that were there before.
+    held: usize,
+    /// It was complete once.
+    pub complete: bool,
+}
+
+impl Layout {
+    /// What the directory has, or what is asked of a new one.
+    pub fn of(
+        data: &Path,
+        manifest: Option<&Manifest>,
+        replicas: Option<u32>,
+        disks: Option<usize>,
+    ) -> Result<Layout, StartError> {
+        let path = || data.to_owned();
+        let hosts = match (manifest, replicas) {
+            (Some(manifest), Some(asked)) if asked != manifest.replicas => {
+                return Err(StartError::OtherReplicas { path: path(), held: manifest.replicas, asked });
+            }
+            (Some(manifest), _) => manifest.hosts,
+            (None, asked) => asked.unwrap_or(1),
+        };
+        let held = manifest.map_or(0, |manifest| manifest.disks);
+        let disks = disks.unwrap_or(if held == 0 { disks_default(hosts) } else { held });
+        if !(1..=DISKS_MAX).contains(&disks) {
+            return Err(StartError::DiskCount { asked: disks });
+        }
+        if disks < held {
+            return Err(StartError::FewerDisks { path: path(), held, asked: disks });
+        }
+        Ok(Layout { data: path(), hosts, disks, held, complete: manifest.is_some() })
+    }
+
+    /// As a host is called.
+    pub fn name(host: u32) -> String {
+        format!("host-{}", host + 1)
+    }
+
+    /// A host's folder; hosts are numbered from 0.
+    pub fn folder(&self, host: u32) -> PathBuf {
+        if self.hosts == 1 { self.data.clone() } else { self.data.join(Layout::name(host)) }
+    }
+
+    /// A host's disks.
+    pub fn disks_of(&self, host: u32) -> Vec<DiskConfig> {
+        let hosts = self.hosts as usize;
+        let disk = |n: usize| DiskConfig {
+            path: self.folder(host).join("disks").join(format!("{n:02}")),
+            storage_class: CLASS_FLASH,
+            // In one process nothing can fail alone but a disk; with several hosts, it is they that are stopped.
+            failure_domain: if hosts == 1 { format!("disk-{n:02}") } else { Layout::name(host) },
+            expect_existing: n < self.held,
+        };
+        (0..self.disks).filter(|n| n % hosts == host as usize).map(disk).collect()
+    }
+
+    /// Refuses parts that are missing or not of this cluster while none has been opened: opening changes them.
+    /// Of replicated parts a minority may be missing: empty, they are others' replicas and are filled again.
+    pub fn check(&self, cluster: Option<ClusterId>) -> Result<(), StartError> {
+        for part in PARTS {
+            let mut missing = Vec::new();
+            for host in 0..self.hosts {
+                let path = self.folder(host).join(part);
+                let own = DataDirectory::peek(&path, part)?;
+                if let (Some(own), Some(wanted)) = (own, cluster)
+                    && own != wanted
+                {
+                    return Err(
+                        DirectoryError { path, problem: Problem::AnotherCluster { own, wanted } }.into()
+                    );
+                }
+                if !path.exists() {
+                    missing.push(path);
+                } else if !path.join("FORMAT").exists() {
+                    // Empty: it would come up with nothing in it.
+                    missing.push(path.join("FORMAT"));
+                }
+            }
+            // A first start that was cut short had made only some of them.
+            if self.complete && 2 * missing.len() >= self.hosts as usize {
+                return Err(StartError::PartMissing(missing.swap_remove(0)));
+            }
+        }
+        let secret = self.data.join("secret");
+        if self.complete && !secret.exists() {
+            return Err(StartError::PartMissing(secret));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_dealt_evenly_and_keep_their_host() {
+        let layout = |hosts, disks| Layout { data: "/d".into(), hosts, disks, held: 0, complete: false };
+        let paths = |layout: Layout, host| -> Vec<String> {
+            layout.disks_of(host).iter().map(|disk| disk.path.display().to_string()).collect()
+        };
+        assert_eq!(paths(layout(1, 2), 0), ["/d/disks/00", "/d/disks/01"]);
+        assert_eq!(
+            paths(layout(3, 8), 1),
+            ["/d/host-2/disks/01", "/d/host-2/disks/04", "/d/host-2/disks/07"]
+        );
+        assert_eq!(paths(layout(3, 8), 2), ["/d/host-3/disks/02", "/d/host-3/disks/05"]);
+        for hosts in [1, 3, 5] {
+            let all: usize = (0..hosts).map(|host| layout(hosts, 10).disks_of(host).len()).sum();
+            assert_eq!(all, 10);
+            // RS(4,2) finds six disks even when one of several hosts is away, and no host has three of six.
+            let each = disks_default(hosts) / hosts as usize;
+            assert!(hosts == 1 || disks_default(hosts) - each >= 6);
+        }
+        assert_eq!(layout(3, 8).disks_of(1)[0].failure_domain, "host-2");
+        assert_eq!(layout(1, 8).disks_of(0)[1].failure_domain, "disk-01");
+    }
+}
