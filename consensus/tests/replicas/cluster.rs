@@ -1,6 +1,7 @@
-//! Stores that replicate two groups, each behind a port of its own on loopback.
+//! Stores that replicate a few groups, each behind a port of its own on loopback.
 
-use std::path::Path;
+#![allow(dead_code, reason = "not every test uses all of it")]
+
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -123,7 +124,7 @@ impl Store {
 }
 
 fn machine_of(group: GroupId) -> Option<Append> {
-    [GROUP, OTHER].contains(&group).then_some(Append)
+    (group.0 < 256).then_some(Append)
 }
 
 pub struct Cluster {
@@ -132,15 +133,19 @@ pub struct Cluster {
 
 impl Cluster {
     pub async fn start(stores: usize) -> Cluster {
+        Cluster::start_with(stores, &[GROUP, OTHER]).await
+    }
+
+    pub async fn start_with(stores: usize, groups: &[GroupId]) -> Cluster {
         let mut cluster = Cluster { stores: Vec::new() };
         for _ in 0..stores {
             cluster.add_one().await;
         }
         let voters: Vec<StoreId> = cluster.stores.iter().map(Store::id).collect();
         for store in &cluster.stores {
-            store.handle().found(vec![(GROUP, voters.clone()), (OTHER, voters.clone())]);
+            store.handle().found(groups.iter().map(|&group| (group, voters.clone())).collect());
         }
-        for group in [GROUP, OTHER] {
+        for &group in groups {
             cluster.leader(group).await;
         }
         cluster
@@ -168,11 +173,6 @@ impl Cluster {
 
     pub fn store(&self, position: usize) -> &Store {
         &self.stores[position]
-    }
-
-    #[expect(dead_code, reason = "for those who look into a store's files")]
-    pub fn directory(&self, position: usize) -> &Path {
-        self.stores[position].directory.path()
     }
 
     pub fn address(&self, id: StoreId) -> String {
