@@ -27,8 +27,8 @@ pub(crate) struct Oracle {
     leaders: BTreeMap<(GroupId, u64), StoreId>,
     newest: Option<StoreId>,
     entries: BTreeMap<(GroupId, u64, u64), Seen>,
-    /// Term of the committed entry at an index.
-    committed: BTreeMap<(GroupId, u64), u64>,
+    /// Term of the committed entry at an index, and who was first seen to have it so.
+    committed: BTreeMap<(GroupId, u64), (u64, StoreId)>,
     memberships: BTreeMap<(GroupId, u64), (Vec<StoreId>, Vec<StoreId>)>,
     /// How far each store's log was looked at: committed index, last index and term.
     looked: BTreeMap<(StoreId, GroupId), (u64, u64, u64)>,
@@ -103,13 +103,16 @@ impl Oracle {
         }
     }
 
-    pub fn member(&mut self, group: GroupId, store: StoreId, membership: &Membership) {
+    /// Whether it is new.
+    pub fn member(&mut self, group: GroupId, store: StoreId, membership: &Membership) -> bool {
         let now = (membership.voters.clone(), membership.learners.clone());
+        let count = self.memberships.len();
         let known = self.memberships.entry((group, membership.index)).or_insert_with(|| now.clone());
         if *known != now {
             let what = format!("{group}: {store} has members {now:?} since {}, others {known:?}", membership.index);
             self.fail(what);
         }
+        self.memberships.len() > count
     }
 
     /// From which index on entries of a store's log are to be shown to [`Oracle::log`]; `None`: nothing new.
@@ -137,11 +140,11 @@ impl Oracle {
                 self.fail(what);
             }
             if entry.index <= ends.committed {
-                let known = *self.committed.entry((group, entry.index)).or_insert(entry.term);
-                if known != entry.term {
+                let known = *self.committed.entry((group, entry.index)).or_insert((entry.term, store));
+                if known.0 != entry.term {
                     let (index, term) = (entry.index, entry.term);
                     self.fail(format!(
-                        "{group}: entry {index} was committed with term {known}, and at {store} with term {term}"
+                        "{group}: entry {index} was committed with term and at {known:?}, and with {term} at {store}"
                     ));
                 }
             }

@@ -152,7 +152,10 @@ impl<M: Machine + Clone + 'static> Replica<M> {
         self.clock.now(me.wall(kernel));
         let opened = Host::open(options, move |id| machine_of(id), log, state, snapshots);
         match opened {
-            Ok(host) => self.host = Some(host),
+            Ok(host) => {
+                kernel.note(format_args!("{} is {}", me.id, self.store));
+                self.host = Some(host);
+            }
             Err(error) if self.spoiled => {
                 kernel.note(format_args!("{} puts {} aside: {error}", me.id, self.store));
                 kernel.oracle.forget(self.store);
@@ -545,13 +548,17 @@ impl<M: Machine + Clone + 'static> Replica<M> {
         for group in host.groups() {
             let Some(status) = host.status(group) else { continue };
             if status.applied_index > 0 {
-                kernel.oracle.member(group, self.store, &status.membership);
+                let members = &status.membership;
+                if kernel.oracle.member(group, self.store, members) {
+                    kernel.note(format_args!("{group} has {:?} and {:?} since {}", members.voters, members.learners, members.index));
+                }
             }
             let Ok(Some(log)) = host.log().load(group) else { continue };
             if log.last < log.first {
                 continue;
             }
-            let ends = LogEnds { first: log.first, last: log.last, committed: status.committed_index };
+            // What is committed in memory may not be in the log yet; what is applied is.
+            let ends = LogEnds { first: log.first, last: log.last, committed: status.applied_index };
             let Ok(last) = host.log().entries(group, log.last, log.last + 1, LOOK_BYTES_MAX) else { continue };
             let last_term = last.first().map_or(0, |entry| entry.term);
             let Some(from) = kernel.oracle.look_from(self.store, group, ends, last_term) else { continue };
