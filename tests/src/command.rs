@@ -141,11 +141,18 @@ impl Outcome {
 pub struct Ctl {
     address: String,
     folder: PathBuf,
+    secret: Option<PathBuf>,
 }
 
 impl Ctl {
     pub fn new(address: impl Display) -> Ctl {
-        Ctl { address: address.to_string(), folder: std::env::temp_dir() }
+        Ctl { address: address.to_string(), folder: std::env::temp_dir(), secret: None }
+    }
+
+    /// The same, for commands that need the cluster's secret.
+    #[must_use]
+    pub fn with_secret(&self, file: impl Into<PathBuf>) -> Ctl {
+        Ctl { secret: Some(file.into()), ..self.clone() }
     }
 
     /// The same, with another working directory.
@@ -162,6 +169,9 @@ impl Ctl {
     pub fn run_with(&self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>, input: &[u8]) -> Outcome {
         let mut command = program("eggsctl");
         command.current_dir(&self.folder).env("EGGS_SHUCKLE", &self.address).args(arguments);
+        if let Some(secret) = &self.secret {
+            command.env("EGGS_SECRET_FILE", secret);
+        }
         run(&mut command, input, TOO_LONG)
     }
 

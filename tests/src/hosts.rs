@@ -8,17 +8,23 @@ use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use eggs_client::{Client, Options};
 use rustix::process::Signal;
 
 use crate::daemons::listening_address;
-use crate::{Ctl, Network, Outcome, Process, TOO_LONG, program, run, until};
+use crate::{Ctl, Network, Outcome, Process, TOO_LONG, program, run, runtime, until};
 
 /// What runs on each host, in the order of a start; the number is added to the host's first port.
 pub const PARTS: [&str; 4] = ["shuckle", "shard", "crossdir", "blockd"];
 /// RS(4,2) still finds six of them when one host of three is away.
 const DISKS_PER_HOST: usize = 3;
+/// Heartbeats come each second.
+const FRESH: Duration = Duration::from_millis(2500);
+const IMPATIENT: Duration = Duration::from_secs(3);
+/// Entries that a follower may be behind its leader and count as caught up: heartbeats are a second old.
+const BEHIND_MAX: u64 = 5000;
 const SECRET: &str = "5e55104e5e55104e5e55104e5e55104e5e55104e5e55104e5e55104e5e55104e\n";
 
 /// How to start a cluster of several hosts.
@@ -129,7 +135,7 @@ impl Hosts {
     }
 
     pub fn ctl(&self) -> Ctl {
-        Ctl::new(self.shuckles().join(","))
+        Ctl::new(self.shuckles().join(",")).with_secret(self.secret())
     }
 
     /// # Panics
@@ -318,14 +324,55 @@ impl Hosts {
         let deadline = std::time::Instant::now() + 2 * TOO_LONG;
         while !self.is_whole(&mut last) {
             assert!(std::time::Instant::now() < deadline, "the cluster does not become whole:\n{last}");
-            std::thread::sleep(std::time::Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 
     fn is_whole(&self, last: &mut String) -> bool {
         let outcome = self.on_client(|| self.ctl().run(["status", "--check", "--timeout", "5s"]));
         *last = format!("{}{}", outcome.text(), outcome.stderr);
-        outcome.code == Some(0)
+        if outcome.code != Some(0) {
+            return false;
+        }
+        // The registry believes for a while in what was heard of before a fault: its stores must be those of now.
+        match self.on_client(|| runtime().block_on(self.what_is_old())) {
+            Some(what) => {
+                last.push_str(&what);
+                false
+            }
+            None => true,
+        }
+    }
+
+    /// What the cluster's map says that is not so any more, or not yet.
+    async fn what_is_old(&self) -> Option<String> {
+        let options = Options { shuckle: self.shuckles(), timeout: IMPATIENT, ..Options::default() };
+        let map = match Client::connect(options).await {
+            Ok(client) => client.cluster_map().await,
+            Err(error) => Err(error),
+        };
+        let map = match map {
+            Ok(map) => map,
+            Err(error) => return Some(error.to_string()),
+        };
+        let running = self.running.keys().filter(|(_, part)| *part != "blockd");
+        let now: Vec<u64> = running
+            .map(|(host, part)| u64::from_str_radix(&self.store(*host, part), 16).expect("a store"))
+            .collect();
+        let is_heard_of = |id: &u64| {
+            let fresh = |at: u64| map.now.saturating_sub(at) < u64::try_from(FRESH.as_nanos()).unwrap_or(0);
+            map.stores.iter().any(|store| store.id == *id && store.alive && fresh(store.last_seen))
+        };
+        if let Some(silent) = now.iter().find(|id| !is_heard_of(id)) {
+            return Some(format!("store {silent:016x} is not heard of"));
+        }
+        let behind = |place: &eggs_proto::pb::GroupPlace| {
+            let reached = |progress: &eggs_proto::pb::ReplicaProgress| {
+                progress.matched_index + BEHIND_MAX >= place.applied_index
+            };
+            !place.voters.iter().all(|voter| now.contains(voter)) || !place.progress.iter().all(reached)
+        };
+        map.groups.iter().find(|place| behind(place)).map(|place| format!("{place:?}"))
     }
 }
 
