@@ -346,6 +346,7 @@ fn hello_of(row: pb::RegistryMetaRow) -> pb::HelloReply {
         created_at: row.created_at,
         version: PROTOCOL_VERSION,
         replicas: row.replicas,
+        store: 0,
     }
 }
 
