@@ -164,12 +164,21 @@ impl Replica {
             Err(JoinError::Stopped { .. }) => return Ok(None),
             joined => joined?,
         };
-        self.directory().claim(registry.cluster())?;
-        let _ = self.cluster.set(registry.cluster());
-        self.handle.join(registry.cluster(), self.secret.to_array());
+        self.claim(registry.cluster())?;
         let map = registry.watch(with_keys, stop.clone());
         self.quorum.watch(map.clone());
         Ok(Some(Joined { registry, map }))
+    }
+
+    /// Makes the store one of a cluster that is known otherwise: the registry's own, which founds it.
+    ///
+    /// # Errors
+    /// The directory is another cluster's, or cannot be written.
+    pub fn claim(&self, cluster: ClusterId) -> Result<(), StartError> {
+        self.directory().claim(cluster)?;
+        let _ = self.cluster.set(cluster);
+        self.handle.join(cluster, self.secret.to_array());
+        Ok(())
     }
 
     /// Registers as `advertised`, goes on telling how the store is, and does what the map says, until `stop`;
