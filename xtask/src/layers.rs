@@ -37,7 +37,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "eggs-blockd",
         ],
     ),
-    ("eggsctl", &["eggs-proto", "eggs-client", "eggs-daemon", "eggs-embedded"]),
+    ("eggsctl", &["eggs-proto", "eggs-client", "eggs-daemon", "eggs-embedded", "eggs-shuckle-core"]),
     (
         "eggs-simulation",
         &[
