@@ -1,5 +1,6 @@
 //! The command line: what can be typed. One file per command under `commands/`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -8,7 +9,7 @@ use crate::commands;
 use crate::context::Context;
 use crate::failure::Outcome;
 use crate::output::Color;
-use crate::times;
+use crate::{place, times};
 
 /// EggsFS: a filesystem spread over many disks.
 ///
@@ -38,7 +39,7 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
-    /// Where shuckle, the registry of the cluster, listens; several with commas, the first that answers is used
+    /// Where shuckle, the registry of the cluster, listens; several with commas, one that answers is enough
     #[arg(
         long,
         global = true,
@@ -50,9 +51,10 @@ pub struct Global {
     )]
     pub shuckle: Vec<String>,
 
-    /// How long to try before the cluster counts as unreachable: 30s, 500ms, 2m
-    #[arg(long, global = true, env = "EGGS_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = times::typed_duration)]
-    pub timeout: Duration,
+    /// How long to try before the cluster counts as unreachable: 30s, 500ms, 2m [default: 30s]. Commands that
+    /// wait for something wait this long for it [default: until it is so]
+    #[arg(long = "timeout", global = true, env = "EGGS_TIMEOUT", value_name = "TIME", value_parser = times::typed_duration)]
+    typed_timeout: Option<Duration>,
 
     /// Say what is going on, on standard error; twice for more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -61,6 +63,20 @@ pub struct Global {
     /// When to use colours
     #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t)]
     pub color: Color,
+}
+
+impl Global {
+    /// How long one operation is tried.
+    pub fn timeout(&self) -> Duration {
+        self.typed_timeout.unwrap_or(eggs_client::DEFAULT_TIMEOUT)
+    }
+
+    /// How long something is waited for that the cluster does in its own time.
+    pub fn wait_timeout(&self) -> Duration {
+        /// As good as for ever.
+        const NO_END: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+        self.typed_timeout.unwrap_or(NO_END)
+    }
 }
 
 fn shuckle_address(text: &str) -> Result<String, String> {
@@ -79,6 +95,13 @@ pub struct JsonFlag {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
+}
+
+/// What commands take that change the cluster itself.
+#[derive(Debug, Clone, Args)]
+pub struct SecretArgs {
+    #[arg(long, env = "EGGS_SECRET_FILE", value_name = "FILE", help = format!("The file with the cluster's secret [default: secret in the data directory of `eggsctl up`, which is EGGS_DATA, else {}]", place::DEFAULT_DATA))]
+    pub secret_file: Option<PathBuf>,
 }
 
 macro_rules! commands {
@@ -106,6 +129,9 @@ commands! {
     Up(up) = "up";
     Down(down) = "down";
     Status(status) = "status";
+    Host(host) = "host";
+    Shard(shard) = "shard";
+    Drain(drain) = "drain";
     Df(df) = "df";
     Ls(ls) = "ls";
     Stat(stat) = "stat";
@@ -171,6 +197,13 @@ mod tests {
             &["put", "only-source"],
             &["mv", "/only"],
             &["mkdir", "-m", "99", "/a"],
+            &["up", "--replicas", "2"],
+            &["shard"],
+            &["shard", "replicas", "256"],
+            &["shard", "add-replica", "7"],
+            &["shard", "move-replica", "7", "a"],
+            &["drain"],
+            &["drain", "a", "--undo", "--no-wait", "b"],
         ] {
             assert_eq!(code(arguments), 2, "{arguments:?}");
         }
@@ -180,7 +213,19 @@ mod tests {
     fn what_makes_sense_is_taken() {
         for arguments in [
             &["up", "--data", "d", "--listen", "127.0.0.1:0", "--disks", "3", "--detach"][..],
+            &["up", "--replicas", "3", "--read-lease"],
             &["down"],
+            &["status", "--shuckle", "a:5000,b:5000,c:5000", "--check"],
+            &["shard", "replicas"],
+            &["shard", "replicas", "0-15", "crossdir,shuckle", "--json"],
+            &["shard", "add-replica", "7", "d", "--no-wait", "--secret-file", "s"],
+            &["shard", "remove-replica", "all", "d", "--force"],
+            &["shard", "move-replica", "0..255", "a", "d", "--timeout", "10m"],
+            &["shard", "transfer-leader", "crossdir", "b"],
+            &["drain", "a", "--no-wait"],
+            &["drain", "a", "--undo", "--json"],
+            &["host", "ls", "--json"],
+            &["hosts"],
             &["mkdir", "-p", "-m", "0750", "/a/b", "/c"],
             &["ls"],
             &["ls", "-lR", "--json", "/a"],

@@ -1,14 +1,16 @@
 //! What a running command has at hand: the cluster, standard output, its own name.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use eggs_client::{Client, ClientError, CreateOptions, NewAttributes, Options, Replace};
+use eggs_client::{Client, ClientError, ClusterSecret, CreateOptions, NewAttributes, Options, Replace};
 
-use crate::cli::Global;
+use crate::cli::{Global, SecretArgs};
 use crate::failure::{Failure, Outcome, posix_words};
 use crate::output::Out;
+use crate::place;
 
 /// One per process.
 #[derive(Debug)]
@@ -28,15 +30,28 @@ impl Context {
         if let Some(client) = self.client.get() {
             return Ok(client);
         }
+        let client = self.connect(None).await?;
+        Ok(self.client.get_or_init(|| client))
+    }
+
+    /// A client that shows the cluster's secret where it is asked for.
+    pub async fn admin(&self, secret: &SecretArgs) -> Outcome<&Client> {
+        let secret = load_secret(secret)?;
+        let client = self.connect(Some(secret)).await?;
+        Ok(self.client.get_or_init(|| client))
+    }
+
+    async fn connect(&self, secret: Option<ClusterSecret>) -> Outcome<Client> {
         let options = Options {
             shuckle: self.global.shuckle.clone(),
-            timeout: self.global.timeout,
+            timeout: self.global.timeout(),
+            secret,
             ..Options::default()
         };
         let started = Instant::now();
         let client = Client::connect(options).await.map_err(|error| failure("", error))?;
         tracing::debug!(cluster = %client.cluster_id(), took = ?started.elapsed(), "connected");
-        Ok(self.client.get_or_init(|| client))
+        Ok(client)
     }
 
     /// Lets the library finish what it does in the background.
@@ -51,6 +66,28 @@ impl Context {
     pub fn out(&self) -> Out {
         Out::new(self.global.color)
     }
+}
+
+/// The secret that was named, else that of the cluster that `up` runs here.
+fn load_secret(typed: &SecretArgs) -> Outcome<ClusterSecret> {
+    let load = |path: &Path| {
+        let secret = eggs_daemon::Secret::load(path).map_err(|error| Failure::refused("", error))?;
+        Ok(ClusterSecret::new(secret.to_bytes()))
+    };
+    if let Some(path) = &typed.secret_file {
+        return load(path);
+    }
+    let data = std::env::var_os("EGGS_DATA").filter(|data| !data.is_empty()).map(PathBuf::from);
+    let data = place::data(data.as_deref()).map_err(|error| Failure::io("data directory", &error))?;
+    let path = data.join("secret");
+    if !path.exists() {
+        let path = path.display();
+        let reason = format!(
+            "this changes the cluster and needs its secret: say where it is with --secret-file (there is no {path})"
+        );
+        return Err(Failure::Usage(reason));
+    }
+    load(&path)
 }
 
 /// The library's error, said of what was typed. Its own path is preferred when it is one: it may be

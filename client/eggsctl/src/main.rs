@@ -9,6 +9,7 @@ mod commands;
 mod context;
 mod failure;
 mod logs;
+mod members;
 mod output;
 mod paths;
 mod place;

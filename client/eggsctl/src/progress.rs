@@ -89,6 +89,49 @@ impl Drop for Shown {
     }
 }
 
+/// One line that says how far something is that is waited for: on a terminal it changes in place, elsewhere
+/// there is a new one now and then.
+#[derive(Debug)]
+pub struct Line {
+    bar: Option<ProgressBar>,
+    said: Option<(Instant, String)>,
+}
+
+/// Between lines where lines stay.
+const LINES_EVERY: Duration = Duration::from_secs(5);
+
+impl Line {
+    pub fn start() -> Line {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new_spinner();
+            bar.enable_steady_tick(REDRAWN_EVERY);
+            crate::output::set_bar(bar.clone());
+            bar
+        });
+        Line { bar, said: None }
+    }
+
+    pub fn say(&mut self, text: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(text.to_owned());
+            return;
+        }
+        let old = self.said.as_ref();
+        if old.is_none_or(|(at, said)| said != text && at.elapsed() >= LINES_EVERY) {
+            crate::output::complain(text);
+            self.said = Some((Instant::now(), text.to_owned()));
+        }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if self.bar.is_some() {
+            crate::output::take_bar();
+        }
+    }
+}
+
 async fn show(counts: Arc<Counts>) {
     let started = Instant::now();
     tokio::time::sleep(SHOWN_AFTER).await;

@@ -40,7 +40,7 @@ impl Down {
         let started = Instant::now();
         running.terminate().map_err(on_data)?;
         while !running.is_gone().map_err(on_data)? {
-            if started.elapsed() > context.global.timeout {
+            if started.elapsed() > context.global.timeout() {
                 return Err(Failure::refused(
                     data.display(),
                     format!(

@@ -57,11 +57,20 @@ async fn move_one(
         }
     }
     let moved = client.rename(source.as_bytes(), to.as_bytes(), replace).await;
-    moved.map(drop).map_err(|error| match error.refusal() {
+    let Err(error) = moved else { return Ok(()) };
+    Err(match error.refusal() {
+        // Files are replaced: what cannot be is a directory, or would become one.
+        Some(Refusal::Exists) if replace == Replace::File && is_directory_itself(client, source).await => {
+            Failure::refused(&to, "not a directory")
+        }
         // These speak of where it should go.
         Some(Refusal::Exists | Refusal::IsDirectory | Refusal::NotEmpty) => failure(&to, error),
         _ => failure(source, error),
     })
+}
+
+async fn is_directory_itself(client: &Client, path: &ClusterPath) -> bool {
+    client.stat(path.as_bytes()).await.is_ok_and(|found| found.is_directory())
 }
 
 /// The last path is the destination.

@@ -1,67 +1,70 @@
-//! `status`: how the cluster feels.
+//! `status`: how the cluster feels, by the rules of the registry itself.
 
 use std::collections::BTreeMap;
 
 use clap::Args;
-use eggs_proto::pb::{ClusterMapReply, ShardPlace};
-use eggs_proto::{Time, flags, limits};
+use eggs_proto::{GroupId, flags, pb};
+use eggs_shuckle_core::{State, Summary, groups_of, summarize};
 use serde::Serialize;
 
-use super::df::{JsonDisk, disk_state, disk_table, in_order};
+use super::df::{JsonDisk, disk_table, in_order};
+use super::host::{JsonHost, host_table, json_hosts};
 use crate::cli::JsonFlag;
 use crate::context::{Context, failure};
 use crate::failure::{Failure, Outcome};
+use crate::members::{View, is_settled};
 
-/// Print the health of the cluster: shards, coordinator, disks
+/// Print the health of the cluster: replicas, leaders, hosts, disks
+///
+/// For scripts: eggsctl status --check
 #[derive(Debug, Args)]
 pub struct Status {
     #[command(flatten)]
     json: JsonFlag,
-    /// Exit with 1 unless the cluster is healthy
+    /// Exit with 1 unless the cluster is healthy and every group has its leader and all replicas it is to have
     #[arg(long)]
     check: bool,
-}
-
-/// From best to worst.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Health {
-    Healthy,
-    /// Everything works; something has lost its spare.
-    Degraded,
-    /// Some names or new directories are out of reach.
-    Unavailable,
-}
-
-impl Health {
-    fn as_str(self) -> &'static str {
-        match self {
-            Health::Healthy => "healthy",
-            Health::Degraded => "degraded",
-            Health::Unavailable => "unavailable",
-        }
-    }
 }
 
 #[derive(Debug, Serialize)]
 struct JsonStatus {
     cluster_id: String,
-    health: Health,
+    health: &'static str,
     problems: Vec<String>,
+    /// How many replicas every group is to have.
+    replicas: u32,
+    groups: JsonGroups,
     shards: JsonShards,
-    crossdir: JsonCrossdir,
+    crossdir: JsonService,
+    shuckle: JsonService,
+    hosts: Vec<JsonHost>,
     disks: Vec<JsonDisk>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+struct JsonGroups {
+    total: usize,
+    /// With a leader.
+    alive: usize,
+    /// With a leader and exactly the voters they are to have.
+    settled: usize,
+    /// Of whose voters so many are away that nothing can be changed.
+    quorum_lost: Vec<u16>,
+    /// With fewer live voters than they are to have.
+    under_replicated: Vec<u16>,
 }
 
 #[derive(Debug, Serialize)]
 struct JsonShards {
-    total: u16,
-    alive: usize,
-    hosts: Vec<Host>,
+    total: u32,
+    alive: u32,
+    hosts: Vec<Leads>,
 }
 
+/// What a host leads.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-struct Host {
+struct Leads {
+    host: String,
     address: String,
     /// `0-127,200`.
     shards: String,
@@ -70,10 +73,12 @@ struct Host {
 }
 
 #[derive(Debug, Serialize)]
-struct JsonCrossdir {
+struct JsonService {
+    host: Option<String>,
     address: String,
     alive: bool,
-    transactions: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transactions: Option<u32>,
 }
 
 impl Status {
@@ -81,123 +86,162 @@ impl Status {
         let client = context.client().await?;
         let mut map = client.cluster_map().await.map_err(|error| failure("", error))?;
         in_order(&mut map.block_services);
-        let (health, problems) = judge(&map, client.now());
+        let (summary, groups) = (summarize(&map), groups(&map));
         let mut out = context.out();
         if self.json.json {
-            out.json(&json(client.cluster_id().to_string(), health, problems, &map))?;
+            out.json(&json(client.cluster_id().to_string(), &summary, &map))?;
         } else {
-            out.line(format_args!(
-                "cluster      {} at {}",
-                client.cluster_id(),
-                context.global.shuckle.join(", ")
-            ))?;
-            out.line(format_args!("health       {}", health.as_str()))?;
-            for problem in &problems {
-                out.line(format_args!("             {problem}"))?;
+            let shuckle = context.global.shuckle.join(", ");
+            out.line(format_args!("cluster      {} at {shuckle}", client.cluster_id()))?;
+            out.line(text(&summary, &groups, &map))?;
+            if !map.stores.is_empty() {
+                out.line("")?;
+                out.line(host_table(&map))?;
             }
-            out.line(format_args!("shards       {} of {} served", alive(&map), limits::SHARDS))?;
-            for host in hosts(&map.shards) {
-                out.line(format_args!("             {}: {}", host.address, host.shards))?;
-            }
-            out.line(format_args!("coordinator  {}", coordinator(&map)))?;
-            let usable = map.block_services.iter().filter(|disk| flags::writable(disk.flags)).count();
-            out.line(format_args!("disks        {usable} of {} writable", map.block_services.len()))?;
             if !map.block_services.is_empty() {
                 out.line("")?;
                 out.line(disk_table(&map.block_services, client.now()))?;
             }
         }
         out.finish()?;
-        if self.check && health != Health::Healthy { Err(Failure::Reported) } else { Ok(()) }
+        let well = summary.state == State::Healthy && groups.settled == groups.total && groups.total == all();
+        if self.check && !well { Err(Failure::Reported) } else { Ok(()) }
     }
 }
 
-fn alive(map: &ClusterMapReply) -> usize {
-    map.shards.iter().filter(|place| place.alive).count()
+/// How many groups a cluster has.
+fn all() -> usize {
+    use pb::StoreKind::{StoreCrossdir, StoreShard, StoreShuckle};
+    [StoreShard, StoreCrossdir, StoreShuckle].into_iter().map(|kind| groups_of(kind).count()).sum()
 }
 
-fn coordinator(map: &ClusterMapReply) -> String {
-    match (map.crossdir_address.as_str(), map.crossdir_alive) {
-        ("", _) => "none has registered".to_owned(),
-        (address, true) => format!("{address}, {} transactions in flight", map.crossdir_transactions),
-        (address, false) => format!("{address}, not heard of lately"),
-    }
-}
-
-/// What is wrong, and how bad that is.
-fn judge(map: &ClusterMapReply, now: Time) -> (Health, Vec<String>) {
-    let mut health = Health::Healthy;
-    let mut problems = Vec::new();
-    let mut worse = |at_least: Health, problem: String| {
-        health = health.max(at_least);
-        problems.push(problem);
-    };
-    let missing = usize::from(limits::SHARDS).saturating_sub(alive(map));
-    if missing > 0 {
-        worse(Health::Unavailable, format!("{missing} shards are served by nobody"));
-    }
-    if !map.crossdir_alive {
-        worse(Health::Unavailable, "no coordinator: directories cannot be made, removed or moved".to_owned());
-    }
-    if !map.block_services.iter().any(|disk| flags::writable(disk.flags)) {
-        worse(Health::Unavailable, "no disk can be written to".to_owned());
-    }
-    const TROUBLE: u32 = flags::STALE | flags::LOST;
-    for disk in &map.block_services {
-        if disk.flags & TROUBLE != 0
-            || disk.io_errors > 0
-            || disk.reported_blocks > 0
-            || !disk.problem.is_empty()
-        {
-            worse(
-                Health::Degraded,
-                format!("disk {} {}: {}", disk.address, disk.path, disk_state(disk, now)),
-            );
+fn groups(map: &pb::ClusterMapReply) -> JsonGroups {
+    let view = View::new(map);
+    let mut groups = JsonGroups { total: map.groups.len(), ..JsonGroups::default() };
+    for place in &map.groups {
+        let number = u16::try_from(place.group).unwrap_or(u16::MAX);
+        let alive = |stores: &[u64]| stores.iter().filter(|&&store| view.is_alive(store)).count();
+        groups.alive += usize::from(place.alive);
+        groups.settled += usize::from(is_settled(place));
+        if alive(&place.voters) * 2 <= place.voters.len() && !place.voters.is_empty() {
+            groups.quorum_lost.push(number);
+        }
+        if alive(&place.voters) < crate::members::wanted(place).len() {
+            groups.under_replicated.push(number);
         }
     }
-    (health, problems)
+    groups
 }
 
-fn hosts(places: &[ShardPlace]) -> Vec<Host> {
-    let mut hosts = BTreeMap::<&str, Vec<&ShardPlace>>::new();
-    for place in places.iter().filter(|place| !place.address.is_empty()) {
-        hosts.entry(&place.address).or_default().push(place);
+fn text(summary: &Summary, groups: &JsonGroups, map: &pb::ClusterMapReply) -> String {
+    let mut lines = vec![format!("health       {}", summary.state)];
+    lines.extend(summary.reasons.iter().map(|reason| format!("             {}", reason.text)));
+    lines.push(format!("shards       {} of {} served", summary.shards_alive, summary.shards));
+    for host in leads(map) {
+        lines.push(format!("             {} at {}: {}", host.host, host.address, host.shards));
     }
-    hosts
-        .into_iter()
-        .map(|(address, places)| Host {
-            address: address.to_owned(),
-            alive: places.iter().filter(|place| place.alive).count(),
-            log_bytes: places.iter().map(|place| place.log_bytes).fold(0, u64::saturating_add),
-            shards: ranges(places.iter().map(|place| place.shard).collect()),
-        })
-        .collect()
+    lines.push(format!("coordinator  {}", coordinator(map)));
+    lines.push(format!("registry     {}", led_by(map, GroupId::SHUCKLE)));
+    lines.push(format!("replicas     {}", replicas(groups, map)));
+    let usable = map.block_services.iter().filter(|disk| flags::writable(disk.flags)).count();
+    lines.push(format!("disks        {usable} of {} writable", map.block_services.len()));
+    lines.join("\n")
+}
+
+fn replicas(groups: &JsonGroups, map: &pb::ClusterMapReply) -> String {
+    let JsonGroups { total, settled, under_replicated, quorum_lost, .. } = groups;
+    let mut text =
+        format!("{} of each; {settled} of {total} groups have theirs and a leader", map.replicas.max(1));
+    for (what, groups) in [("under-replicated", under_replicated), ("quorum lost", quorum_lost)] {
+        if !groups.is_empty() {
+            text.push_str(&format!("; {} {what}", groups.len()));
+        }
+    }
+    text
+}
+
+fn place(map: &pb::ClusterMapReply, group: GroupId) -> Option<&pb::GroupPlace> {
+    map.groups.iter().find(|place| place.group == u32::from(group.0))
+}
+
+fn led_by(map: &pb::ClusterMapReply, group: GroupId) -> String {
+    let view = View::new(map);
+    match place(map, group) {
+        None => "it has no replicas yet".to_owned(),
+        Some(place) if !place.alive => format!("no live leader; replicas on {}", view.hosts(&place.voters)),
+        Some(place) => match view.store(place.leader) {
+            Some(store) => format!("led by {} at {}", store.host, store.address),
+            None => format!("led by {}", view.host(place.leader)),
+        },
+    }
+}
+
+fn coordinator(map: &pb::ClusterMapReply) -> String {
+    let led = led_by(map, GroupId::CROSSDIR);
+    match place(map, GroupId::CROSSDIR) {
+        Some(place) if place.alive => format!("{led}, {} transactions in flight", map.crossdir_transactions),
+        _ => led,
+    }
+}
+
+/// The shards by the host that leads them.
+fn leads(map: &pb::ClusterMapReply) -> Vec<Leads> {
+    let view = View::new(map);
+    let mut led = BTreeMap::<(&str, &str), Vec<&pb::GroupPlace>>::new();
+    let shards = map.groups.iter().filter(|place| place.alive && place.group < GroupId::CROSSDIR.0.into());
+    for place in shards {
+        if let Some(store) = view.store(place.leader) {
+            led.entry((&store.host, &store.address)).or_default().push(place);
+        }
+    }
+    let leads = |((host, address), places): ((&str, &str), Vec<&pb::GroupPlace>)| Leads {
+        host: host.to_owned(),
+        address: address.to_owned(),
+        alive: places.len(),
+        log_bytes: places.iter().map(|place| place.log_bytes).fold(0, u64::saturating_add),
+        shards: ranges(places.iter().map(|place| place.group).collect()),
+    };
+    led.into_iter().map(leads).collect()
 }
 
 /// `0-2,7`.
 fn ranges(mut numbers: Vec<u32>) -> String {
+    /// Leaders are spread evenly: a list of them all tells nobody anything.
+    const RUNS_MAX: usize = 8;
     numbers.sort_unstable();
     numbers.dedup();
-    let runs = numbers.chunk_by(|a, b| a.checked_add(1) == Some(*b));
-    let texts = runs.map(|run| match run {
+    let runs: Vec<&[u32]> = numbers.chunk_by(|a, b| a.checked_add(1) == Some(*b)).collect();
+    let texts = runs.iter().take(RUNS_MAX).map(|run| match run {
         [one] => one.to_string(),
         [first, .., last] => format!("{first}-{last}"),
         [] => String::new(),
     });
-    texts.collect::<Vec<_>>().join(",")
+    let text = texts.collect::<Vec<_>>().join(",");
+    if runs.len() > RUNS_MAX { format!("{text},… ({} shards)", numbers.len()) } else { text }
 }
 
-fn json(cluster_id: String, health: Health, problems: Vec<String>, map: &ClusterMapReply) -> JsonStatus {
+fn json(cluster_id: String, summary: &Summary, map: &pb::ClusterMapReply) -> JsonStatus {
+    let view = View::new(map);
+    let service = |group, transactions| {
+        let place = place(map, group);
+        let leader = place.filter(|place| place.alive).and_then(|place| view.store(place.leader));
+        JsonService {
+            host: leader.map(|leader| leader.host.clone()),
+            address: leader.map(|leader| leader.address.clone()).unwrap_or_default(),
+            alive: place.is_some_and(|place| place.alive),
+            transactions,
+        }
+    };
     JsonStatus {
         cluster_id,
-        health,
-        problems,
-        shards: JsonShards { total: limits::SHARDS, alive: alive(map), hosts: hosts(&map.shards) },
-        crossdir: JsonCrossdir {
-            address: map.crossdir_address.clone(),
-            alive: map.crossdir_alive,
-            transactions: map.crossdir_transactions,
-        },
+        health: summary.state.as_str(),
+        problems: summary.reasons.iter().map(|reason| reason.text.clone()).collect(),
+        replicas: map.replicas,
+        groups: groups(map),
+        shards: JsonShards { total: summary.shards, alive: summary.shards_alive, hosts: leads(map) },
+        crossdir: service(GroupId::CROSSDIR, Some(map.crossdir_transactions)),
+        shuckle: service(GroupId::SHUCKLE, None),
+        hosts: json_hosts(map),
         disks: map.block_services.iter().map(JsonDisk::of).collect(),
     }
 }
@@ -205,41 +249,38 @@ fn json(cluster_id: String, health: Health, problems: Vec<String>, map: &Cluster
 #[cfg(test)]
 mod tests {
     use super::*;
-    use eggs_proto::pb::BlockServiceInfo;
+    use crate::members::tests::map;
 
-    fn healthy() -> ClusterMapReply {
-        let place = |shard| ShardPlace {
-            shard,
-            address: "h:1".into(),
-            alive: true,
-            last_seen: 1,
-            applied_index: 1,
-            log_bytes: 2,
-        };
-        ClusterMapReply {
-            shards: (0..256).map(place).collect(),
-            crossdir_address: "h:1".into(),
-            crossdir_alive: true,
-            block_services: vec![BlockServiceInfo::default(); 2],
-            crossdir_transactions: 0,
-        }
+    #[test]
+    fn golden_text() {
+        let map = map();
+        assert_eq!(
+            text(&summarize(&map), &groups(&map), &map),
+            "health       healthy\n\
+             shards       256 of 256 served\n             b at b:5000: 0-255\n\
+             coordinator  led by b at b:5000, 0 transactions in flight\n\
+             registry     led by b at b:5000\n\
+             replicas     3 of each; 258 of 258 groups have theirs and a leader\n\
+             disks        2 of 2 writable"
+        );
     }
 
     #[test]
-    fn health_is_that_of_the_worst_part() {
-        let judged = |change: fn(&mut ClusterMapReply)| {
-            let mut map = healthy();
-            change(&mut map);
-            let (health, problems) = judge(&map, Time(5));
-            (health, problems.len())
-        };
-        assert_eq!(judged(|_| {}), (Health::Healthy, 0));
-        assert_eq!(judged(|map| map.block_services[0].flags = flags::LOST), (Health::Degraded, 1));
-        assert_eq!(judged(|map| map.block_services[0].flags = flags::NO_WRITE), (Health::Healthy, 0));
-        assert_eq!(judged(|map| map.crossdir_alive = false), (Health::Unavailable, 1));
-        assert_eq!(judged(|map| map.shards[7].alive = false), (Health::Unavailable, 1));
-        assert_eq!(judged(|map| map.shards.truncate(200)), (Health::Unavailable, 1));
-        assert_eq!(judged(|map| map.block_services.clear()), (Health::Unavailable, 1));
+    fn groups_in_trouble_are_counted() {
+        let mut map = map();
+        map.stores.iter_mut().filter(|store| store.host == "a").for_each(|store| store.alive = false);
+        let found = groups(&map);
+        assert_eq!((found.total, found.alive, found.settled), (258, 258, 258));
+        assert_eq!((found.under_replicated.len(), found.quorum_lost.len()), (258, 0));
+        map.stores.iter_mut().filter(|store| store.host == "b").for_each(|store| store.alive = false);
+        map.groups.iter_mut().for_each(|place| place.alive = false);
+        let found = groups(&map);
+        assert_eq!((found.alive, found.settled, found.quorum_lost.len()), (0, 0, 258));
+        let text = text(&summarize(&map), &found, &map);
+        for part in ["unavailable", "quorum lost", "hosts a, b", "no live leader; replicas on a, b, c"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(groups(&map).total == all());
     }
 
     #[test]
@@ -247,10 +288,7 @@ mod tests {
         assert_eq!(ranges(vec![]), "");
         assert_eq!(ranges(vec![2, 1, 0, 7, 9, 10]), "0-2,7,9-10");
         assert_eq!(ranges(vec![u32::MAX]), u32::MAX.to_string());
-        let hosts = hosts(&healthy().shards);
-        assert_eq!(
-            hosts,
-            [Host { address: "h:1".into(), shards: "0-255".into(), alive: 256, log_bytes: 512 }]
-        );
+        let spread = ranges((0..86).map(|n| 3 * n).collect());
+        assert_eq!(spread, "0,3,6,9,12,15,18,21,… (86 shards)");
     }
 }

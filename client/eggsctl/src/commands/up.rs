@@ -3,25 +3,31 @@
 //! Nothing is written into the data directory before the cluster has opened it: a directory in use,
 //! of something else or of a newer format is refused untouched.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
+use eggs_client::{Client, Options};
 use eggs_embedded::{Cluster, Config};
+use eggs_proto::limits::REPLICAS;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 use crate::failure::{Failure, Outcome};
 use crate::place::{self, PidFile};
 
+/// To say what the hosts are; they run already.
+const HOSTS_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Start a whole cluster in one process
 ///
 /// Registry, 256 metadata shards, coordinator and disks, with the same wire protocol and disk formats
-/// as separate daemons. Runs until Ctrl-C or SIGTERM (or `eggsctl down`), then drains. The data
+/// as separate daemons. With --replicas 3 it is three hosts. Runs until Ctrl-C or SIGTERM (or `eggsctl down`), then drains. The data
 /// survives restarts; disks are the folders disks/00, disks/01, … in the data directory.
 #[derive(Debug, Args)]
 pub struct Up {
@@ -36,6 +42,15 @@ pub struct Up {
     /// Files over 64 KiB need 6
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
     disks: Option<u16>,
+
+    /// Replicas of all metadata, each on a host of its own within this process: 1, 3 or 5 [default: 1 in a new
+    /// directory, else those it has]. The hosts listen on the port of --listen and those after it
+    #[arg(long, value_name = "N", value_parser = replicas)]
+    replicas: Option<u32>,
+
+    /// Let leaders answer reads without asking the other replicas, as long as their clocks run evenly
+    #[arg(long)]
+    read_lease: bool,
 
     /// Run in the background: returns when the cluster is ready
     #[arg(short, long)]
@@ -77,7 +92,9 @@ impl Up {
                 eggs_proto::policy::DEFAULT_MIRROR_BYTES >> 10,
             );
         }
-        let text = ready(started.elapsed().as_secs_f64(), &data, &log, cluster.address(), self.background);
+        let seconds = started.elapsed().as_secs_f64();
+        let hosts = hosts(cluster.address(), self.replicas).await;
+        let text = ready(seconds, &data, &log, cluster.address(), &hosts, self.background);
         let mut out = context.out();
         // A reader that has gone is no reason to stop a cluster that runs.
         let _ = out.line(text).and_then(|()| out.flush());
@@ -100,8 +117,13 @@ impl Up {
     }
 
     async fn start(&self, data: &Path) -> Outcome<Cluster> {
-        let config =
-            Config { data: data.to_owned(), listen: self.listen, disks: self.disks.map(usize::from) };
+        let config = Config {
+            data: data.to_owned(),
+            listen: self.listen,
+            disks: self.disks.map(usize::from),
+            replicas: self.replicas,
+            read_lease: self.read_lease,
+        };
         Box::pin(Cluster::start(config)).await.map_err(|error| Failure::refused("", error))
     }
 
@@ -147,6 +169,12 @@ impl Up {
         if let Some(disks) = self.disks {
             command.arg("--disks").arg(disks.to_string());
         }
+        if let Some(replicas) = self.replicas {
+            command.arg("--replicas").arg(replicas.to_string());
+        }
+        if self.read_lease {
+            command.arg("--read-lease");
+        }
         for _ in 0..context.global.verbose {
             command.arg("-v");
         }
@@ -154,6 +182,26 @@ impl Up {
         command.current_dir("/").env(PROGRAM, program());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()
     }
+}
+
+fn replicas(text: &str) -> Result<u32, String> {
+    let replicas = text.parse().ok().filter(|replicas| REPLICAS.contains(replicas));
+    replicas.ok_or_else(|| "a group has 1, 3 or 5 replicas".to_owned())
+}
+
+/// The hosts of the cluster and where each listens, when there are several; as its registry has them.
+async fn hosts(address: SocketAddr, asked: Option<u32>) -> Vec<(String, String)> {
+    let options = Options { timeout: HOSTS_TIMEOUT, ..Options::new(address.to_string()) };
+    let stores = match Client::connect(options).await {
+        Ok(client) => client.stores().await.unwrap_or_default(),
+        Err(error) => {
+            tracing::debug!(%error, ?asked, "the hosts are not known");
+            Vec::new()
+        }
+    };
+    let hosts: BTreeMap<String, String> =
+        stores.into_iter().map(|store| (store.host, store.address)).collect();
+    if hosts.len() > 1 { hosts.into_iter().collect() } else { Vec::new() }
 }
 
 fn interrupted(data: &Path) -> Failure {
@@ -187,7 +235,14 @@ fn leave_terminal(log: &Path) -> std::io::Result<()> {
 }
 
 /// What people need to know once the cluster is up.
-fn ready(seconds: f64, data: &Path, log: &Path, address: SocketAddr, background: bool) -> String {
+fn ready(
+    seconds: f64,
+    data: &Path,
+    log: &Path,
+    address: SocketAddr,
+    hosts: &[(String, String)],
+    background: bool,
+) -> String {
     let program = program();
     let shuckle = if address.port() == 5000 && address.ip().is_loopback()
         || address.ip().is_unspecified() && address.port() == 5000
@@ -201,9 +256,11 @@ fn ready(seconds: f64, data: &Path, log: &Path, address: SocketAddr, background:
         _ => format!("{program} down --data {}", quoted(data)),
     };
     let stop = if background { down } else { format!("Ctrl-C, or {down}") };
+    let hosts: String =
+        hosts.iter().map(|(host, address)| format!("host       {host} at {address}\n  ")).collect();
     format!(
         "ready in {seconds:.2} s\n  \
-           dashboard  http://{}/\n  \
+           dashboard  http://{}/\n  {hosts}\
            data       {}\n  \
            log        {}\n  \
            stop       {stop}\n  \
@@ -241,6 +298,7 @@ mod tests {
             Path::new("/d d"),
             Path::new("/d d/log/eggsctl.log"),
             ([0, 0, 0, 0], 5001).into(),
+            &[],
             true,
         );
         let program = program();
@@ -255,8 +313,15 @@ mod tests {
                    try        {program} create-test-file /hello --shuckle 127.0.0.1:5001 && {program} cat /hello --shuckle 127.0.0.1:5001"
             )
         );
-        let text = ready(1.0, Path::new("/d"), Path::new("/l"), ([127, 0, 0, 1], 5000).into(), false);
+        let hosts = [("host-1".into(), "127.0.0.1:5000".into()), ("host-2".into(), "127.0.0.1:5001".into())];
+        let text = ready(1.0, Path::new("/d"), Path::new("/l"), ([127, 0, 0, 1], 5000).into(), &hosts, false);
         assert!(text.contains("Ctrl-C") && !text.contains("--shuckle"), "{text}");
+        assert!(
+            text.contains(
+                "/\n  host       host-1 at 127.0.0.1:5000\n  host       host-2 at 127.0.0.1:5001\n  data"
+            ),
+            "{text}"
+        );
     }
 
     #[test]
