@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser};
 use eggs_blockd_core::identity::failure_domain;
-use eggs_daemon::args::{ClusterArgs, CommonArgs};
+use eggs_daemon::args::{ClusterArgs, CommonArgs, HostArgs};
 use eggs_proto::limits::{CLASS_FLASH, CLASS_HDD, CLASS_INLINE};
 
 use crate::disk::DiskConfig;
@@ -20,6 +20,8 @@ pub struct BlockdArgs {
     #[command(flatten)]
     pub cluster: ClusterArgs,
     #[command(flatten)]
+    pub host: HostArgs,
+    #[command(flatten)]
     pub disks: DisksArgs,
 }
 
@@ -32,7 +34,7 @@ pub struct DisksArgs {
     pub disk: Vec<DiskSpec>,
 
     /// What these disks can fail together with, a host or a rack: copies go to different ones
-    /// [default: the host's name]
+    /// [default: the host's name, see --host]
     #[arg(long, value_name = "NAME", value_parser = domain)]
     pub failure_domain: Option<String>,
 
@@ -82,14 +84,14 @@ fn domain(text: &str) -> Result<String, String> {
 }
 
 impl DisksArgs {
-    /// The disks, once the default failure domain is known.
+    /// The disks; what they fail together with is `host` when nothing else was said.
     ///
     /// # Errors
-    /// When the host has no name to take for one.
-    pub fn configs(&self) -> Result<Vec<DiskConfig>, String> {
+    /// When the host has no name to take for a failure domain.
+    pub fn configs(&self, host: &HostArgs) -> Result<Vec<DiskConfig>, String> {
         let failure_domain = match &self.failure_domain {
             Some(name) => name.clone(),
-            None => host_name()?,
+            None => host.name()?,
         };
         let config = |spec: &DiskSpec| DiskConfig {
             path: spec.path.clone(),
@@ -99,12 +101,6 @@ impl DisksArgs {
         };
         Ok(self.disk.iter().map(config).collect())
     }
-}
-
-fn host_name() -> Result<String, String> {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    domain(name.trim())
-        .map_err(|_| "this host has no usable name: --failure-domain NAME is needed".to_owned())
 }
 
 #[cfg(test)]
@@ -133,11 +129,14 @@ mod tests {
         let args: BlockdArgs =
             eggs_daemon::config::try_parse(["eggs-blockd", "--failure-domain", "rack 1"], &environment)
                 .unwrap();
-        let disks = args.disks.configs().unwrap();
+        let disks = args.disks.configs(&args.host).unwrap();
         assert_eq!(disks.len(), 2);
         assert_eq!(disks[1].path, PathBuf::from("/b"));
         assert_eq!((disks[1].storage_class, disks[1].failure_domain.as_str()), (3, "rack 1"));
         assert_eq!(args.common.listen.port(), 5003);
+        let args: BlockdArgs =
+            eggs_daemon::config::try_parse(["eggs-blockd", "--host", "h7"], &environment).unwrap();
+        assert_eq!(args.disks.configs(&args.host).unwrap()[0].failure_domain, "h7");
         let missing = eggs_daemon::config::try_parse::<BlockdArgs>(["eggs-blockd"], &|_| None);
         assert!(missing.is_err());
     }

@@ -17,7 +17,7 @@ fn main() -> ExitCode {
 }
 
 async fn serve(args: BlockdArgs, stop: CancellationToken) -> anyhow::Result<()> {
-    let disks = args.disks.configs().map_err(anyhow::Error::msg)?;
+    let disks = args.disks.configs(&args.host).map_err(anyhow::Error::msg)?;
     let secret = Secret::load(&args.cluster.secret_file)?;
     let listener = server::bind(args.common.listen).await?;
     let bound = listener.local_addr()?;
@@ -55,7 +55,7 @@ async fn serve(args: BlockdArgs, stop: CancellationToken) -> anyhow::Result<()> 
 /// The cluster, and its registry if that answers. Without it, disks that were formatted before can be
 /// served all the same; fresh ones must wait. `None`: told to stop meanwhile.
 async fn join(
-    shuckle: &str,
+    shuckle: &[String],
     secret: &Secret,
     known: Option<ClusterId>,
     disks: &[DiskConfig],
@@ -67,7 +67,7 @@ async fn join(
         Some(cluster) => match tokio::time::timeout(JOIN_PATIENCE, joining).await {
             Ok(joined) => joined,
             Err(_) => {
-                tracing::warn!(shuckle, %cluster, "shuckle does not answer, serving the disks without it");
+                tracing::warn!(shuckle = shuckle.join(", "), %cluster, "shuckle does not answer, serving the disks without it");
                 return Ok(Some((cluster, None)));
             }
         },

@@ -40,6 +40,7 @@ impl RegistryService for FakeShuckle {
                 cluster_id: self.cluster.0.to_vec().into(),
                 created_at: 1,
                 version: 1,
+                replicas: 1,
             }),
             Op::Map(_) => Answer::Map(self.map.clone()),
             Op::RegisterBlockServices(report) => {
@@ -109,7 +110,7 @@ async fn a_disk_lost_before_the_start_is_reported_by_the_id_the_cluster_remember
     };
     let (shuckle, address) = FakeShuckle::start(CLUSTER, map).await;
     let stop = CancellationToken::new();
-    let registry = Registry::join(&address, None, Some(CLUSTER), &stop).await.unwrap();
+    let registry = Registry::join(&[address], None, Some(CLUSTER), &stop).await.unwrap();
     let service = open(paths.iter().map(expected).collect());
     let registering = {
         let (service, stop) = (service.clone(), stop.clone());

@@ -215,14 +215,14 @@ mod tests {
     fn golden_header() {
         let golden = concat!(
             "45474753424c4f43", // EGGSBLOC
-            "01000000",
+            "02000000",
             "00001000",
             "11111111111111111111111111111111",
             "5555444433332222",
             "bc9a7856341200ab",
             "efbeadde",
             "0000000000000000",
-            "476bf545",
+            "506fa0ff",
         );
         assert_eq!(hex(&header().encode()), golden);
         assert_eq!(BlockHeader::decode(&header().encode()), Ok(header()));
@@ -272,7 +272,7 @@ mod tests {
         ) {
             if help {
                 bytes[..8].copy_from_slice(&MAGIC);
-                bytes[8..12].copy_from_slice(&1u32.to_le_bytes());
+                bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
                 bytes[15] = 0;
                 bytes[52..60].fill(0);
                 let crc = crc32fast::hash(&bytes[..CRC_AT]);

@@ -192,7 +192,7 @@ mod tests {
         let bytes = identity().encode().unwrap();
         let golden = concat!(
             "454747534449534b", // EGGSDISK
-            "01000000",         // version
+            "02000000",         // version
             "5c000000",         // 92 bytes
             "11111111111111111111111111111111",
             "5555444433332222",
@@ -201,7 +201,7 @@ mod tests {
             "03",
             "06",
             "7261636b2d37",
-            "353704f6",
+            "0a9f6cd2",
         );
         assert_eq!(hex(&bytes), golden);
         assert_eq!(Identity::decode(&bytes), Ok(identity()));
@@ -216,10 +216,10 @@ mod tests {
     #[test]
     fn a_newer_version_is_told_from_damage() {
         let mut bytes = identity().encode().unwrap();
-        bytes[8] = 2;
-        assert_eq!(Identity::decode(&bytes), Err(IdentityError::Newer { found: 2 }));
+        bytes[8] = 3;
+        assert_eq!(Identity::decode(&bytes), Err(IdentityError::Newer { found: 3 }));
         // Whatever a newer version holds after its version number is not looked at.
-        assert_eq!(Identity::decode(&bytes[..12]), Err(IdentityError::Newer { found: 2 }));
+        assert_eq!(Identity::decode(&bytes[..12]), Err(IdentityError::Newer { found: 3 }));
         bytes[8] = 0;
         assert!(matches!(Identity::decode(&bytes), Err(IdentityError::Damaged(_))));
     }

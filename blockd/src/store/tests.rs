@@ -294,9 +294,9 @@ fn what_is_not_our_disk_is_refused_untouched() {
     let file = folder.path().join("identity");
     let good = fs::read(&file).unwrap();
     let mut newer = good.clone();
-    newer[8] = 2;
+    newer[8] = 3;
     fs::write(&file, &newer).unwrap();
-    assert!(matches!(problem(folder.path()), OpenProblem::Identity(IdentityError::Newer { found: 2 })));
+    assert!(matches!(problem(folder.path()), OpenProblem::Identity(IdentityError::Newer { found: 3 })));
     fs::write(&file, &good[..50]).unwrap();
     assert!(matches!(problem(folder.path()), OpenProblem::Identity(IdentityError::Damaged(_))));
     fs::write(&file, vec![b'x'; 1 << 20]).unwrap();
