@@ -36,6 +36,7 @@ mod runner;
 mod sled_state;
 mod snapshot_files;
 mod transport;
+mod turner;
 
 pub use eggs_consensus_core::{GroupId, GroupStatus, Membership, Progress, Role};
 pub use handle::{Applied, ConsensusError, Handle, Views};

@@ -5,7 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 
-use eggs_consensus_core::{GroupId, Host, HostError, HostOptions, Now, Role, StorageError};
+use eggs_consensus_core::{GroupId, Host, HostOptions, Now, Role, StorageError};
 use eggs_machine::{Machine, Table, group};
 use eggs_proto::StoreId;
 
@@ -90,14 +90,9 @@ pub(crate) fn open<M: Machine + 'static>(
     }
 }
 
-/// What the host and the snapshot files say when they do not fit together, or are not what was written.
 fn failed(error: StorageError) -> ConsensusError {
     let what = error.to_string();
-    let lost = ["missing or cut", "missing or damaged", "snapshot damaged", ", not "];
-    if !error.is_of_state() && lost.iter().any(|lost| what.contains(lost)) {
-        return ConsensusError::Damaged(what);
-    }
-    ConsensusError::Storage(what)
+    if error.is_damage() { ConsensusError::Damaged(what) } else { ConsensusError::Storage(what) }
 }
 
 /// The state, every page of which can be read. sled can panic on damaged files instead of saying so.
@@ -117,17 +112,12 @@ fn open_host<M: Machine + 'static>(
     snapshots: SnapshotFiles,
     state: SledState,
 ) -> Result<Opened<M>, StorageError> {
-    let failed = |error: HostError| {
-        let what = error.to_string();
-        if error.error.is_of_state() { StorageError::of_state(what) } else { StorageError::new(what) }
-    };
     let machine_of = Arc::clone(machine_of);
-    let mut host =
-        Host::open(options, move |id| machine(&machine_of, id), log, state, snapshots).map_err(failed)?;
+    let mut host = Host::open(options, move |id| machine(&machine_of, id), log, state, snapshots)?;
     let mut roles = Vec::new();
     while host.has_entries() {
         // Nobody hears of it yet: there is no stream. What is lost is said again.
-        let turn = host.turn(Now { wall: wall(), ..Now::default() }, &mut |_, _| {}).map_err(failed)?;
+        let turn = host.turn(Now { wall: wall(), ..Now::default() }, &mut |_, _| {})?;
         roles.extend(turn.roles);
     }
     Ok((host, roles))

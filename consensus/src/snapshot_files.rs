@@ -87,7 +87,7 @@ fn failed(path: &Path, error: &io::Error) -> StorageError {
 }
 
 fn damaged(path: &Path, what: &str) -> StorageError {
-    StorageError::new(format!("{}: snapshot damaged: {what}", path.display()))
+    StorageError::damaged(format!("{}: snapshot damaged: {what}", path.display()))
 }
 
 fn remove_file(path: &Path) -> Result<(), StorageError> {
@@ -140,9 +140,10 @@ impl SnapshotStore for SnapshotFiles {
             return Ok(());
         }
         let path = self.begun_path();
-        let Some((_, writer)) = &mut self.begun else { return Err(damaged(&path, "not begun")) };
+        let Some((_, writer)) = &mut self.begun else { return Err(StorageError::new("no snapshot begun")) };
         let page = format::encode_page(rows);
-        let length = u32::try_from(page.len()).map_err(|_| damaged(&path, "page too long"))?;
+        let length =
+            u32::try_from(page.len()).map_err(|_| StorageError::new("a page of a snapshot is too long"))?;
         let written = writer
             .write_all(&length.to_le_bytes())
             .and_then(|()| writer.write_all(&crc32fast::hash(&page).to_le_bytes()))
