@@ -90,6 +90,7 @@ impl World {
                 Ok(())
             }
             Fault::Undrain(machine) => {
+                self.drained.remove(&machine);
                 self.operator(Op::DrainHost(pb::DrainHost { host: format!("host{machine}"), undo: true }));
                 Ok(())
             }
@@ -448,7 +449,7 @@ impl World {
     // ---- members ----
 
     /// As people do with `eggsctl`: nobody waits for the answer.
-    fn operator(&mut self, op: Op) {
+    pub(crate) fn operator(&mut self, op: Op) {
         let Some((registry, _)) = self.leading(GroupId::SHUCKLE) else { return };
         self.kernel.note(format_args!("asked for {op:?}"));
         let header = request_header(&self.cluster, wall(self.kernel.now, 0).max(Time(1)), true);
@@ -464,10 +465,13 @@ impl World {
         let Some(map) = self.map() else { return };
         if self.kernel.chance(100) {
             let machine = self.random_machine();
+            self.drained.insert(machine);
             self.counts.fault("drain");
             self.operator(Op::DrainHost(pb::DrainHost { host: format!("host{machine}"), undo: false }));
-            let undo = self.kernel.rng.random_range(2 * SECOND..20 * SECOND);
-            self.kernel.at(self.kernel.now + undo, Event::Fault(Fault::Undrain(machine)));
+            if self.kernel.chance(900) {
+                let undo = self.kernel.rng.random_range(2 * SECOND..20 * SECOND);
+                self.kernel.at(self.kernel.now + undo, Event::Fault(Fault::Undrain(machine)));
+            }
         } else if let Some(set) = self.random_members(&map) {
             self.counts.fault(if set.wanted.is_empty() { "transfer of leadership" } else { "change of members" });
             let group = set.group;

@@ -289,7 +289,7 @@ impl Kernel {
     }
 }
 
-/// Wall clock of a node whose own clock shows `monotonic` and is off by `skew` nanoseconds.
-pub(crate) fn wall(monotonic: u64, skew: i64) -> Time {
-    Time((WALL_START + monotonic).saturating_add_signed(skew))
+/// Wall clock of a node whose clock is off by `skew` nanoseconds.
+pub(crate) fn wall(now: u64, skew: i64) -> Time {
+    Time((WALL_START + now).saturating_add_signed(skew))
 }

@@ -178,6 +178,9 @@ impl<M: Machine + Clone + 'static> Replica<M> {
         kernel.oracle.forget(self.store);
         let Some(mut host) = self.host.take() else { return };
         let mut state_after = state_after;
+        if self.spoiled && state_after == StateAfter::Closed {
+            state_after = StateAfter::Kept;
+        }
         while state_after == StateAfter::Closed && host.has_entries() {
             // A host whose log fails while it stops has not stopped in order.
             if host.turn(me.now(kernel), &mut |_, _| {}).is_err() {

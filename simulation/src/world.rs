@@ -1,7 +1,7 @@
 //! The world: nodes, faults, and the loop that turns it until the clients are done and all is quiet.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -135,6 +135,8 @@ pub(crate) struct World {
     pub(crate) ambush: bool,
     /// Machines that come up only later.
     pub(crate) late: Vec<NodeId>,
+    /// Machines whose stores are to be empty.
+    pub(crate) drained: BTreeSet<usize>,
     /// Clocks of the machines: skew and drift.
     pub(crate) clocks: Vec<(i64, i64)>,
     pub(crate) cluster: Cluster,
@@ -185,6 +187,7 @@ impl World {
             paused: BTreeMap::new(),
             ambush: false,
             late: Vec::new(),
+            drained: BTreeSet::new(),
             clocks: Vec::new(),
             cluster,
             skew_max,
@@ -381,6 +384,29 @@ impl World {
     }
 
     fn dispatch(&mut self, event: Event) -> Result<(), String> {
+        let node = match &event {
+            Event::Deliver(envelope) => envelope.to,
+            Event::Peer(envelope) => envelope.to,
+            Event::Timer { node, .. } => *node,
+            Event::Fault(_) => return self.dispatch_one(event),
+        };
+        let spoiled = with_replica!(&mut self.nodes[node.0], |replica, me| replica.spoiled) == Some(true);
+        if !spoiled {
+            return self.dispatch_one(event);
+        }
+        // What raft cannot read it panics of: the process ends then.
+        let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.dispatch_one(event)));
+        attempt.unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+            if !text.contains("the log is damaged") {
+                std::panic::resume_unwind(Box::new(text));
+            }
+            self.kernel.note(format_args!("{node} panics: {text}"));
+            self.crash_for(node)
+        })
+    }
+
+    fn dispatch_one(&mut self, event: Event) -> Result<(), String> {
         match event {
             Event::Deliver(envelope) => {
                 let to = envelope.to;
@@ -512,6 +538,10 @@ impl World {
                 self.start(id)?;
             }
         }
+        // As many as are needed stay.
+        while self.clocks.len() - self.drained.len() < self.cluster.replicas as usize {
+            self.drained.pop_first();
+        }
         // Longer than any message takes and any map is believed.
         let earliest = self.kernel.now + if self.faults { 8 * SECOND } else { SECOND };
         let latest = self.kernel.now + QUIET_MAX;
@@ -519,13 +549,33 @@ impl World {
         loop {
             if self.kernel.now >= look_at {
                 look_at = self.kernel.now + 200 * MILLISECOND;
+                self.drain_right();
                 let Some(why) = self.unsettled() else { return Ok(()) };
                 if self.kernel.now > latest {
+                    for store in self.map().map(|map| map.stores).unwrap_or_default() {
+                        let age = store.last_seen;
+                        self.kernel.note(format_args!(
+                            "store {:#x} of kind {} at {} {}: alive {} draining {} offset {} seen {age} {}",
+                            store.id, store.kind, store.host, store.address, store.alive, store.draining,
+                            store.clock_offset, store.problem
+                        ));
+                    }
                     return Err(format!("the cluster does not come to rest: {why}"));
                 }
             }
             if !self.turn()? {
                 return Err("nothing happens any more".to_owned());
+            }
+        }
+    }
+
+    /// Asks again for what was lost of what was asked for about drained hosts.
+    fn drain_right(&mut self) {
+        let Some(map) = self.map() else { return };
+        for machine in 0..self.clocks.len() {
+            let (host, drained) = (format!("host{machine}"), self.drained.contains(&machine));
+            if map.stores.iter().any(|store| store.host == host && store.draining != drained) {
+                self.operator(pb::registry_request::Op::DrainHost(pb::DrainHost { host, undo: !drained }));
             }
         }
     }

@@ -59,8 +59,9 @@ impl Me {
         u64::try_from(drifted).unwrap_or(0)
     }
 
+    /// Its wall clock: set right again and again, so it does not drift away.
     pub fn wall(&self, kernel: &Kernel) -> Time {
-        wall(self.monotonic(kernel.now), self.skew)
+        wall(kernel.now, self.skew)
     }
 
     pub fn now(&self, kernel: &Kernel) -> Now {
