@@ -4,30 +4,41 @@
 //! answer was made, so that a reader's clock does not matter.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use eggs_proto::limits::SHARDS;
-use eggs_proto::{BlockServiceId, ClusterId, Time, flags, pb};
+use eggs_proto::{BlockServiceId, ClusterId, GroupId, StoreId, Time, flags, pb};
 use eggs_shuckle_core::summary::{class_name, summarize};
-use eggs_shuckle_core::{Capacity, State};
+use eggs_shuckle_core::{Capacity, State, groups_of, kind_name};
+use pb::StoreKind;
 use serde::Serialize;
 
 /// What is known of the cluster at one moment.
 #[derive(Debug, Clone)]
 pub struct Known {
     pub cluster: ClusterId,
-    /// When the cluster was founded.
+    /// When the cluster was founded; unset: not known here yet.
     pub created_at: Time,
-    /// When this shuckle started.
-    pub started: Time,
+    /// Since this shuckle started.
+    pub uptime: Duration,
+    /// This shuckle leads the registry.
+    pub leads: bool,
+    /// HOST:PORT of the other one that does.
+    pub leader: String,
+    /// The clock of the map.
     pub now: Time,
     pub map: pb::ClusterMapReply,
+    /// Why the map is not of now.
+    pub trouble: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
 pub struct Cluster {
     #[serde(flatten)]
     pub summary: Summary,
-    pub shards: Vec<Shard>,
+    pub shards: Vec<Group>,
+    /// The coordinator's group and the registry's.
+    pub groups: Vec<Group>,
+    pub stores: Vec<Store>,
     pub block_services: Vec<BlockService>,
 }
 
@@ -37,13 +48,45 @@ pub struct Summary {
     pub cluster_id: String,
     pub created_at_ns: u64,
     pub uptime_ms: u64,
+    /// How many replicas every group is to have.
+    pub replicas: u32,
     pub health: Health,
+    pub registry: Leader,
+    pub hosts: Vec<Host>,
     pub shard_counts: ShardCounts,
     pub block_service_counts: BlockServiceCounts,
     pub total: Space,
     pub classes: Vec<Class>,
     pub failure_domains: Vec<FailureDomain>,
     pub crossdir: Crossdir,
+}
+
+/// Who speaks for the registry.
+#[derive(Debug, Serialize)]
+pub struct Leader {
+    /// The shuckle that answers leads.
+    pub here: bool,
+    /// HOST:PORT of the other one that leads; empty: this one does, or none.
+    pub leader: String,
+    /// Not empty: nobody can be asked, and what is shown was known before.
+    pub trouble: String,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Host {
+    pub name: String,
+    pub alive: bool,
+    pub stores: u32,
+    pub stores_alive: u32,
+    pub replicas: u32,
+    pub leaders: u32,
+    pub draining: bool,
+    /// How that is going, in words; empty: it is not drained, or it is empty.
+    pub drain: String,
+    /// What a drain has to move still, and how many of those no other host can take.
+    pub to_move: u32,
+    pub stuck: u32,
+    pub clock_offset_ms: i64,
 }
 
 #[derive(Debug, Serialize)]
@@ -66,7 +109,10 @@ pub struct Reason {
 
 #[derive(Debug, Default, Serialize)]
 pub struct ShardCounts {
+    /// With a live leader …
     pub alive: usize,
+    /// … of those, with fewer live replicas than there are to be, or on their way to others.
+    pub degraded: usize,
     pub stale: usize,
     pub missing: usize,
 }
@@ -83,23 +129,78 @@ pub struct BlockServiceCounts {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum ShardState {
+pub enum GroupState {
     Alive,
-    /// Not heard of lately.
+    /// It works, with fewer live replicas than there are to be, or on its way to others.
+    Degraded,
+    /// Nobody leads it, as far as is known.
     Stale,
-    /// Never registered.
+    /// Not founded yet.
     Missing,
 }
 
 #[derive(Debug, Serialize)]
-pub struct Shard {
+pub struct Group {
+    /// The shard, or 256 the coordinator, 257 the registry.
     pub shard: u32,
-    pub state: ShardState,
-    /// Empty when missing.
+    pub state: GroupState,
+    /// Where its leader is; empty: nobody leads.
     pub address: String,
+    pub leader: Option<String>,
+    /// The store that is to lead while it can.
+    pub preferred: Option<String>,
+    pub replicas: Vec<Replica>,
+    /// Stores that are to be voters and are none yet.
+    pub coming: Vec<String>,
     pub last_seen_ms_ago: Option<u64>,
+    pub term: u64,
     pub applied_index: u64,
     pub log_bytes: u64,
+}
+
+/// A store's part in a group.
+#[derive(Debug, Serialize)]
+pub struct Replica {
+    pub store: String,
+    /// "leader", "voter", "learner".
+    pub role: &'static str,
+    pub alive: bool,
+    /// It is to go.
+    #[serde(skip_serializing_if = "is_false")]
+    pub leaving: bool,
+    /// Entries it is behind.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub lag: u64,
+    /// A snapshot on its way to it, in percent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<u64>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
+#[derive(Debug, Serialize)]
+pub struct Store {
+    pub id: String,
+    /// "shard", "crossdir", "shuckle".
+    pub kind: &'static str,
+    pub host: String,
+    pub address: String,
+    pub alive: bool,
+    pub draining: bool,
+    pub last_seen_ms_ago: Option<u64>,
+    pub registered_at_ns: u64,
+    pub clock_offset_ms: i64,
+    pub problem: String,
+    pub replicas: u32,
+    pub leaders: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -188,7 +289,13 @@ pub struct Crossdir {
 
 impl Known {
     pub fn cluster(&self) -> Cluster {
-        Cluster { summary: self.summary(), shards: self.shards(), block_services: self.block_services() }
+        Cluster {
+            summary: self.summary(),
+            shards: self.shards(),
+            groups: self.groups(&[GroupId::CROSSDIR, GroupId::SHUCKLE]),
+            stores: self.stores(),
+            block_services: self.block_services(),
+        }
     }
 
     pub fn summary(&self) -> Summary {
@@ -200,49 +307,123 @@ impl Known {
             space: capacity.into(),
         };
         let domain = |(name, capacity): (String, Capacity)| FailureDomain { name, space: capacity.into() };
+        let coordinator = self.groups(&[GroupId::CROSSDIR]).into_iter().next();
         Summary {
             version: eggs_daemon::VERSION,
             cluster_id: self.cluster.to_string(),
             created_at_ns: self.created_at.0,
-            uptime_ms: milliseconds(self.now, self.started),
-            health: health(summary.state, summary.reasons),
+            uptime_ms: u64::try_from(self.uptime.as_millis()).unwrap_or(u64::MAX),
+            replicas: map.replicas,
+            health: match &self.trouble {
+                None => health(summary.state, summary.reasons),
+                // What was wrong before says nothing of now.
+                Some(text) => health(State::Unavailable, vec![unavailable(text.clone())]),
+            },
+            registry: Leader {
+                here: self.leads,
+                leader: self.leader.clone(),
+                trouble: self.trouble.clone().unwrap_or_default(),
+            },
+            hosts: summary.hosts.into_iter().map(host).collect(),
             shard_counts: self.shard_counts(),
             block_service_counts: self.block_service_counts(),
             total: summary.total.into(),
             classes: summary.classes.into_iter().map(class).collect(),
             failure_domains: summary.failure_domains.into_iter().map(domain).collect(),
             crossdir: Crossdir {
-                address: map.crossdir_address.clone(),
-                alive: map.crossdir_alive,
+                address: coordinator.map(|group| group.address).unwrap_or_default(),
+                alive: summary.crossdir_alive,
                 transactions: map.crossdir_transactions,
             },
         }
     }
 
     /// All 256, in order.
-    pub fn shards(&self) -> Vec<Shard> {
-        let places: BTreeMap<u32, &pb::ShardPlace> =
-            self.map.shards.iter().map(|place| (place.shard, place)).collect();
-        (0..u32::from(SHARDS))
-            .map(|shard| match places.get(&shard) {
-                None => Shard {
-                    shard,
-                    state: ShardState::Missing,
-                    address: String::new(),
-                    last_seen_ms_ago: None,
-                    applied_index: 0,
-                    log_bytes: 0,
+    pub fn shards(&self) -> Vec<Group> {
+        self.groups(&groups_of(StoreKind::StoreShard).collect::<Vec<_>>())
+    }
+
+    fn groups(&self, groups: &[GroupId]) -> Vec<Group> {
+        let places: BTreeMap<u32, &pb::GroupPlace> =
+            self.map.groups.iter().map(|place| (place.group, place)).collect();
+        let stores: BTreeMap<u64, &pb::StoreInfo> =
+            self.map.stores.iter().map(|info| (info.id, info)).collect();
+        let group = |&id: &GroupId| match places.get(&u32::from(id.0)) {
+            Some(place) => self.group(place, &stores),
+            None => missing(u32::from(id.0)),
+        };
+        groups.iter().map(group).collect()
+    }
+
+    fn group(&self, place: &pb::GroupPlace, stores: &BTreeMap<u64, &pb::StoreInfo>) -> Group {
+        let replica = |id: u64, learner: bool| {
+            let progress = place.progress.iter().find(|progress| progress.store == id);
+            // A leader that has not heard of it yet knows nothing of how far it is.
+            let matched = progress.map(|progress| progress.matched_index).filter(|&matched| matched != 0);
+            let snapshot = progress.filter(|progress| progress.snapshot_total > 0);
+            Replica {
+                store: StoreId(id).to_string(),
+                role: match (id == place.leader, learner) {
+                    (true, _) => "leader",
+                    (false, true) => "learner",
+                    (false, false) => "voter",
                 },
-                Some(place) => Shard {
-                    shard,
-                    state: if place.alive { ShardState::Alive } else { ShardState::Stale },
-                    address: place.address.clone(),
-                    last_seen_ms_ago: self.age(place.last_seen),
-                    applied_index: place.applied_index,
-                    log_bytes: place.log_bytes,
-                },
-            })
-            .collect()
+                alive: stores.get(&id).is_some_and(|info| info.alive),
+                leaving: !place.wanted.is_empty() && !place.wanted.contains(&id),
+                lag: matched.map_or(0, |matched| place.applied_index.saturating_sub(matched)),
+                snapshot: snapshot.map(|of| of.snapshot_sent.saturating_mul(100) / of.snapshot_total),
+            }
+        };
+        let voters = place.voters.iter().map(|&id| replica(id, false));
+        let replicas: Vec<Replica> =
+            voters.chain(place.learners.iter().map(|&id| replica(id, true))).collect();
+        let coming: Vec<String> = place
+            .wanted
+            .iter()
+            .filter(|id| !place.voters.contains(id))
+            .map(|&id| StoreId(id).to_string())
+            .collect();
+        let whole = coming.is_empty()
+            && replicas.iter().all(|replica| replica.alive && replica.role != "learner" && !replica.leaving)
+            && replicas.len() >= self.map.replicas as usize;
+        Group {
+            shard: place.group,
+            state: match (place.alive, whole) {
+                (true, true) => GroupState::Alive,
+                (true, false) => GroupState::Degraded,
+                (false, _) => GroupState::Stale,
+            },
+            address: stores.get(&place.leader).map(|info| info.address.clone()).unwrap_or_default(),
+            leader: (place.leader != 0).then(|| StoreId(place.leader).to_string()),
+            preferred: (place.preferred != 0).then(|| StoreId(place.preferred).to_string()),
+            replicas,
+            coming,
+            last_seen_ms_ago: self.age(place.last_seen),
+            term: place.term,
+            applied_index: place.applied_index,
+            log_bytes: place.log_bytes,
+        }
+    }
+
+    /// In the order of hosts and kinds.
+    pub fn stores(&self) -> Vec<Store> {
+        let mut stores: Vec<&pb::StoreInfo> = self.map.stores.iter().collect();
+        stores.sort_by_key(|info| (&info.host, info.kind, info.id));
+        let store = |info: &pb::StoreInfo| Store {
+            id: StoreId(info.id).to_string(),
+            kind: kind_name(info.kind()),
+            host: info.host.clone(),
+            address: info.address.clone(),
+            alive: info.alive,
+            draining: info.draining,
+            last_seen_ms_ago: self.age(info.last_seen),
+            registered_at_ns: info.registered_at,
+            clock_offset_ms: info.clock_offset / 1_000_000,
+            problem: info.problem.clone(),
+            replicas: info.replicas,
+            leaders: info.leaders,
+        };
+        stores.into_iter().map(store).collect()
     }
 
     pub fn block_services(&self) -> Vec<BlockService> {
@@ -272,9 +453,13 @@ impl Known {
         let mut counts = ShardCounts::default();
         for shard in self.shards() {
             match shard.state {
-                ShardState::Alive => counts.alive += 1,
-                ShardState::Stale => counts.stale += 1,
-                ShardState::Missing => counts.missing += 1,
+                GroupState::Alive => counts.alive += 1,
+                GroupState::Degraded => {
+                    counts.alive += 1;
+                    counts.degraded += 1;
+                }
+                GroupState::Stale => counts.stale += 1,
+                GroupState::Missing => counts.missing += 1,
             }
         }
         counts
@@ -303,8 +488,12 @@ impl Known {
     pub fn record(&self) {
         let summary = self.summary();
         let shards = summary.shard_counts;
-        for (state, count) in [("alive", shards.alive), ("stale", shards.stale), ("missing", shards.missing)]
-        {
+        for (state, count) in [
+            ("alive", shards.alive),
+            ("degraded", shards.degraded),
+            ("stale", shards.stale),
+            ("missing", shards.missing),
+        ] {
             metrics::gauge!("eggs_shuckle_shards", "state" => state).set(count as f64);
         }
         let disks = summary.block_service_counts;
@@ -345,6 +534,42 @@ fn health(state: State, reasons: Vec<eggs_shuckle_core::Reason>) -> Health {
         text: reason.text,
     };
     Health { state: state.as_str(), level, reasons: reasons.into_iter().map(reason).collect() }
+}
+
+fn missing(shard: u32) -> Group {
+    Group {
+        shard,
+        state: GroupState::Missing,
+        address: String::new(),
+        leader: None,
+        preferred: None,
+        replicas: Vec::new(),
+        coming: Vec::new(),
+        last_seen_ms_ago: None,
+        term: 0,
+        applied_index: 0,
+        log_bytes: 0,
+    }
+}
+
+fn host(host: eggs_shuckle_core::Host) -> Host {
+    Host {
+        drain: host.drain().unwrap_or_default(),
+        name: host.name,
+        alive: host.alive,
+        stores: host.stores,
+        stores_alive: host.stores_alive,
+        replicas: host.replicas,
+        leaders: host.leaders,
+        draining: host.draining,
+        to_move: host.to_move,
+        stuck: host.stuck,
+        clock_offset_ms: host.clock_offset / 1_000_000,
+    }
+}
+
+fn unavailable(text: String) -> eggs_shuckle_core::Reason {
+    eggs_shuckle_core::Reason { state: State::Unavailable, text }
 }
 
 /// "1 disk lost: …", "3 disks lost: …".

@@ -37,6 +37,9 @@ fn api() -> Router<Registry> {
     Router::new()
         .route("/cluster", get(|registry| answer(registry, Known::cluster)))
         .route("/status", get(|registry| answer(registry, Known::summary)))
+        .route("/summary", get(|registry| answer(registry, Known::summary)))
+        .route("/stores", get(|registry| answer(registry, |known| json!({ "stores": known.stores() }))))
+        .route("/hosts", get(|registry| answer(registry, |known| json!({ "hosts": known.summary().hosts }))))
         .route("/shards", get(|registry| answer(registry, |known| json!({ "shards": known.shards() }))))
         .route(
             "/block-services",

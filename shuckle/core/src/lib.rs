@@ -54,6 +54,6 @@ pub mod validate;
 pub use health::{Health, REPLACE_AFTER, Reported, Step};
 pub use machine::{RegistryMachine, hello};
 pub use planner::plan;
-pub use schema::{groups_of, kind_name, kind_of};
+pub use schema::{groups_of, kind_name, kind_of, store_addresses};
 pub use summary::{Capacity, Reason, State, Summary, summarize};
 pub use troubles::{Host, hosts};
