@@ -1,6 +1,6 @@
 //! One group's log as raft reads it: bounds in memory, the newest entries cached, the rest fetched.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError as RaftStorageError};
 
 use crate::membership::Membership;
-use crate::storage::{GroupId, LogState, LogStore, SnapshotMeta};
+use crate::storage::{GroupId, LogState, LogStore, SnapshotMeta, StorageError};
 
 /// Entries kept in memory until they are applied; a group further behind reads the log again.
 const CACHE_ENTRIES_MAX: usize = 4096;
@@ -27,6 +27,8 @@ pub(crate) struct GroupLog<L> {
     snapshot: Option<SnapshotMeta>,
     /// Raft asked for a snapshot that is not there.
     snapshot_asked: Cell<bool>,
+    /// The store failed while raft was reading, which has no way to say so.
+    failure: RefCell<Option<StorageError>>,
 }
 
 impl<L: LogStore> GroupLog<L> {
@@ -42,7 +44,19 @@ impl<L: LogStore> GroupLog<L> {
         // What the log holds up to the snapshot counts as truncated, whether or not it is gone yet.
         let last = state.last.max(before.0);
         let (conf, cache, snapshot_asked) = (membership.to_conf(), VecDeque::new(), Cell::new(false));
-        GroupLog { group, store, hard: state.hard, conf, before, last, cache, snapshot, snapshot_asked }
+        let failure = RefCell::new(None);
+        GroupLog {
+            group,
+            store,
+            hard: state.hard,
+            conf,
+            before,
+            last,
+            cache,
+            snapshot,
+            snapshot_asked,
+            failure,
+        }
     }
 
     /// The index the log begins after.
@@ -62,6 +76,11 @@ impl<L: LogStore> GroupLog<L> {
     /// Whether a snapshot is needed that is not there; told once.
     pub(crate) fn take_snapshot_asked(&self) -> bool {
         self.snapshot_asked.take()
+    }
+
+    /// Why reading failed, if it did since this was asked last.
+    pub(crate) fn take_failure(&self) -> Option<StorageError> {
+        self.failure.take()
     }
 
     /// All entries are gone; the log goes on after (index, term).
@@ -130,10 +149,10 @@ impl<L: LogStore> Storage for GroupLog<L> {
         }
         let max_bytes = max_size.into().unwrap_or(u64::MAX);
         if self.cached(low).is_none() {
-            return self
-                .store
-                .entries(self.group, low, high, max_bytes)
-                .map_err(|error| raft::Error::Store(RaftStorageError::Other(Box::new(error))));
+            return self.store.entries(self.group, low, high, max_bytes).map_err(|error| {
+                self.failure.replace(Some(error));
+                raft::Error::Store(RaftStorageError::LogTemporarilyUnavailable)
+            });
         }
         let mut bytes = 0;
         let cached = (low..high).map_while(|index| self.cached(index));
@@ -155,8 +174,10 @@ impl<L: LogStore> Storage for GroupLog<L> {
             return Ok(entry.term);
         }
         let context = GetEntriesContext::empty(false);
-        let entries = self.entries(index, index + 1, None, context)?;
-        entries.first().map(|entry| entry.term).ok_or(raft::Error::Store(RaftStorageError::Unavailable))
+        // Raft bears no other error here.
+        let unavailable = || raft::Error::Store(RaftStorageError::Unavailable);
+        let entries = self.entries(index, index + 1, None, context).map_err(|_| unavailable())?;
+        entries.first().map(|entry| entry.term).ok_or_else(unavailable)
     }
 
     fn first_index(&self) -> raft::Result<u64> {

@@ -100,6 +100,11 @@ where
             return Ok(());
         };
         let vote = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
+        if vote && replica.applied.index == 0 {
+            // What it once acknowledged, before it was removed and its log went, it knows again only with its first
+            // snapshot (CO-8): until then it could help to elect somebody who lacks it.
+            return Ok(());
+        }
         if vote && self.options.lease && just_opened && replica.applied.index > 1 {
             // What was promised to a leader before the restart is not remembered: it may still have its lease.
             return Ok(());

@@ -12,6 +12,8 @@ use crate::peer::{Now, PeerBatch, PeerMessage};
 const HEARTBEAT_TICKS: u64 = 2;
 /// A round trip longer than this says little about the clocks.
 const ROUND_TRIP_MAX: Duration = Duration::from_secs(1);
+/// Stores that have no group in common with this one, and yet speak to it: somebody makes them members.
+const STRANGERS_MAX: usize = 64;
 /// Ticks after which a measured offset is not the best any more, however short its round trip.
 const OFFSET_TICKS: u64 = 100;
 
@@ -30,6 +32,8 @@ struct Peer {
     boot: u64,
     heard_at: u64,
     silent: bool,
+    /// No member of any group here, but it spoke: it has to hear that we are there.
+    stranger: bool,
     told_at: u64,
     /// Its last heartbeat: when it was sent (its clock), when it came (ours).
     echo: Option<(u64, Duration)>,
@@ -67,10 +71,11 @@ impl Peers {
 
     /// From now on these are the peers.
     pub(crate) fn set(&mut self, stores: &BTreeSet<StoreId>, tick: u64) {
-        self.peers.retain(|store, _| stores.contains(store));
+        self.peers.retain(|store, peer| peer.stranger || stores.contains(store));
         for &store in stores {
             // Given the time to say something before it counts as silent.
-            self.peers.entry(store).or_insert_with(|| Peer { heard_at: tick, ..Peer::default() });
+            let peer = self.peers.entry(store).or_insert_with(|| Peer { heard_at: tick, ..Peer::default() });
+            peer.stranger = false;
         }
     }
 
@@ -86,6 +91,13 @@ impl Peers {
         tick: u64,
         now: Now,
     ) -> Heard {
+        if !self.peers.contains_key(&from) {
+            let strangers = self.peers.values().filter(|peer| peer.stranger).count();
+            if strangers >= STRANGERS_MAX {
+                return Heard::AsEver;
+            }
+            self.peers.insert(from, Peer { stranger: true, ..Peer::default() });
+        }
         let Some(peer) = self.peers.get_mut(&from) else { return Heard::AsEver };
         let restarted = peer.boot != 0 && peer.boot != heartbeat.boot;
         let back = std::mem::take(&mut peer.silent);
@@ -104,6 +116,7 @@ impl Peers {
 
     /// Peers that have been silent for `ticks` since this very tick.
     pub(crate) fn fallen_silent(&mut self, tick: u64, ticks: u64) -> Vec<StoreId> {
+        self.peers.retain(|_, peer| !peer.stranger || tick.saturating_sub(peer.heard_at) < ticks);
         let fallen = |(&store, peer): (&StoreId, &mut Peer)| {
             let fallen = !peer.silent && tick.saturating_sub(peer.heard_at) >= ticks;
             peer.silent |= fallen;

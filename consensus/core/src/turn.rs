@@ -182,6 +182,9 @@ where
         let mut diverged = Vec::new();
         for id in dirty {
             let Some(replica) = self.replicas.get_mut(&id) else { continue };
+            if let Some(error) = replica.node.store().take_failure() {
+                return Err(HostError { group: id, error });
+            }
             if replica.node.has_ready() {
                 self.dirty.insert(id);
             }

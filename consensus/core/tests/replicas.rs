@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
+use eggs_consensus_core::eraftpb::MessageType;
 use eggs_consensus_core::memory::{MemoryLog, MemorySnapshots, MemoryState, rows};
 use eggs_consensus_core::{
-    Grant, GroupId, Host, HostOptions, Now, PeerBatch, Proposal, ProposalId, ReadTicket, Role, TICK, Wanted,
+    Grant, GroupId, Host, HostOptions, Now, PeerBatch, PeerMessage, Proposal, ProposalId, ReadTicket, Role,
+    TICK, Wanted, eraftpb,
 };
 use eggs_machine::group::Applied;
 use eggs_machine::{Machine, Outcome, Table, TableError, Tx};
@@ -441,5 +443,39 @@ fn damaged_state_is_found_when_the_group_goes_to_sleep() {
     net.crash(follower);
     net.start(follower);
     net.ticks(40);
+    net.same_everywhere(&[1, 2, 3]);
+}
+
+#[test]
+fn a_replica_that_waits_for_its_first_snapshot_elects_nobody() {
+    let mut net = Net::new(&[9], &[], false);
+    let now = net.clock(9);
+    let mut said = Vec::new();
+    for (from, kind, term) in [(1, MessageType::MsgHeartbeat, 5), (2, MessageType::MsgRequestVote, 7)] {
+        let mut message = eraftpb::Message { from, to: 9, term, ..eraftpb::Message::default() };
+        message.set_msg_type(kind);
+        let messages = vec![(GROUP, PeerMessage::Raft(message))];
+        net.host(9).receive(StoreId(from), PeerBatch { messages, ..PeerBatch::default() }, now).unwrap();
+        net.host(9).turn(now, &mut |to, batch| said.push((to, batch))).unwrap();
+    }
+    let answers = said.iter().flat_map(|(to, batch)| batch.messages.iter().map(move |message| (to, message)));
+    let to: Vec<_> = answers.map(|(to, _)| to.0).collect();
+    assert!(to.contains(&1), "it follows who leads");
+    assert!(!to.contains(&2), "it may have known more once than who asks");
+}
+
+#[test]
+fn a_first_voter_that_was_down_when_the_group_was_founded_gets_it_later() {
+    let mut net = Net::new(&[], &[], false);
+    for id in [1, 2] {
+        net.start(id);
+        net.host(id).found(&[(GROUP, stores(&[1, 2, 3]))]).unwrap();
+    }
+    let leader = net.elect();
+    net.write(leader, 1, "a=1");
+    net.ticks(60);
+    assert!(net.hosts.values().all(|host| host.status(GROUP).unwrap().asleep), "without the third");
+    net.start(3);
+    net.ticks(30);
     net.same_everywhere(&[1, 2, 3]);
 }
