@@ -203,8 +203,10 @@ impl Sender {
                 backoff = BACKOFF_MIN;
                 self.told = None;
             }
-            tokio::time::sleep(jittered(backoff)).await;
-            backoff = (backoff * 2).min(BACKOFF_MAX);
+            tokio::select! {
+                () = tokio::time::sleep(jittered(backoff)) => backoff = (backoff * 2).min(BACKOFF_MAX),
+                () = moved(&mut addresses, self.to, &address) => backoff = BACKOFF_MIN,
+            }
         }
     }
 
