@@ -339,19 +339,63 @@ fn super_up_refuses_fewer(data: &Path) {
 }
 
 #[test]
+fn three_hosts_in_one_process() {
+    let folder = scratch();
+    let data = folder.path().join("data");
+    let contents = bytes(3_000_000, 7);
+    let up = Up::start_with(&data, &["--replicas", "3"]);
+    let status = up.ctl().ok("status --json --check").json();
+    assert_eq!((&status["replicas"], status["disks"].as_array().unwrap().len()), (&3.into(), 9), "{status}");
+    let id = status["cluster_id"].clone();
+    up.ctl().run_with(["put", "-", "/f"], &contents).ok();
+    up.ctl().ok("mkdir -p /a/b/c");
+    up.stop();
+    // What it has, without being told.
+    let again = Up::start(&data);
+    assert_eq!(again.ctl().ok("cat /f").stdout, contents);
+    again.ctl().ok("mkdir /d");
+    again.kill();
+    let other = up_refused(&data, "1");
+    assert!(other.contains("has 3"), "{other}");
+    let again = Up::start_with(&data, &["--replicas", "3"]);
+    let status = again.ctl().ok("status --json --check").json();
+    assert_eq!((&status["cluster_id"], &status["replicas"]), (&id, &3.into()), "{status}");
+    assert_eq!(again.ctl().ok("cat /f").stdout, contents);
+    assert_eq!(again.ctl().names("/"), ["a", "d", "f"]);
+    again.kill();
+    // A host that has lost everything is given it again.
+    for part in ["shuckle", "shard", "crossdir"] {
+        fs::remove_dir_all(data.join("host-3").join(part)).unwrap();
+    }
+    let again = Up::start(&data);
+    assert_eq!(again.ctl().ok("cat /f").stdout, contents);
+    again.ctl().assert_clean();
+    again.stop();
+}
+
+fn up_refused(data: &Path, replicas: &str) -> String {
+    up(data, &["--replicas", replicas]).code(1).stderr
+}
+
+#[test]
 fn killed_while_it_starts() {
     let folder = scratch();
     let data = folder.path().join("data");
     // At other moments of its first start each time, and of its starts after it.
-    for milliseconds in [0, 5, 15, 30, 60, 120, 250] {
-        let mut process: Process = Up::spawn(&data, &[]);
-        let moment = Duration::from_millis(milliseconds);
-        process.try_wait_for(moment, |line| line.starts_with("ready in ").then_some(()));
-        process.kill();
+    for (replicas, disks) in [("1", 8), ("3", 9)] {
+        let data = data.join(replicas);
+        fs::create_dir_all(&data).unwrap();
+        for milliseconds in [0, 5, 15, 30, 60, 120, 250, 500] {
+            let mut process: Process = Up::spawn(&data, &["--replicas", replicas]);
+            let moment = Duration::from_millis(milliseconds);
+            process.try_wait_for(moment, |line| line.starts_with("ready in ").then_some(()));
+            process.kill();
+        }
+        let up = Up::start_with(&data, &["--replicas", replicas]);
+        up.ctl().ok("create-test-file /hello");
+        let status = up.ctl().ok("status --json --check").json();
+        assert_eq!(status["disks"].as_array().unwrap().len(), disks, "{status}");
+        up.ctl().assert_clean();
+        up.stop();
     }
-    let up = Up::start(&data);
-    up.ctl().ok("create-test-file /hello");
-    assert_eq!(up.ctl().ok("status --json --check").json()["disks"].as_array().unwrap().len(), 8);
-    up.ctl().assert_clean();
-    up.stop();
 }
