@@ -198,9 +198,9 @@ mod tests {
         map.stores[3].clock_offset = 12_300_000;
         assert_eq!(
             host_table(&map),
-            "HOST  STATE                                                                                                      REPLICAS  LEADERS   CLOCK  STORES\n\
-             a     away, last seen 1s ago                                                                                          258        0    0 ms  a:5000 shard, crossdir, shuckle\n\
-             b     ok                                                                                                              258      768  +12 ms  b:5000 shard, crossdir, shuckle\n\
+            "HOST  STATE                                                                                            REPLICAS  LEADERS   CLOCK  STORES\n\
+             a     away, last seen 1s ago                                                                                258        0    0 ms  a:5000 shard, crossdir, shuckle\n\
+             b     ok                                                                                                    258      768  +12 ms  b:5000 shard, crossdir, shuckle\n\
              c     draining: 258 replicas still to move, 258 of them wait for another live host that can take them       258        0    0 ms  c:5000 shard, crossdir, shuckle"
         );
     }
