@@ -457,6 +457,10 @@ impl<M: Machine + Clone + 'static> Replica<M> {
             kernel.note(format_args!("{} {group}: {role:?}", me.id));
             if let Role::Leader { term } = role {
                 kernel.oracle.leads(group, term, self.store);
+                if let Some(view) = host.local_view(group) {
+                    // No instant it gives is before one that was given.
+                    self.clock.observe(group::clock(view).map_err(|error| error.to_string())?, Time::MAX);
+                }
             }
         }
         for answer in turn.answers.iter().filter(|answer| answer.proposal.is_some()) {

@@ -272,7 +272,11 @@ impl<'a> Checker<'a> {
             };
             if !right {
                 let outcome = operation.outcome;
-                self.wrong.push(format!("{} ({outcome:?}): {had} of {claimed} effects", describe(operation)));
+                let (seen, heard) = (operation.seen, operation.heard);
+                self.wrong.push(format!(
+                    "{} ({outcome:?}): {had} of {claimed} effects; after {seen:?}, up to {heard:?}",
+                    describe(operation)
+                ));
             }
         }
     }
