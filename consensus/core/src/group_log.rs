@@ -22,6 +22,8 @@ pub(crate) struct GroupLog<L> {
     /// The entry before `first`: what the snapshot stands for.
     before: (u64, u64),
     last: u64,
+    /// Of the entry at `last`: raft takes no error when it asks for that.
+    last_term: u64,
     cache: VecDeque<Entry>,
     /// What can be sent to a follower.
     snapshot: Option<SnapshotMeta>,
@@ -32,12 +34,14 @@ pub(crate) struct GroupLog<L> {
 }
 
 impl<L: LogStore> GroupLog<L> {
-    /// `before`: index and term the log begins after; `membership`: of the applied state.
+    /// `before`: index and term the log begins after; `last_term`: of its last entry; `membership`: of the applied
+    /// state.
     pub(crate) fn new(
         group: GroupId,
         store: Arc<L>,
         state: LogState,
         before: (u64, u64),
+        last_term: u64,
         membership: &Membership,
         snapshot: Option<SnapshotMeta>,
     ) -> Self {
@@ -52,6 +56,7 @@ impl<L: LogStore> GroupLog<L> {
             conf,
             before,
             last,
+            last_term,
             cache,
             snapshot,
             snapshot_asked,
@@ -87,7 +92,7 @@ impl<L: LogStore> GroupLog<L> {
     pub(crate) fn restarted(&mut self, index: u64, term: u64) {
         self.cache.clear();
         self.before = (index, term);
-        self.last = index;
+        (self.last, self.last_term) = (index, term);
     }
 
     /// After the entries were written (durably).
@@ -96,7 +101,8 @@ impl<L: LogStore> GroupLog<L> {
         while self.cache.back().is_some_and(|entry| entry.index >= first) {
             self.cache.pop_back();
         }
-        self.last = entries[entries.len() - 1].index;
+        let last = &entries[entries.len() - 1];
+        (self.last, self.last_term) = (last.index, last.term);
         self.cache.extend(entries);
         while self.cache.len() > CACHE_ENTRIES_MAX {
             self.cache.pop_front();
@@ -169,6 +175,9 @@ impl<L: LogStore> Storage for GroupLog<L> {
         }
         if index < self.before.0 {
             return Err(raft::Error::Store(RaftStorageError::Compacted));
+        }
+        if index == self.last {
+            return Ok(self.last_term);
         }
         if let Some(entry) = self.cached(index) {
             return Ok(entry.term);

@@ -91,7 +91,9 @@ where
         }
         let of_leader =
             matches!(kind, MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot);
-        let known = self.replicas.contains_key(&id) || (of_leader && self.open_waiting(id)?);
+        // Its leader would know a replica that has nothing.
+        let late = kind == MessageType::MsgHeartbeat && message.commit > 0;
+        let known = self.replicas.contains_key(&id) || (of_leader && !late && self.open_waiting(id)?);
         if !known {
             return Ok(());
         }
@@ -107,6 +109,10 @@ where
         }
         if vote && self.options.lease && just_opened && replica.applied.index > 1 {
             // What was promised to a leader before the restart is not remembered: it may still have its lease.
+            return Ok(());
+        }
+        if kind == MessageType::MsgHeartbeat && message.commit > replica.last_index() {
+            // Sent before this replica was removed, and came again.
             return Ok(());
         }
         if kind == MessageType::MsgTimeoutNow && !self.peers.clock_is_good() {

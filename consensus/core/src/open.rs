@@ -129,11 +129,20 @@ where
         };
         log_state.hard.commit = log_state.hard.commit.max(applied.index);
         let entries = log_state.last - before.0;
+        let last_term = match log_state.last {
+            last if last > before.0 => {
+                self.log.entries(id, last, last + 1, u64::MAX)?.first().map(|e| e.term)
+            }
+            _ => Some(before.1),
+        };
+        let last_term =
+            last_term.ok_or_else(|| StorageError::damaged("the last entry of the log is missing"))?;
         let log = GroupLog::new(
             id,
             Arc::clone(&self.log),
             log_state,
             before,
+            last_term,
             &applied.membership,
             snapshot.clone(),
         );
