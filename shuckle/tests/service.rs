@@ -1,121 +1,42 @@
 //! The registry over its real port: founding, registrations, map, flags, restart.
 
-use std::io::{Read, Write};
-use std::net::SocketAddr;
-use std::path::Path;
-use std::time::Duration;
+mod common;
 
-use eggs_daemon::registry::{Registry, RegistryCallError};
-use eggs_daemon::{CancellationToken, Secret, metrics, server};
+use common::{SECRET, Shuckle, config, disk, disks, eventually, listener, refused, register, store};
+use eggs_daemon::registry::Registry;
+use eggs_proto::limits::PROTOCOL_VERSION;
+use eggs_proto::pb::StoreKind::{StoreCrossdir, StoreShard};
 use eggs_proto::pb::registry_reply::Result as Answer;
 use eggs_proto::pb::registry_request::Op;
 use eggs_proto::{ClusterId, RegistryError, ServiceError, flags, pb};
 use eggs_shuckle::{Config, SecretSource, Service};
-use tokio::task::JoinHandle;
 
-const SECRET: [u8; 32] = [5; 32];
-
-struct Shuckle {
-    service: Service,
-    address: SocketAddr,
-    stop: CancellationToken,
-    served: JoinHandle<()>,
-}
-
-impl Shuckle {
-    async fn start(directory: &Path) -> Shuckle {
-        let secret = SecretSource::Given(Secret::from_bytes(SECRET));
-        let service =
-            Service::open(Config { directory: directory.to_owned(), secret, patience: Duration::ZERO })
-                .await
-                .unwrap();
-        let listener = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let stop = CancellationToken::new();
-        let router = service.router().merge(metrics::router(service.health()));
-        let served = tokio::spawn(server::serve(listener, router, stop.clone()));
-        Shuckle { service, address, stop, served }
-    }
-
-    async fn join(&self, secret: Option<[u8; 32]>) -> Registry {
-        let secret = secret.map(Secret::from_bytes);
-        let address = self.address.to_string();
-        let joined = Registry::join(&address, secret, None, &self.stop);
-        tokio::time::timeout(Duration::from_secs(20), joined).await.expect("no answer to hello").unwrap()
-    }
-
-    async fn stop(self) {
-        self.stop.cancel();
-        self.served.await.unwrap();
-        self.service.stop().await;
-    }
-
-    async fn page(&self, path: &str) -> String {
-        let (address, path) = (self.address, path.to_owned());
-        let get = move || {
-            let mut stream = std::net::TcpStream::connect(address).unwrap();
-            write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).unwrap();
-            answer
-        };
-        tokio::task::spawn_blocking(get).await.unwrap()
-    }
-
-    async fn json(&self, path: &str) -> serde_json::Value {
-        let answer = self.page(path).await;
-        let body = answer.split_once("\r\n\r\n").unwrap().1;
-        serde_json::from_str(body).unwrap_or_else(|error| panic!("{path}: {error} in {answer}"))
-    }
-}
-
-fn disk(id: u64, key: u8) -> pb::BlockServiceReport {
-    pb::BlockServiceReport {
-        id,
-        key: vec![key; 32].into(),
-        storage_class: 3,
-        failure_domain: format!("domain-{id}"),
-        path: format!("/disks/{id:02}"),
-        capacity_bytes: 1000,
-        available_bytes: 600,
-        used_bytes: 400,
-        blocks: 7,
-        ..pb::BlockServiceReport::default()
-    }
-}
-
-fn disks(disks: Vec<pb::BlockServiceReport>) -> Op {
-    Op::RegisterBlockServices(pb::RegisterBlockServices {
-        address: "host:5003".to_owned(),
-        failure_domain: "host".to_owned(),
-        block_services: disks,
-    })
-}
-
-fn shards(address: &str, range: std::ops::Range<u32>) -> Op {
-    let report = |shard| pb::ShardReport { shard, leader: true, applied_index: 10, log_bytes: 20 };
-    Op::RegisterShards(pb::RegisterShards {
-        address: address.to_owned(),
-        shards: range.map(report).collect(),
-    })
+fn shards(leads: std::ops::Range<u32>) -> Op {
+    store(11, StoreShard, "host", leads)
 }
 
 fn crossdir() -> Op {
-    Op::RegisterCrossdir(pb::RegisterCrossdir { address: "host:5002".to_owned(), transactions: 2 })
+    store(21, StoreCrossdir, "host", 256..257)
 }
 
-async fn register(registry: &Registry, op: Op) {
-    match registry.call(op).await {
-        Ok(Answer::Registered(_)) => {}
-        other => panic!("not registered: {other:?}"),
+/// Registers a host with everything, as far as it leads its shards.
+async fn host(registry: &Registry, leads: std::ops::Range<u32>) {
+    register(registry, shards(0..0)).await;
+    register(registry, store(21, StoreCrossdir, "host", 0..0)).await;
+    eventually("all groups are founded", async || {
+        registry.map(false).await.unwrap().groups.iter().filter(|place| place.wanted.len() == 1).count()
+            == 258
+    })
+    .await;
+    // Twice: what is new of a store, and of its groups, is logged one after the other.
+    for _ in 0..2 {
+        register(registry, shards(leads.clone())).await;
+        register(registry, crossdir()).await;
     }
 }
 
-async fn refused(registry: &Registry, op: Op) -> RegistryError {
-    match registry.call(op).await {
-        Err(RegistryCallError::Refused { error, .. }) => RegistryError::from_code(error.code).unwrap(),
-        other => panic!("not refused: {other:?}"),
-    }
+fn place(map: &pb::ClusterMapReply, group: u32) -> &pb::GroupPlace {
+    map.groups.iter().find(|place| place.group == group).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,20 +46,18 @@ async fn a_cluster_is_founded_registered_and_found_again() {
     let shuckle = Shuckle::start(&path).await;
     let registry = shuckle.join(Some(SECRET)).await;
     let cluster = registry.cluster();
-    assert_eq!(shuckle.service.cluster(), cluster);
+    assert_eq!((shuckle.service.cluster(), registry.replicas()), (Some(cluster), 1));
 
-    register(&registry, shards("host:5001", 0..256)).await;
-    register(&registry, crossdir()).await;
+    host(&registry, 0..256).await;
     let lost = pb::BlockServiceReport { problem: "gone".to_owned(), ..disk(3, 3) };
     register(&registry, disks(vec![disk(1, 1), disk(2, 2), lost])).await;
 
     let map = registry.map(false).await.unwrap();
-    assert_eq!(map.shards.len(), 256);
-    assert!(map.shards.iter().all(|place| place.alive && place.address == "host:5001"));
-    assert_eq!(
-        (map.crossdir_address.as_str(), map.crossdir_alive, map.crossdir_transactions),
-        ("host:5002", true, 2)
-    );
+    assert_eq!((map.groups.len(), map.replicas), (258, 1));
+    assert!(map.groups[..256].iter().all(|place| place.alive && place.leader == 11 && place.voters == [11]));
+    assert!(place(&map, 256).alive && place(&map, 257).alive, "{:?}", place(&map, 257));
+    assert_eq!(map.stores.iter().filter(|info| info.alive).count(), 3);
+    assert_eq!(map.crossdir_transactions, 2);
     let told: Vec<_> = map.block_services.iter().map(|info| (info.id, info.flags, info.key.len())).collect();
     assert_eq!(told, [(1, 0, 0), (2, 0, 0), (3, flags::LOST, 0)]);
     let keys = registry.map(true).await.unwrap();
@@ -152,7 +71,8 @@ async fn a_cluster_is_founded_registered_and_found_again() {
     let registry = shuckle.join(Some(SECRET)).await;
     assert_eq!(registry.cluster(), cluster);
     let map = registry.map(false).await.unwrap();
-    assert_eq!(map.shards.len(), 256);
+    assert_eq!(map.groups.len(), 258);
+    assert!(map.groups[..256].iter().all(|place| !place.alive && place.voters == [11]));
     assert_eq!(map.block_services.len(), 3);
     assert_ne!(map.block_services[1].flags & flags::NO_WRITE, 0, "a flag was forgotten");
     register(&registry, disks(vec![disk(1, 1), disk(2, 2)])).await;
@@ -169,8 +89,9 @@ async fn what_is_not_allowed_is_refused() {
     let registry = shuckle.join(Some(SECRET)).await;
     for secret in [None, Some([6; 32])] {
         let stranger = shuckle.join(secret).await;
-        assert_eq!(refused(&stranger, shards("evil:1", 0..1)).await, RegistryError::Unauthorized);
-        assert_eq!(refused(&stranger, crossdir()).await, RegistryError::Unauthorized);
+        assert_eq!(refused(&stranger, shards(0..1)).await, RegistryError::Unauthorized);
+        let drain = Op::DrainHost(pb::DrainHost { host: "solo".to_owned(), undo: false });
+        assert_eq!(refused(&stranger, drain).await, RegistryError::Unauthorized);
         assert_eq!(refused(&stranger, disks(vec![disk(1, 1)])).await, RegistryError::Unauthorized);
         assert_eq!(
             refused(&stranger, Op::Map(pb::ClusterMap { with_keys: true })).await,
@@ -179,9 +100,10 @@ async fn what_is_not_allowed_is_refused() {
     }
     register(&registry, disks(vec![disk(1, 1)])).await;
     assert_eq!(refused(&registry, disks(vec![disk(1, 9)])).await, RegistryError::Conflict);
-    register(&registry, shards("host:5001", 0..2)).await;
-    assert_eq!(refused(&registry, shards("other:5001", 1..2)).await, RegistryError::ShardTaken);
-    assert_eq!(refused(&registry, shards("other:5001", 256..257)).await, RegistryError::Malformed);
+    register(&registry, shards(0..0)).await;
+    assert_eq!(refused(&registry, store(11, StoreShard, "other", 0..0)).await, RegistryError::Conflict);
+    assert_eq!(refused(&registry, store(11, StoreCrossdir, "host", 0..0)).await, RegistryError::Conflict);
+    assert_eq!(refused(&registry, shards(256..257)).await, RegistryError::Malformed);
     let unknown = Op::SetFlags(pb::SetFlags { block_services: vec![99], set: flags::NO_READ, clear: 0 });
     assert_eq!(refused(&registry, unknown).await, RegistryError::NotFound);
 
@@ -189,7 +111,7 @@ async fn what_is_not_allowed_is_refused() {
     let channel = eggs_daemon::channel::connect(&shuckle.address.to_string()).unwrap();
     let mut client = pb::registry_service_client::RegistryServiceClient::new(channel);
     let good = pb::RequestHeader {
-        version: 1,
+        version: PROTOCOL_VERSION,
         cluster_id: registry.cluster().0.to_vec().into(),
         ..Default::default()
     };
@@ -214,29 +136,38 @@ async fn who_is_silent_becomes_stale_and_comes_back() {
     let directory = tempfile::tempdir().unwrap();
     let shuckle = Shuckle::start(directory.path()).await;
     let registry = shuckle.join(Some(SECRET)).await;
-    register(&registry, shards("host:5001", 0..1)).await;
-    register(&registry, crossdir()).await;
+    host(&registry, 0..256).await;
     register(&registry, disks(vec![disk(1, 1)])).await;
     let all = |map: &pb::ClusterMapReply| {
-        (map.shards[0].alive, map.crossdir_alive, map.block_services[0].flags & flags::STALE == 0)
+        (place(map, 0).alive, place(map, 256).alive, map.block_services[0].flags & flags::STALE == 0)
     };
     assert_eq!(all(&registry.map(false).await.unwrap()), (true, true, true));
     // The deadline is the daemons' five seconds; polled, with a generous end.
-    let gone = async {
-        while all(&registry.map(false).await.unwrap()) != (false, false, false) {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+    eventually("everybody is stale", async || {
+        all(&registry.map(false).await.unwrap()) == (false, false, false)
+    })
+    .await;
+    let health = shuckle.json("/api/v1/status").await["health"].clone();
+    assert_eq!(health["state"], "unavailable");
+    let lost = "quorum lost: all 256 shards, the coordinator cannot work without host host";
+    assert_eq!(health["reasons"][0]["text"], lost);
+    // From elsewhere: nobody is there any more who could be disturbed.
+    let moved = |kind, id, led: &Op| match led {
+        Op::RegisterStore(op) => Op::RegisterStore(pb::RegisterStore {
+            address: format!("other:{id}"),
+            kind: pb::StoreKind::into(kind),
+            ..op.clone()
+        }),
+        _ => unreachable!(),
     };
-    tokio::time::timeout(Duration::from_secs(20), gone).await.expect("nobody became stale");
-    let health = shuckle.json("/api/v1/status").await["health"]["state"].clone();
-    assert_eq!(health, "unavailable");
-    // Another host may take the shard over now.
-    register(&registry, shards("other:5001", 0..1)).await;
-    register(&registry, crossdir()).await;
+    for _ in 0..2 {
+        register(&registry, moved(StoreShard, 5001, &shards(0..256))).await;
+        register(&registry, moved(StoreCrossdir, 5002, &crossdir())).await;
+    }
     register(&registry, disks(vec![disk(1, 1)])).await;
     let map = registry.map(false).await.unwrap();
     assert_eq!(all(&map), (true, true, true));
-    assert_eq!(map.shards[0].address, "other:5001");
+    assert_eq!(map.stores.iter().find(|info| info.id == 11).unwrap().address, "other:5001");
     shuckle.stop().await;
 }
 
@@ -245,8 +176,7 @@ async fn the_page_and_the_api_say_what_is() {
     let directory = tempfile::tempdir().unwrap();
     let shuckle = Shuckle::start(directory.path()).await;
     let registry = shuckle.join(Some(SECRET)).await;
-    register(&registry, shards("host:5001", 0..200)).await;
-    register(&registry, crossdir()).await;
+    host(&registry, 0..200).await;
     let lost = pb::BlockServiceReport { problem: "<script>alert(1)</script>".to_owned(), ..disk(2, 2) };
     register(&registry, disks(vec![disk(1, 1), lost])).await;
     let kind = pb::BadBlockKind::BadBlockMissing.into();
@@ -268,7 +198,14 @@ async fn the_page_and_the_api_say_what_is() {
         assert_eq!(cluster["cluster_id"], registry.cluster().to_string());
         assert_eq!(cluster["shards"].as_array().unwrap().len(), 256);
         assert_eq!(cluster["shards"][199]["state"], "alive");
-        assert_eq!(cluster["shards"][200]["state"], "missing");
+        assert_eq!(cluster["shards"][199]["replicas"][0]["role"], "leader");
+        assert_eq!(cluster["shards"][200]["state"], "stale");
+        assert_eq!(cluster["shards"][200]["coming"][0], "0x000000000000000b");
+        assert_eq!(cluster["groups"][1]["replicas"].as_array().unwrap().len(), 1);
+        assert_eq!(cluster["stores"].as_array().unwrap().len(), 3);
+        assert_eq!(cluster["stores"][0]["kind"], "shard");
+        assert_eq!((&cluster["replicas"], &cluster["registry"]["here"]), (&1.into(), &true.into()));
+        assert_eq!(cluster["hosts"][1]["name"], "solo");
         assert_eq!(cluster["block_services"][1]["state"], "lost");
         assert_eq!(cluster["block_services"][1]["problem"], "<script>alert(1)</script>");
         assert_eq!(cluster["block_services"][0]["reported_blocks"], 1);
@@ -281,19 +218,27 @@ async fn the_page_and_the_api_say_what_is() {
         assert_eq!(reasons.iter().filter(|reason| reason["lost"] == true).count(), 1, "{reasons:?}");
         assert_eq!(shuckle.json(&format!("{prefix}/status")).await["shard_counts"]["alive"], 200);
         assert_eq!(shuckle.json(&format!("{prefix}/shards")).await["shards"][0]["address"], "host:5001");
+        assert_eq!(shuckle.json(&format!("{prefix}/stores")).await["stores"][2]["host"], "solo");
+        assert_eq!(shuckle.json(&format!("{prefix}/hosts")).await["hosts"][0]["name"], "host");
         assert_eq!(shuckle.json(&format!("{prefix}/block-services")).await["block_services"][0]["blocks"], 7);
         assert_eq!(shuckle.json(&format!("{prefix}/transactions")).await["transactions"], 2);
         assert_eq!(shuckle.json(&format!("{prefix}/version")).await["api"], 1);
         assert_eq!(shuckle.json(&format!("{prefix}/nothing")).await["error"], "no such page");
     }
     assert!(shuckle.page("/healthz").await.ends_with("ok\n"));
-    let gauges = async {
-        while !shuckle.page("/metrics").await.contains("eggs_shuckle_shards{state=\"alive\"} 200") {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), gauges).await.expect("no gauges");
+    eventually("there are gauges", async || {
+        // Heartbeats, or they would be stale before.
+        host(&registry, 0..200).await;
+        shuckle.page("/metrics").await.contains("eggs_shuckle_shards{state=\"alive\"} 200")
+    })
+    .await;
     shuckle.stop().await;
+}
+
+fn line(error: &impl std::fmt::Display) -> String {
+    let line = error.to_string();
+    assert!(!line.contains('\n'), "{line}");
+    line
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -301,14 +246,39 @@ async fn a_second_service_on_the_directory_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let shuckle = Shuckle::start(directory.path()).await;
     let config = || Config {
-        directory: directory.path().to_owned(),
         secret: SecretSource::InDirectory,
-        patience: Duration::ZERO,
+        ..config(directory.path(), "solo", shuckle.address, Vec::new())
     };
-    let line = Service::open(config()).await.unwrap_err().to_string();
-    assert!(line.contains("in use by process") && !line.contains('\n'), "{line}");
+    let refused = line(&Service::open(config()).await.unwrap_err());
+    assert!(refused.contains("in use by process"), "{refused}");
+    let config = config();
     shuckle.stop().await;
-    let service = Service::open(config()).await.unwrap();
+    let service = Service::open(config).await.unwrap();
     assert!(directory.path().join("secret").exists());
     service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_that_do_not_fit_are_refused_in_one_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = listener().await;
+    let address = listener.local_addr().unwrap();
+    let path = directory.path().join("shuckle");
+    let good =
+        |peers: &[&str]| config(&path, "a", address, peers.iter().map(|&peer| peer.to_owned()).collect());
+    let two = Config { replicas: 2, ..good(&[]) };
+    assert!(line(&Service::open(two).await.unwrap_err()).contains("1, 3 or 5"));
+    let which = Config { secret: SecretSource::InDirectory, ..good(&["10.0.0.1:5000"]) };
+    assert!(line(&Service::open(which).await.unwrap_err()).contains("--secret-file FILE is needed"));
+    // Not the first of the list: it must not make a secret that the others do not have.
+    let absent = directory.path().join("secret");
+    let copy = Config { secret: SecretSource::File(absent.clone()), ..good(&["10.0.0.1:5000"]) };
+    let refused = line(&Service::open(copy).await.unwrap_err());
+    assert!(refused.contains("every host of --peers needs a copy") && !absent.exists(), "{refused}");
+    assert!(!path.exists(), "a refusal leaves no trace");
+    let shuckle = Shuckle::open(Config { replicas: 3, ..good(&[]) }, listener).await.unwrap();
+    shuckle.stop().await;
+    let five = Config { replicas: 5, ..good(&[]) };
+    assert!(line(&Service::open(five).await.unwrap_err()).contains("founded with --replicas 3, not 5"));
+    Service::open(good(&[])).await.unwrap().stop().await;
 }
