@@ -93,7 +93,7 @@ impl Up {
             );
         }
         let seconds = started.elapsed().as_secs_f64();
-        let hosts = hosts(cluster.address(), self.replicas).await;
+        let hosts = if cluster.replicas() > 1 { hosts(cluster.address()).await } else { Vec::new() };
         let text = ready(seconds, &data, &log, cluster.address(), &hosts, self.background);
         let mut out = context.out();
         // A reader that has gone is no reason to stop a cluster that runs.
@@ -189,19 +189,19 @@ fn replicas(text: &str) -> Result<u32, String> {
     replicas.ok_or_else(|| "a group has 1, 3 or 5 replicas".to_owned())
 }
 
-/// The hosts of the cluster and where each listens, when there are several; as its registry has them.
-async fn hosts(address: SocketAddr, asked: Option<u32>) -> Vec<(String, String)> {
+/// The hosts of the cluster and where each listens, as its registry has them.
+async fn hosts(address: SocketAddr) -> Vec<(String, String)> {
     let options = Options { timeout: HOSTS_TIMEOUT, ..Options::new(address.to_string()) };
     let stores = match Client::connect(options).await {
         Ok(client) => client.stores().await.unwrap_or_default(),
         Err(error) => {
-            tracing::debug!(%error, ?asked, "the hosts are not known");
+            tracing::debug!(%error, "the hosts are not known");
             Vec::new()
         }
     };
     let hosts: BTreeMap<String, String> =
         stores.into_iter().map(|store| (store.host, store.address)).collect();
-    if hosts.len() > 1 { hosts.into_iter().collect() } else { Vec::new() }
+    hosts.into_iter().collect()
 }
 
 fn interrupted(data: &Path) -> Failure {
