@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -26,16 +27,18 @@ const PATIENCE: Duration = Duration::from_secs(40);
 /// The root's, and others for directories.
 const SHARDS: u16 = 4;
 
-/// Keeps what was reported, and founds the groups of a kind once three stores of it are there.
-#[derive(Clone, Default)]
+/// Keeps what was reported, and founds the groups of a kind once there are as many stores of it as replicas.
+#[derive(Clone)]
 struct FakeRegistry {
+    replicas: Arc<AtomicU32>,
     stores: Arc<Mutex<BTreeMap<u64, (pb::RegisterStore, Instant)>>>,
 }
 
 impl FakeRegistry {
     fn map(&self) -> pb::ClusterMapReply {
         let stores = self.stores.lock().unwrap();
-        let mut map = pb::ClusterMapReply { replicas: 3, ..pb::ClusterMapReply::default() };
+        let replicas = self.replicas.load(Ordering::SeqCst);
+        let mut map = pb::ClusterMapReply { replicas, ..pb::ClusterMapReply::default() };
         map.stores = stores
             .values()
             .map(|(store, heard)| pb::StoreInfo {
@@ -53,7 +56,7 @@ impl FakeRegistry {
         ] {
             let voters: Vec<u64> =
                 map.stores.iter().filter(|store| store.kind == kind as i32).map(|store| store.id).collect();
-            if voters.len() != 3 {
+            if voters.len() != replicas as usize {
                 continue;
             }
             map.groups.extend(groups.into_iter().map(|group| {
@@ -87,7 +90,7 @@ impl RegistryService for FakeRegistry {
         let result = match request.into_inner().op.unwrap() {
             Op::Hello(_) => registry_reply::Result::Hello(pb::HelloReply {
                 cluster_id: Bytes::copy_from_slice(&CLUSTER.0),
-                replicas: 3,
+                replicas: self.replicas.load(Ordering::SeqCst),
                 ..pb::HelloReply::default()
             }),
             Op::Map(_) => registry_reply::Result::Map(self.map()),
@@ -105,13 +108,24 @@ fn secret() -> Secret {
     Secret::from_bytes([1; 32])
 }
 
-async fn registry() -> (FakeRegistry, String) {
-    let fake = FakeRegistry::default();
+async fn registry(replicas: u32) -> (FakeRegistry, String) {
+    let fake = FakeRegistry { replicas: Arc::new(AtomicU32::new(replicas)), stores: Arc::default() };
     let listener = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let router = server::grpc(RegistryServiceServer::new(fake.clone()));
     tokio::spawn(server::serve(listener, router, CancellationToken::new()));
     (fake, address)
+}
+
+fn shard_config(folder: &Path, host: &str, shuckle: &str) -> eggs_shard::Config {
+    eggs_shard::Config {
+        data: folder.join(host).join("shard"),
+        secret: secret(),
+        shuckle: vec![shuckle.to_owned()],
+        host: host.to_owned(),
+        read_lease: false,
+        snapshot_bytes_per_second: 64 << 20,
+    }
 }
 
 /// One host: its shard and its coordinator service on one port.
@@ -123,15 +137,8 @@ struct Host {
 
 impl Host {
     async fn start(folder: &Path, name: &str, address: SocketAddr, shuckle: &str) -> Host {
+        let shard = shard_config(folder, name, shuckle);
         let (host, shuckle) = (name.to_owned(), vec![shuckle.to_owned()]);
-        let shard = eggs_shard::Config {
-            data: folder.join(name).join("shard"),
-            secret: secret(),
-            shuckle: shuckle.clone(),
-            host: host.clone(),
-            read_lease: false,
-            snapshot_bytes_per_second: 64 << 20,
-        };
         let crossdir = eggs_crossdir::Config {
             data: folder.join(name).join("crossdir"),
             secret: secret(),
@@ -265,7 +272,7 @@ fn names(answer: &shard_reply::Result) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn three_hosts_answer_as_one_and_one_may_go() {
     let folder = tempfile::tempdir().unwrap();
-    let (_fake, shuckle) = registry().await;
+    let (_fake, shuckle) = registry(3).await;
     let mut hosts = Vec::new();
     for name in ["a", "b", "c"] {
         hosts.push(Host::start(folder.path(), name, "127.0.0.1:0".parse().unwrap(), &shuckle).await);
@@ -344,4 +351,33 @@ async fn three_hosts_answer_as_one_and_one_may_go() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     hosts.remove(0).stop().await;
+}
+
+/// RE-1: a log that was lost makes the daemon stay away where nobody else has what it held, and another, empty store where
+/// others have.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_log_is_put_aside_only_where_others_have_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (fake, shuckle) = registry(1).await;
+    let hosts = [Host::start(folder.path(), "a", "127.0.0.1:0".parse().unwrap(), &shuckle).await];
+    somebody(&hosts, || put("one"), 1).await;
+    let [host] = hosts;
+    host.stop().await;
+    let data = folder.path().join("a/shard");
+    std::fs::remove_dir_all(data.join("log")).unwrap();
+    let open = || {
+        let config = shard_config(folder.path(), "a", &shuckle);
+        tokio::task::spawn_blocking(|| eggs_shard::Service::open(config))
+    };
+    let refusal = open().await.unwrap().unwrap_err().to_string();
+    assert!(refusal.contains("is damaged") && refusal.contains("one replica of everything"), "{refusal}");
+    assert!(!refusal.contains('\n') && data.join("state").exists(), "{refusal}");
+
+    fake.replicas.store(3, Ordering::SeqCst);
+    let service = open().await.unwrap().unwrap();
+    tokio::task::spawn_blocking(|| service.stop()).await.unwrap();
+    let folders = std::fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().file_name());
+    let aside: Vec<_> = folders.filter(|name| name.to_string_lossy().starts_with("damaged-")).collect();
+    assert_eq!(aside.len(), 1);
+    assert!(data.join(&aside[0]).join("state").exists());
 }
