@@ -41,6 +41,7 @@ impl RegistryService for FakeShuckle {
                 created_at: 1,
                 version: 1,
                 replicas: 1,
+                ..Default::default()
             }),
             Op::Map(_) => Answer::Map(self.map.clone()),
             Op::RegisterBlockServices(report) => {

@@ -161,7 +161,8 @@ impl Host {
             let served = tokio::spawn(server::serve(listener, router, close.clone()));
             let (a, b) =
                 tokio::join!(shard.run(&advertised, stopped.clone()), crossdir.run(&advertised, stopped));
-            (a.unwrap(), b.unwrap());
+            a.unwrap();
+            b.unwrap();
             close.cancel();
             served.await.unwrap();
             tokio::task::spawn_blocking(|| (shard.stop(), crossdir.stop())).await.unwrap();

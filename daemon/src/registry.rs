@@ -254,8 +254,22 @@ impl Registry {
     /// one only when that one does not go away.
     pub async fn heartbeat<F: Future<Output = Op>>(
         &self,
+        report: impl FnMut() -> F,
+        registered: impl FnOnce(),
+        stop: CancellationToken,
+    ) -> Result<(), RegistryCallError> {
+        self.heartbeat_with_news(report, registered, &Notify::new(), stop).await
+    }
+
+    /// As [`heartbeat`](Registry::heartbeat), and also soon after each `news`: there is something to say that others wait for.
+    ///
+    /// # Errors
+    /// As [`heartbeat`](Registry::heartbeat).
+    pub async fn heartbeat_with_news<F: Future<Output = Op>>(
+        &self,
         mut report: impl FnMut() -> F,
         registered: impl FnOnce(),
+        news: &Notify,
         stop: CancellationToken,
     ) -> Result<(), RegistryCallError> {
         let mut complaints = Complaints::default();
@@ -296,8 +310,14 @@ impl Registry {
                 // Between two leaders: the next one does not know yet who is there.
                 None => jittered(EAGER),
             };
-            if sleep(pause, &stop).await.is_err() {
-                return Ok(());
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = async {
+                    news.notified().await;
+                    // News come in bursts: many groups change hands at once.
+                    tokio::time::sleep(EAGER.min(pause)).await;
+                } => {}
+                () = stop.cancelled() => return Ok(()),
             }
         }
     }

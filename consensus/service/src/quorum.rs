@@ -27,6 +27,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 pub struct Quorum {
     handle: Handle,
     map: OnceLock<MapWatch>,
+    /// Until a map is heard: what is known of before.
+    before: OnceLock<Arc<pb::ClusterMapReply>>,
     /// Groups that requests were refused for: since when, and when last.
     refused: Mutex<BTreeMap<GroupId, (Instant, Instant)>>,
     /// Whose port answered, and when it was tried. Held while trying: one tries for all.
@@ -38,6 +40,7 @@ impl Quorum {
         Quorum {
             handle,
             map: OnceLock::new(),
+            before: OnceLock::new(),
             refused: Mutex::default(),
             probes: tokio::sync::Mutex::default(),
         }
@@ -45,6 +48,11 @@ impl Quorum {
 
     pub(crate) fn watch(&self, map: MapWatch) {
         let _ = self.map.set(map);
+    }
+
+    /// Where the others were, for as long as no map is heard: the registry itself can tell only this after a start.
+    pub fn remember(&self, map: Arc<pb::ClusterMapReply>) {
+        let _ = self.before.set(map);
     }
 
     /// To be asked whenever a request is refused because this store does not lead. `None` while whoever leads can be
@@ -88,7 +96,8 @@ impl Quorum {
     }
 
     fn map(&self) -> Arc<pb::ClusterMapReply> {
-        self.map.get().map(MapWatch::get).unwrap_or_default()
+        let heard = self.map.get().map(MapWatch::get).filter(|map| !map.stores.is_empty());
+        heard.or_else(|| self.before.get().cloned()).unwrap_or_default()
     }
 
     /// As the replica here knows, or the map.

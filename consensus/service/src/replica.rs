@@ -12,6 +12,7 @@ use eggs_machine::Machine;
 use eggs_proto::limits::CLOCK_OFFSET_MAX;
 use eggs_proto::pb::registry_request::Op;
 use eggs_proto::{ClusterId, pb};
+use tokio::sync::Notify;
 
 use crate::quorum::Quorum;
 use crate::start::{StartError, StoreOptions, start};
@@ -22,6 +23,9 @@ const ASK_MAX: Duration = Duration::from_secs(10);
 const HAND_OVER_MAX: Duration = Duration::from_secs(1);
 /// Between looks whether they have.
 const HAND_OVER_PAUSE: Duration = Duration::from_millis(20);
+
+/// Heartbeats out of turn while a change of members gets no further.
+const EAGER_BEATS: u32 = 20;
 
 /// What a store needs to know.
 #[derive(Debug, Clone)]
@@ -55,6 +59,10 @@ pub struct Replica {
     quorum: Arc<Quorum>,
     /// Tells this run from those before.
     boot: u64,
+    /// Somebody leads a group that another one led, or members have changed.
+    news: Arc<Notify>,
+    /// How far changes of members were when last looked at, and how often they were there.
+    changing: Mutex<(Option<u64>, u32)>,
 }
 
 /// The cluster, once a store is part of it.
@@ -84,6 +92,14 @@ impl Replica {
         Of: Fn(GroupId) -> Option<M> + Clone + Send + 'static,
         On: FnMut(Event<M::Effect>) + Clone + Send + 'static,
     {
+        let news = Arc::new(Notify::new());
+        let (told, mut on_event) = (Arc::clone(&news), on_event);
+        let on_event = move |event: Event<M::Effect>| {
+            if matches!(event, Event::Role(..)) {
+                told.notify_one();
+            }
+            on_event(event);
+        };
         let Settings { data, kind, host, secret, shuckle, read_lease, snapshot_bytes_per_second } = settings;
         let boot = getrandom::u64().map_err(|error| StartError::Entropy(error.to_string()))?;
         let name = name(kind);
@@ -111,6 +127,8 @@ impl Replica {
             handle,
             runner,
             boot,
+            news,
+            changing: Mutex::default(),
         })
     }
 
@@ -193,9 +211,9 @@ impl Replica {
         transactions: impl Fn() -> u32,
         stop: CancellationToken,
     ) -> Result<(), StartError> {
-        let report = || self.report(advertised, transactions());
+        let report = || self.report(advertised, transactions(), &joined.map);
         let registered = || tracing::info!(store = %self.handle.store(), host = self.host, "registered");
-        let heartbeat = joined.registry.heartbeat(report, registered, stop);
+        let heartbeat = joined.registry.heartbeat_with_news(report, registered, &self.news, stop);
         tokio::select! {
             result = heartbeat => result?,
             () = follow(&self.handle, joined.map.clone()) => {}
@@ -217,8 +235,17 @@ impl Replica {
         self.directory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn report(&self, advertised: &str, transactions: u32) -> Op {
-        let led = self.handle.status().await.into_iter().filter(|status| status.leader).map(led).collect();
+    async fn report(&self, advertised: &str, transactions: u32, map: &MapWatch) -> Op {
+        let status = self.handle.status().await;
+        let led: Vec<pb::LedGroup> = status.into_iter().filter(|status| status.leader).map(led).collect();
+        // Until they are as wanted, others wait for each step; but not for steps that do not come.
+        let mark = changing(&led, &map.get());
+        let mut last = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = if mark == last.0 { (mark, last.1.saturating_add(1)) } else { (mark, 0) };
+        if mark.is_some() && last.1 < EAGER_BEATS {
+            self.news.notify_one();
+        }
+        drop(last);
         let clock_offset = self.handle.clock_offset();
         let full = || self.space.is_almost_full().then(|| "the disk with its data is almost full".to_owned());
         Op::RegisterStore(pb::RegisterStore {
@@ -298,6 +325,24 @@ fn clock_problem(offset_ns: i64) -> Option<String> {
     Some(format!("its clock is {} ms {side} the other hosts', so it does not lead", off.as_millis()))
 }
 
+/// Something that is another with every step of the groups led here whose members are not what the map wants them to be,
+/// or not what it knows; `None` when there are none.
+fn changing(led: &[pb::LedGroup], map: &pb::ClusterMapReply) -> Option<u64> {
+    let differs = |led: &&pb::LedGroup| {
+        let place = map.groups.iter().find(|place| place.group == led.group);
+        place.is_some_and(|place| {
+            !led.learners.is_empty()
+                || led.conf_index != place.conf_index
+                || place.wanted.len() != led.voters.len()
+                || !place.wanted.iter().all(|store| led.voters.contains(store))
+        })
+    };
+    led.iter().filter(differs).fold(None, |mark, led| {
+        let sent: u64 = led.progress.iter().map(|progress| progress.snapshot_sent).sum();
+        Some(mark.unwrap_or(0).wrapping_add(led.conf_index).wrapping_add(sent).wrapping_add(1))
+    })
+}
+
 fn led(status: GroupStatus) -> pb::LedGroup {
     let progress = status.progress.iter().map(|progress| pb::ReplicaProgress {
         store: progress.store.0,
@@ -321,6 +366,21 @@ fn led(status: GroupStatus) -> pb::LedGroup {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn members_that_are_as_wanted_are_at_rest() {
+        let place = pb::GroupPlace { group: 1, conf_index: 4, wanted: vec![1, 2], ..Default::default() };
+        let map = pb::ClusterMapReply { groups: vec![place], ..Default::default() };
+        let led = pb::LedGroup { group: 1, conf_index: 4, voters: vec![2, 1], ..Default::default() };
+        assert_eq!(changing(&[led.clone()], &map), None);
+        let steps = [
+            pb::LedGroup { learners: vec![3], ..led.clone() },
+            pb::LedGroup { conf_index: 5, ..led.clone() },
+            pb::LedGroup { conf_index: 6, voters: vec![1], ..led },
+        ];
+        let marks = steps.map(|led| changing(&[led], &map));
+        assert!(marks.iter().all(Option::is_some) && marks[0] != marks[1] && marks[1] != marks[2]);
+    }
 
     #[test]
     fn a_clock_within_the_bound_is_no_problem() {
