@@ -372,7 +372,7 @@ mod tests {
         let place = pb::GroupPlace { group: 1, conf_index: 4, wanted: vec![1, 2], ..Default::default() };
         let map = pb::ClusterMapReply { groups: vec![place], ..Default::default() };
         let led = pb::LedGroup { group: 1, conf_index: 4, voters: vec![2, 1], ..Default::default() };
-        assert_eq!(changing(&[led.clone()], &map), None);
+        assert_eq!(changing(std::slice::from_ref(&led), &map), None);
         let steps = [
             pb::LedGroup { learners: vec![3], ..led.clone() },
             pb::LedGroup { conf_index: 5, ..led.clone() },
