@@ -398,9 +398,6 @@ impl World {
         let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.dispatch_one(event)));
         attempt.unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
-            if !text.contains("the log is damaged") {
-                std::panic::resume_unwind(Box::new(text));
-            }
             self.kernel.note(format_args!("{node} panics: {text}"));
             self.crash_for(node)
         })

@@ -219,7 +219,10 @@ impl RegistryLine {
                 Some((time, map))
             }
             pb::registry_reply::Result::Error(error) => {
-                if RegistryError::from_code(error.code) == Some(RegistryError::NotLeader) {
+                let asked = cluster.registries[self.at % cluster.registries.len()];
+                let not_leader = RegistryError::from_code(error.code) == Some(RegistryError::NotLeader);
+                // Of several answers of one registry the first counts.
+                if not_leader && reply.from == asked {
                     self.good = false;
                     let hint = node_at(&error.leader);
                     let at = hint.and_then(|node| cluster.registries.iter().position(|&other| other == node));
