@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use eggs_client::{
@@ -21,7 +23,8 @@ struct World {
 }
 
 fn config(data: &Path, port: u16) -> Config {
-    Config { data: data.to_owned(), listen: ([127, 0, 0, 1], port).into(), disks: None }
+    let listen = ([127, 0, 0, 1], port).into();
+    Config { data: data.to_owned(), listen, disks: None, replicas: None, read_lease: false }
 }
 
 fn options(address: impl ToString) -> Options {
@@ -383,6 +386,65 @@ async fn a_restart_in_the_middle_is_only_a_pause() {
     writer.write(&plain[65 << 20..]).await.unwrap();
     writer.finish().await.unwrap();
     assert!(client.open("/f").await.unwrap().read_all(1 << 30).await.unwrap() == plain);
+    client.close().await;
+    cluster.stop().await;
+}
+
+/// Three hosts; each is stopped in turn while clients write. Nothing that was acknowledged is lost or done
+/// twice, and nobody waits for longer than an election.
+#[tokio::test(flavor = "multi_thread")]
+async fn any_host_may_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = Config { replicas: Some(3), ..config(&directory.path().join("cluster"), 0) };
+    let mut cluster = Cluster::start(config).await.unwrap();
+    let shuckle = cluster.addresses().iter().map(ToString::to_string).collect();
+    let options = Options { shuckle, timeout: Duration::from_secs(20), ..Options::default() };
+    let client = Client::connect(options).await.unwrap();
+    client.mkdir_all("/a/b").await.unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> = (0..4)
+        .map(|writer| {
+            let (client, stop) = (client.clone(), stop.clone());
+            tokio::spawn(async move {
+                let (mut made, mut longest) = (0u32, Duration::ZERO);
+                while !stop.load(Ordering::Relaxed) {
+                    let (file, started) = (format!("/a/{writer}-{made}"), Instant::now());
+                    client.put_bytes(&file, file.clone().into(), &CreateOptions::default()).await.unwrap();
+                    client.rename(&file, format!("/a/b/{writer}-{made}"), Replace::Refuse).await.unwrap();
+                    client.mkdir(&file, None).await.unwrap();
+                    longest = longest.max(started.elapsed());
+                    made += 1;
+                }
+                (made, longest)
+            })
+        })
+        .collect();
+    for host in 0..3 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        cluster.stop_host(host).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        cluster.start_host(host).await.unwrap();
+        let settled = |map: &eggs_proto::pb::ClusterMapReply| {
+            let alive =
+                map.stores.iter().all(|store| store.alive) && map.groups.iter().all(|group| group.alive);
+            alive.then_some(())
+        };
+        client.wait_for(Duration::from_secs(30), settled).await.unwrap().unwrap();
+    }
+    stop.store(true, Ordering::Relaxed);
+    for (writer, done) in writers.into_iter().enumerate() {
+        let (made, longest) = done.await.unwrap();
+        eprintln!("writer {writer}: {made} rounds, the longest {longest:?}");
+        assert!(made > 10 && longest < Duration::from_secs(10), "{made}, {longest:?}");
+        for n in 0..made {
+            let contents =
+                client.open(format!("/a/b/{writer}-{n}")).await.unwrap().read_all(100).await.unwrap();
+            assert_eq!(contents, format!("/a/{writer}-{n}"));
+            assert!(client.stat(format!("/a/{writer}-{n}")).await.unwrap().is_directory());
+        }
+    }
+    let report = client.fsck(|_| {}).await.unwrap();
+    assert!(report.findings.is_empty() && report.orphans == 0, "{:?}", report.findings);
     client.close().await;
     cluster.stop().await;
 }

@@ -105,7 +105,8 @@ impl<'a> View<'a> {
     }
 
     pub fn hosts(&self, stores: &[u64]) -> String {
-        let hosts: Vec<String> = stores.iter().map(|&store| self.host(store)).collect();
+        let mut hosts: Vec<String> = stores.iter().map(|&store| self.host(store)).collect();
+        hosts.sort_unstable();
         if hosts.is_empty() { "-".to_owned() } else { hosts.join(", ") }
     }
 

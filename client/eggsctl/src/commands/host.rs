@@ -170,7 +170,7 @@ pub fn clock(nanoseconds: i64) -> String {
     if milliseconds.abs() < 0.5 { "0 ms".to_owned() } else { format!("{milliseconds:+.0} ms") }
 }
 
-/// `10.0.0.1:5000 shard, crossdir, shuckle`: the kinds at each address.
+/// `10.0.0.1:5000 crossdir, shard, shuckle`: the kinds at each address.
 fn stores_text(map: &pb::ClusterMapReply, host: &str) -> String {
     let mut kinds = BTreeMap::<&str, Vec<&str>>::new();
     for store in stores_of(map, host) {
@@ -180,7 +180,11 @@ fn stores_text(map: &pb::ClusterMapReply, host: &str) -> String {
             at.push(kind);
         }
     }
-    let texts = kinds.into_iter().map(|(address, kinds)| format!("{address} {}", kinds.join(", ")));
+    let text = |(address, mut kinds): (&str, Vec<&str>)| {
+        kinds.sort_unstable();
+        format!("{address} {}", kinds.join(", "))
+    };
+    let texts = kinds.into_iter().map(text);
     texts.collect::<Vec<_>>().join("; ")
 }
 
@@ -199,9 +203,9 @@ mod tests {
         assert_eq!(
             host_table(&map),
             "HOST  STATE                                                                                            REPLICAS  LEADERS   CLOCK  STORES\n\
-             a     away, last seen 1s ago                                                                                258        0    0 ms  a:5000 shard, crossdir, shuckle\n\
-             b     ok                                                                                                    258      768  +12 ms  b:5000 shard, crossdir, shuckle\n\
-             c     draining: 258 replicas still to move, 258 of them wait for another live host that can take them       258        0    0 ms  c:5000 shard, crossdir, shuckle"
+             a     away, last seen 1s ago                                                                                258        0    0 ms  a:5000 crossdir, shard, shuckle\n\
+             b     ok                                                                                                    258      768  +12 ms  b:5000 crossdir, shard, shuckle\n\
+             c     draining: 258 replicas still to move, 258 of them wait for another live host that can take them       258        0    0 ms  c:5000 crossdir, shard, shuckle"
         );
     }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::cli::{JsonFlag, SecretArgs};
 use crate::context::{Context, failure};
 use crate::failure::{Failure, Outcome};
-use crate::members::{GROUPS_HELP, Groups, JsonStore, View, is_settled, wanted};
+use crate::members::{GROUPS_HELP, Groups, JsonStore, View, is_settled, same_set, wanted};
 use crate::output::{table, table_text};
 use crate::progress::Line;
 
@@ -96,6 +96,9 @@ struct Change {
     secret: SecretArgs,
 }
 
+/// A look may be at what was before we asked; so many in a row are not.
+const OVERRULED_LOOKS: u32 = 5;
+
 /// What is to become of a group.
 struct Goal {
     group: GroupId,
@@ -109,6 +112,12 @@ impl Goal {
         let wanted: Vec<u64> = self.wanted.iter().map(|store| store.0).collect();
         let place = pb::GroupPlace { wanted, ..place.clone() };
         is_settled(&place) && self.leader.is_none_or(|leader| leader.0 == place.leader)
+    }
+
+    /// The group is to be something else by now.
+    fn is_overruled(&self, place: &pb::GroupPlace) -> bool {
+        let goal: Vec<u64> = self.wanted.iter().map(|store| store.0).collect();
+        !same_set(&goal, wanted(place))
     }
 }
 
@@ -199,7 +208,8 @@ impl Change {
             .collect::<Outcome<Vec<Goal>>>()?;
         for goal in &goals {
             let asked = client.set_replicas(goal.group, &goal.wanted, goal.leader, self.force).await;
-            asked.map_err(|error| failure(goal.group, error))?;
+            // The registry's words name the group.
+            asked.map_err(|error| failure("", error))?;
         }
         if !self.no_wait {
             wait(context, client, &goals).await?;
@@ -215,11 +225,22 @@ async fn wait(context: &Context, client: &Client, goals: &[Goal]) -> Outcome {
     let mut line = Line::start();
     let mut left = String::new();
     let timeout = context.global.wait_timeout();
+    let mut overruled = 0;
     let done = client.wait_for(timeout, |map| {
         let view = View::new(map);
+        let others =
+            goals.iter().find(|goal| view.group(goal.group).is_ok_and(|place| goal.is_overruled(place)));
+        overruled = if others.is_some() { overruled + 1 } else { 0 };
+        if let (Some(goal), OVERRULED_LOOKS..) = (others, overruled) {
+            let now =
+                view.group(goal.group).map_or_else(|_| "-".to_owned(), |place| view.hosts(wanted(place)));
+            let reason =
+                format!("the cluster, or somebody else, has decided otherwise: it is to be on {now}");
+            return Some(Err(Failure::refused(goal.group, reason)));
+        }
         let is_open = |goal: &&Goal| !view.group(goal.group).is_ok_and(|place| goal.is_reached(place));
         let open: Vec<&Goal> = goals.iter().filter(is_open).collect();
-        let Some(first) = open.first() else { return Some(()) };
+        let Some(first) = open.first() else { return Some(Ok(())) };
         let about =
             view.group(first.group).map_or_else(|_| "-".to_owned(), |place| missing(&view, first, place));
         left = match (goals.len(), open.len()) {
@@ -384,7 +405,8 @@ fn replicas(view: &View<'_>, place: &pb::GroupPlace, stores: &[u64]) -> String {
             _ => host,
         }
     };
-    let texts: Vec<String> = stores.iter().map(one).collect();
+    let mut texts: Vec<String> = stores.iter().map(one).collect();
+    texts.sort_unstable();
     if texts.is_empty() { "-".to_owned() } else { texts.join(", ") }
 }
 
