@@ -251,7 +251,7 @@ async fn wait(context: &Context, client: &Client, goals: &[Goal]) -> Outcome {
         None
     });
     match done.await.map_err(|error| failure("", error))? {
-        Some(()) => Ok(()),
+        Some(outcome) => outcome,
         None => {
             let after =
                 format!("not yet so after {:.0} s; the cluster goes on with it", timeout.as_secs_f64());
