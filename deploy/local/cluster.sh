@@ -123,7 +123,7 @@ launch() { # host-N, part
         ;;
     shard | crossdir) flags+=(--host "$host" --data "$data/$host/$part" --shuckle "$(shuckles)") ;;
     blockd)
-        flags+=(--failure-domain "$host" --shuckle "$(shuckles)")
+        flags+=(--host "$host" --shuckle "$(shuckles)")
         # Six for RS(4,2), and some to spare when a host is away.
         local disks=8
         case $hosts in 3) disks=3 ;; 5) disks=2 ;; esac

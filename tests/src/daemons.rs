@@ -33,6 +33,7 @@ impl Daemons {
     /// # Panics
     /// When it does not become so.
     pub fn start(root: &Path) -> Daemons {
+        std::fs::create_dir_all(root).expect("a folder");
         let mut daemons =
             Daemons { root: root.to_owned(), running: BTreeMap::new(), addresses: BTreeMap::new() };
         for name in NAMES {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use eggs_client::{Client, Options};
 use rustix::process::Signal;
 
 use crate::daemons::listening_address;
-use crate::{Ctl, Network, Outcome, Process, TOO_LONG, program, run, runtime, until};
+use crate::{Ctl, Network, Outcome, Process, TOO_LONG, free_ports, program, run, runtime, until};
 
 /// What runs on each host, in the order of a start; the number is added to the host's first port.
 pub const PARTS: [&str; 4] = ["shuckle", "shard", "crossdir", "blockd"];
@@ -83,7 +83,7 @@ impl Hosts {
         std::fs::set_permissions(&secret, private).expect("chmod");
         let first = (0..config.hosts).map(|host| match &config.network {
             Some(network) => SocketAddr::new(network.address(host).into(), 5000),
-            None => free_ports(loopback(host)),
+            None => free_ports(loopback(host), PARTS.len()),
         });
         let first = first.collect();
         Hosts { root: root.to_owned(), config, first, running: BTreeMap::new() }
@@ -271,7 +271,7 @@ impl Hosts {
     fn arguments(&self, host: usize, part: &str) -> Vec<OsString> {
         let name: OsString = self.name(host).into();
         let mut arguments: Vec<OsString> = match part {
-            "blockd" => vec!["--failure-domain".into(), name],
+            "blockd" => vec!["--host".into(), name],
             _ => vec!["--host".into(), name, "--data".into(), self.data(host, part).into()],
         };
         let shuckles: OsString = self.shuckles().join(",").into();
@@ -378,14 +378,4 @@ impl Hosts {
 
 fn loopback(host: usize) -> IpAddr {
     Ipv4Addr::new(127, 0, 0, u8::try_from(host + 1).expect("few hosts")).into()
-}
-
-/// The first of as many free ports in a row as a host has parts.
-fn free_ports(ip: IpAddr) -> SocketAddr {
-    until("free ports in a row", TOO_LONG, || {
-        let first = TcpListener::bind((ip, 0)).ok()?.local_addr().ok()?.port();
-        let free = |n: u16| TcpListener::bind((ip, first.checked_add(n)?)).ok();
-        let all: Option<Vec<_>> = (0..u16::try_from(PARTS.len()).ok()?).map(free).collect();
-        all.map(|_| SocketAddr::new(ip, first))
-    })
 }

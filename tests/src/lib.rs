@@ -31,6 +31,8 @@ pub use seed::{bytes, rng, seed};
 pub use tree::{Tree, assert_same_tree, listing, odd_names};
 pub use up::Up;
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 
 /// A scratch directory, removed when dropped.
@@ -66,4 +68,18 @@ pub fn files_below(folder: &std::path::Path) -> Vec<PathBuf> {
 /// When the system has no threads left.
 pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime")
+}
+
+/// The first of so many free ports in a row, where the system takes none for connections: whoever is killed and
+/// started again finds his port free.
+///
+/// # Panics
+/// When there are none.
+pub fn free_ports(ip: IpAddr, count: usize) -> SocketAddr {
+    until("free ports in a row", TOO_LONG, || {
+        let first = 10_000 + u16::try_from(RandomState::new().build_hasher().finish() % 22_000).ok()?;
+        let free = |n: usize| TcpListener::bind((ip, first.checked_add(u16::try_from(n).ok()?)?)).ok();
+        let all: Option<Vec<_>> = (0..count).map(free).collect();
+        all.map(|_| SocketAddr::new(ip, first))
+    })
 }

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use eggs_client::{Client, CreateOptions, Options, Replace};
 use eggs_tests::{
-    Daemons, Outcome, Process, TOO_LONG, Tree, assert_same_tree, bytes, get, json, program, run, runtime,
-    scratch, seed,
+    Daemons, Outcome, Process, TOO_LONG, Tree, assert_same_tree, bytes, free_ports, get, json, program, run,
+    runtime, scratch, seed,
 };
 
 #[test]
@@ -161,11 +161,13 @@ fn all_at_once_die_and_come_back_in_any_order() {
 fn help_names_every_key() {
     let common = ["config", "log", "log-format", "listen"];
     let member = ["advertise", "shuckle", "secret-file"];
+    let replica = ["data", "host", "read-lease", "snapshot-rate"];
+    let founding = ["advertise", "secret-file", "peers", "replicas", "replace-after"];
     let keys: [(&str, Vec<&str>); 4] = [
-        ("eggs-shuckle", [&common[..], &["data", "secret-file"]].concat()),
-        ("eggs-shard", [&common[..], &member, &["data", "shards"]].concat()),
-        ("eggs-crossdir", [&common[..], &member, &["data"]].concat()),
-        ("eggs-blockd", [&common[..], &member, &["disk", "failure-domain", "no-format"]].concat()),
+        ("eggs-shuckle", [&common[..], &replica, &founding].concat()),
+        ("eggs-shard", [&common[..], &member, &replica].concat()),
+        ("eggs-crossdir", [&common[..], &member, &replica].concat()),
+        ("eggs-blockd", [&common[..], &member, &["host", "disk", "failure-domain", "no-format"]].concat()),
     ];
     for (name, keys) in keys {
         for flag in ["--help", "-h"] {
@@ -208,8 +210,10 @@ fn flags_win_over_environment_over_file() {
         command.arg("--config").arg(&config);
         command
     };
-    let json_log =
-        |line: &str| line.starts_with('{').then(|| serde_json::from_str::<serde_json::Value>(line));
+    let json_log = |line: &str| {
+        let says_where = line.starts_with('{') && line.contains("\"address\"");
+        says_where.then(|| serde_json::from_str::<serde_json::Value>(line))
+    };
     // All from the file.
     let process = Process::spawn("shuckle", &mut base());
     let line = process.wait_for("a line of JSON", TOO_LONG, json_log).unwrap();
@@ -371,16 +375,6 @@ fn a_host_that_is_away_for_long() {
     ctl.assert_clean();
 }
 
-/// The first of so many free ports in a row.
-fn free_ports(count: u16) -> u16 {
-    eggs_tests::until("free ports in a row", TOO_LONG, || {
-        let first = std::net::TcpListener::bind("127.0.0.1:0").ok()?.local_addr().ok()?.port();
-        let free = |n: u16| std::net::TcpListener::bind(("127.0.0.1", first.checked_add(n)?)).ok();
-        let all: Option<Vec<_>> = (0..count).map(free).collect();
-        all.map(|_| first)
-    })
-}
-
 /// What `cluster.sh` started, gone when dropped.
 struct Script<'a>(&'a Path);
 
@@ -409,7 +403,7 @@ impl Drop for Script<'_> {
 fn start_script(script: &Script<'_>, hosts: u16) -> u16 {
     // Somebody may take one of the ports meanwhile.
     let port = (0..5).find_map(|_| {
-        let port = free_ports(10 * (hosts - 1) + 4);
+        let port = free_ports([127, 0, 0, 1].into(), usize::from(10 * (hosts - 1) + 4)).port();
         let started = script.run("start", &["--port", &port.to_string(), "--hosts", &hosts.to_string()]);
         if started.code != Some(0) {
             script.run("stop", &[]);
