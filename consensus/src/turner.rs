@@ -446,17 +446,7 @@ where
 
     /// Gives each group led here to the voter that has most of its log.
     fn hand_over(&mut self) {
-        for &id in &self.led {
-            let Some(status) = self.host.status(id) else { continue };
-            let voters = &status.membership.voters;
-            let others = status
-                .progress
-                .iter()
-                .filter(|progress| voters.contains(&progress.store) && !self.host.is_silent(progress.store));
-            if let Some(best) = others.max_by_key(|progress| progress.matched_index) {
-                let _ = self.host.transfer_leader(id, best.store);
-            }
-        }
+        self.host.leave();
     }
 
     /// Nothing waits here that could still be answered, and nothing is led that others could lead.

@@ -115,8 +115,13 @@ where
             // Sent before this replica was removed, and came again.
             return Ok(());
         }
-        if kind == MessageType::MsgTimeoutNow && !self.peers.clock_is_good() {
+        let may_lead = self.peers.clock_is_good() && !self.peers.is_leaving();
+        if kind == MessageType::MsgTimeoutNow && !may_lead {
             return Ok(());
+        }
+        if vote && replica.leader() == Some(from) {
+            // Who led stands for election: it has given up.
+            replica.leader_is_gone();
         }
         if kind == MessageType::MsgSnapshot {
             let index = message.get_snapshot().get_metadata().index;
@@ -153,12 +158,13 @@ where
         for store in fallen {
             self.wake_without(store);
         }
-        let clock_is_good = self.peers.clock_is_good();
+        // CO-12
+        let may_lead = self.peers.clock_is_good() && !self.peers.is_leaving();
         for id in self.awake.clone() {
-            self.tick_one(id, clock_is_good).map_err(|error| HostError { group: id, error })?;
+            self.tick_one(id, may_lead).map_err(|error| HostError { group: id, error })?;
         }
         if self.ticks.is_multiple_of(RECONCILE_TICKS) {
-            self.reconcile(clock_is_good);
+            self.reconcile(may_lead);
         }
         let failed = |error| HostError { group: GroupId(0), error };
         self.transfers.refill();
@@ -175,7 +181,7 @@ where
         Ok(())
     }
 
-    fn tick_one(&mut self, id: GroupId, clock_is_good: bool) -> Result<(), StorageError> {
+    fn tick_one(&mut self, id: GroupId, may_lead: bool) -> Result<(), StorageError> {
         let me = self.options.store;
         let Some(replica) = self.replicas.get_mut(&id) else {
             self.awake.remove(&id);
@@ -184,11 +190,11 @@ where
         if replica.restoring {
             return Ok(());
         }
-        replica.tick(clock_is_good);
+        replica.tick(may_lead);
         let preferred = self.wanted.get(&id).and_then(|wanted| wanted.preferred) == Some(me);
         let leaderless = replica.leader().is_none() && !replica.is_raft_leader();
         let votes = replica.membership().voters.contains(&me) && replica.applied.index > 0;
-        if leaderless && preferred && votes && clock_is_good && self.ticks.is_multiple_of(3) {
+        if leaderless && preferred && votes && may_lead && self.ticks.is_multiple_of(3) {
             replica.campaign()?;
         }
         if replica.node.has_ready() {
@@ -209,7 +215,7 @@ where
     }
 
     /// Brings led groups to the members and the leader they are to have.
-    fn reconcile(&mut self, clock_is_good: bool) {
+    fn reconcile(&mut self, may_lead: bool) {
         for id in self.unsettled.clone() {
             let Some(replica) = self.replicas.get_mut(&id).filter(|replica| replica.is_raft_leader()) else {
                 self.unsettled.remove(&id);
@@ -224,7 +230,7 @@ where
             };
             let peers = &self.peers;
             let member =
-                |store| Member { caught_up: replica.is_caught_up(store), alive: !peers.is_silent(store) };
+                |store| Member { caught_up: replica.is_caught_up(store), alive: peers.is_staying(store) };
             match next_step(self.options.store, replica.membership(), wanted, member) {
                 Step::Done => {
                     self.unsettled.remove(&id);
@@ -243,19 +249,25 @@ where
             }
             self.dirty.insert(id);
         }
-        if !clock_is_good && self.ticks.is_multiple_of(TRANSFER_TICKS) {
+        if !may_lead && self.ticks.is_multiple_of(TRANSFER_TICKS) {
             self.hand_over_all();
         }
     }
 
-    /// A host whose clock cannot be trusted leads nothing that others can lead.
+    /// The store is about to stop: hands over what others can lead, takes nothing on, and tells the others.
+    pub fn leave(&mut self) {
+        self.peers.leave();
+        self.hand_over_all();
+    }
+
+    /// Hands over all that others can lead.
     fn hand_over_all(&mut self) {
         for (&id, replica) in &mut self.replicas {
             if !replica.is_raft_leader() {
                 continue;
             }
             let fit = |&&store: &&StoreId| {
-                store != self.options.store && replica.is_caught_up(store) && !self.peers.is_silent(store)
+                store != self.options.store && replica.is_caught_up(store) && self.peers.is_staying(store)
             };
             if let Some(store) = replica.membership().voters.iter().find(fit).copied() {
                 replica.transfer(store);
@@ -317,9 +329,20 @@ where
         }
     }
 
-    /// A store has fallen silent: those it leads need another leader, and those led here may have no
-    /// quorum any more.
+    /// A store has fallen silent: those it leads need another leader, and those led here whose quorum is not heard
+    /// any more have to be given up.
     fn wake_without(&mut self, store: StoreId) {
+        for (&id, replica) in &mut self.replicas {
+            let members = replica.membership();
+            let heard = |&&voter: &&StoreId| voter == self.options.store || !self.peers.is_silent(voter);
+            let quorum = members.voters.iter().filter(heard).count() >= members.quorum();
+            if replica.is_raft_leader() && members.contains(store) && !quorum {
+                replica.give_up();
+                replica.busy();
+                self.dirty.insert(id);
+                self.awake.insert(id);
+            }
+        }
         for (&id, replica) in self.replicas.iter_mut().filter(|(_, replica)| replica.asleep) {
             if replica.leader() == Some(store) {
                 replica.leader_is_gone();

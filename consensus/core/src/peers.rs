@@ -34,6 +34,7 @@ struct Peer {
     silent: bool,
     /// No member of any group here, but it spoke: it has to hear that we are there.
     stranger: bool,
+    leaving: bool,
     told_at: u64,
     /// Its last heartbeat: when it was sent (its clock), when it came (ours).
     echo: Option<(u64, Duration)>,
@@ -52,6 +53,7 @@ struct Offset {
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
     boot: u64,
+    leaving: bool,
     peers: BTreeMap<StoreId, Peer>,
     outbox: BTreeMap<StoreId, Vec<(GroupId, PeerMessage)>>,
 }
@@ -102,6 +104,7 @@ impl Peers {
         let restarted = peer.boot != 0 && peer.boot != heartbeat.boot;
         let back = std::mem::take(&mut peer.silent);
         peer.boot = heartbeat.boot;
+        peer.leaving = heartbeat.leaving;
         peer.heard_at = tick;
         peer.echo = Some((heartbeat.sent_at, now.monotonic));
         if heartbeat.echo_sent_at != 0 {
@@ -127,6 +130,20 @@ impl Peers {
 
     pub(crate) fn is_silent(&self, store: StoreId) -> bool {
         self.peers.get(&store).is_some_and(|peer| peer.silent)
+    }
+
+    /// Whether it can be counted on: heard of, and not about to stop.
+    pub(crate) fn is_staying(&self, store: StoreId) -> bool {
+        self.peers.get(&store).is_none_or(|peer| !peer.silent && !peer.leaving)
+    }
+
+    /// From now on the others are told that this store is about to stop.
+    pub(crate) fn leave(&mut self) {
+        self.leaving = true;
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving
     }
 
     /// How far our wall clock is ahead of the others', by their median, in nanoseconds; 0 when too
@@ -155,14 +172,14 @@ impl Peers {
     pub(crate) fn flush(&mut self, tick: u64, now: Now, send: &mut dyn FnMut(StoreId, PeerBatch)) {
         for (store, messages) in std::mem::take(&mut self.outbox) {
             let heartbeat = match self.peers.get_mut(&store) {
-                Some(peer) => peer.heartbeat(self.boot, tick, now),
-                None => Peer::default().heartbeat(self.boot, tick, now),
+                Some(peer) => peer.heartbeat((self.boot, self.leaving), tick, now),
+                None => Peer::default().heartbeat((self.boot, self.leaving), tick, now),
             };
             send(store, PeerBatch { heartbeat, messages });
         }
         for (&store, peer) in &mut self.peers {
             if tick.saturating_sub(peer.told_at) >= HEARTBEAT_TICKS {
-                let heartbeat = peer.heartbeat(self.boot, tick, now);
+                let heartbeat = peer.heartbeat((self.boot, self.leaving), tick, now);
                 send(store, PeerBatch { heartbeat, messages: Vec::new() });
             }
         }
@@ -170,14 +187,14 @@ impl Peers {
 }
 
 impl Peer {
-    fn heartbeat(&mut self, boot: u64, tick: u64, now: Now) -> pb::PeerHeartbeat {
+    fn heartbeat(&mut self, (boot, leaving): (u64, bool), tick: u64, now: Now) -> pb::PeerHeartbeat {
         self.told_at = tick;
         let (echo_sent_at, echo_age) = match self.echo {
             Some((sent_at, came_at)) => (sent_at, nanos(now.monotonic.saturating_sub(came_at))),
             None => (0, 0),
         };
         let sent_at = nanos(now.monotonic).max(1);
-        pb::PeerHeartbeat { boot, sent_at, wall: now.wall.0, echo_sent_at, echo_age }
+        pb::PeerHeartbeat { boot, sent_at, wall: now.wall.0, echo_sent_at, echo_age, leaving }
     }
 
     /// As NTP: half of the round trip is the way here. The shortest round trip of late counts.

@@ -193,6 +193,16 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
         Ok(())
     }
 
+    /// A leader that does not hear a quorum any more is none. The others may hear it all the same: that it stands for
+    /// election tells them.
+    pub(crate) fn give_up(&mut self) {
+        let term = self.node.raft.term;
+        self.node.raft.become_follower(term, 0);
+        // A campaign of a voter that has a log cannot fail.
+        let _ = self.node.campaign();
+        self.set_timeout();
+    }
+
     /// The leader has been silent, or is known to be gone: time it was silent counts.
     pub(crate) fn leader_is_gone(&mut self) {
         let elapsed = &mut self.node.raft.election_elapsed;
