@@ -405,6 +405,7 @@ impl Requests {
                 wall: this.u64(),
                 echo_sent_at: this.u64(),
                 echo_age: this.u64(),
+                leaving: this.rng.random(),
             });
             let messages = self.many(message);
             batches.push(pb::PeerBatch { greeting: None, heartbeat, messages });
