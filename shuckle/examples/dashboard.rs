@@ -1,18 +1,23 @@
 //! A shuckle with a made-up cluster registered through its real port, to look at the dashboard:
 //! `cargo run -p eggs-shuckle --example dashboard [ADDR:PORT]`.
 //!
-//! Two shard hosts (one falls silent), twelve disks (one lost, those of one host fall silent), a
-//! coordinator, reported blocks, a flag.
+//! Four hosts: one falls silent, one is drained and its shards are on their way, one has a clock that is off.
+//! Twelve disks (one lost, those of one host fall silent), a coordinator, reported blocks, a flag.
 
 use std::time::Duration;
 
+use eggs_consensus::peer_router;
 use eggs_daemon::registry::Registry;
 use eggs_daemon::{CancellationToken, Secret, metrics, server};
+use eggs_proto::pb::StoreKind::{self, StoreCrossdir, StoreShard};
 use eggs_proto::pb::registry_request::Op;
 use eggs_proto::{flags, pb};
 use eggs_shuckle::{Config, SecretSource, Service};
 
 const GIB: u64 = 1 << 30;
+const HOSTS: [&str; 4] = ["mars", "venus", "saturn", "pluto"];
+const DRAINED: &str = "saturn";
+const SILENT: &str = "pluto";
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -22,50 +27,63 @@ async fn main() -> anyhow::Result<()> {
     let service = Service::open(Config {
         directory: directory.path().join("shuckle"),
         secret: SecretSource::Given(secret.clone()),
+        host: HOSTS[0].to_owned(),
+        advertised: address.clone(),
+        peers: Vec::new(),
+        replicas: 3,
+        replace_after: Config::REPLACE_AFTER,
+        read_lease: false,
+        snapshot_bytes_per_second: 64 << 20,
         patience: Duration::ZERO,
     })
     .await?;
     let listener = server::bind(address.parse()?).await?;
     let stop = eggs_daemon::signal::shutdown()?;
-    let router = service.router().merge(metrics::router(service.health()));
+    let router = service.router().merge(peer_router(vec![service.peers()]));
+    let router = router.merge(metrics::router(service.health()));
     let served = tokio::spawn(server::serve(listener, router, stop.clone()));
     println!("http://{address}/");
-    pretend(Registry::join(&address, Some(secret), None, &stop).await?, &stop).await?;
+    let pretended = async {
+        let registry = Registry::join(std::slice::from_ref(&address), Some(secret), None, &stop).await?;
+        pretend(registry, &stop).await
+    };
+    let (ran, pretended) = tokio::join!(service.run(stop.clone()), pretended);
     served.await?;
     service.stop().await;
-    Ok(())
+    ran?;
+    pretended
 }
 
 async fn pretend(registry: Registry, stop: &CancellationToken) -> anyhow::Result<()> {
-    let mut silent = vec![shards("10.0.0.12:5001", 200..256), disks("10.0.0.13:5003", 9..12, 3)];
-    let lively = [
-        shards("10.0.0.11:5001", 0..200),
-        disks("10.0.0.11:5003", 1..5, 3),
-        disks("10.0.0.12:5003", 5..9, 2),
-    ];
-    for op in silent.drain(..) {
-        registry.call(op).await?;
-    }
-    let mut first = true;
+    let mut silent = Some(disks("10.0.0.13:5003", 9..12, 3));
+    let lively = [disks("10.0.0.11:5003", 1..5, 3), disks("10.0.0.12:5003", 5..9, 2)];
+    let mut round = 0;
     while !stop.is_cancelled() {
-        for op in &lively {
+        let map = registry.map(false).await?;
+        for (number, host) in HOSTS.iter().enumerate() {
+            // One host goes once all is founded.
+            if *host == SILENT && round > 6 {
+                continue;
+            }
+            for kind in [StoreShard, StoreCrossdir] {
+                registry.call(store(&map, number, kind, round)).await?;
+            }
+        }
+        for op in silent.take().iter().chain(&lively) {
             registry.call(op.clone()).await?;
         }
-        let crossdir = pb::RegisterCrossdir { address: "10.0.0.11:5002".to_owned(), transactions: 3 };
-        registry.call(Op::RegisterCrossdir(crossdir)).await?;
-        if std::mem::take(&mut first) {
-            registry
-                .call(Op::SetFlags(pb::SetFlags {
-                    block_services: vec![disk_id(2)],
-                    set: flags::NO_WRITE,
-                    clear: 0,
-                }))
-                .await?;
+        if round == 0 {
+            let set = pb::SetFlags { block_services: vec![disk_id(2)], set: flags::NO_WRITE, clear: 0 };
+            registry.call(Op::SetFlags(set)).await?;
             let kind = pb::BadBlockKind::BadBlockCorrupt.into();
             let block =
                 pb::BadBlock { block_service: disk_id(6), block: 77, file: 0x2020_0000_0000_0003, kind };
             registry.call(Op::ReportBlocks(pb::ReportBlocks { blocks: vec![block] })).await?;
         }
+        if round == 8 {
+            registry.call(Op::DrainHost(pb::DrainHost { host: DRAINED.to_owned(), undo: false })).await?;
+        }
+        round += 1;
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
             () = stop.cancelled() => {}
@@ -74,16 +92,59 @@ async fn pretend(registry: Registry, stop: &CancellationToken) -> anyhow::Result
     Ok(())
 }
 
-fn shards(address: &str, range: std::ops::Range<u32>) -> Op {
-    let report = |shard| pb::ShardReport {
-        shard,
-        leader: true,
-        applied_index: 1000 + u64::from(shard) * 37,
-        log_bytes: 70_000,
+/// The heartbeat of a store: it leads what it is to lead, and moves one shard after the other.
+fn store(map: &pb::ClusterMapReply, number: usize, kind: StoreKind, round: u64) -> Op {
+    let id = 0xe995_0000_0000_0000 + (number as u64 + 1) * 16 + kind as u64;
+    let silent = 0xe995_0000_0000_0000 + HOSTS.len() as u64 * 16 + kind as u64;
+    let leads = |place: &&pb::GroupPlace| {
+        let first = place.wanted.iter().copied().find(|&store| store != silent);
+        let of_kind = (place.group == 256) == (kind == StoreCrossdir) && place.group < 257;
+        of_kind
+            && if round > 6 && place.preferred == silent { first == Some(id) } else { place.preferred == id }
     };
-    Op::RegisterShards(pb::RegisterShards {
-        address: address.to_owned(),
-        shards: range.map(report).collect(),
+    let led = |place: &pb::GroupPlace| {
+        let applied_index = 1000 + u64::from(place.group) * 37 + round * 3;
+        let voters = if place.voters.is_empty() { &place.wanted } else { &place.voters };
+        let coming: Vec<u64> = place.wanted.iter().copied().filter(|store| !voters.contains(store)).collect();
+        let arrived = (round + u64::from(place.group)) % 40 == 0;
+        let members = if arrived { &place.wanted } else { voters };
+        let learners = if arrived { Vec::new() } else { coming };
+        let changed = members != &place.voters || learners != place.learners;
+        let progress = members.iter().chain(&learners).filter(|&&store| store != id).map(|&store| {
+            let learner = learners.contains(&store);
+            pb::ReplicaProgress {
+                store,
+                matched_index: if learner { 0 } else { applied_index - u64::from(store == silent) * 12 },
+                snapshot_sent: if learner { (round % 40) * GIB / 40 } else { 0 },
+                snapshot_total: if learner { GIB } else { 0 },
+            }
+        });
+        pb::LedGroup {
+            group: place.group,
+            term: 2 + round / 7,
+            applied_index,
+            log_bytes: 70_000,
+            progress: progress.collect(),
+            conf_index: place.conf_index + u64::from(changed && !place.voters.is_empty()),
+            voters: members.clone(),
+            learners,
+        }
+    };
+    let late = number == 1;
+    Op::RegisterStore(pb::RegisterStore {
+        id,
+        kind: kind.into(),
+        host: HOSTS[number].to_owned(),
+        address: format!("10.0.0.{}:{}", 11 + number, 5000 + kind as i32),
+        clock_offset: if late { -700_000_000 } else { 180_000 * (number as i64 + 1) },
+        problem: if late && kind == StoreShard {
+            "its clock is 700 ms behind the other hosts'".to_owned()
+        } else {
+            String::new()
+        },
+        led: map.groups.iter().filter(leads).map(led).collect(),
+        transactions: 3,
+        boot: 7,
     })
 }
 

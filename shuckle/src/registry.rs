@@ -336,7 +336,7 @@ impl Registry {
     }
 
     /// The last that was heard; without that, what the rows here say.
-    async fn last_map(&self) -> Result<pb::ClusterMapReply, pb::Error> {
+    pub(crate) async fn last_map(&self) -> Result<pb::ClusterMapReply, pb::Error> {
         if let Some(map) = self.inner.joined.get().map(|joined| joined.map.get()).filter(|map| map.now != 0) {
             return Ok((*map).clone());
         }

@@ -203,18 +203,17 @@ impl Service {
                 Some(cluster) => Err(OpenError::Alone { directory: self.directory.clone(), cluster }),
             };
         };
-        let rows = handle.local(|views: &Views<'_>, _| {
-            let view = views.local(GROUP)?;
-            Some(eggs_shuckle_core::hello(view).and_then(|hello| {
-                Ok((hello, eggs_shuckle_core::store_addresses(view, pb::StoreKind::StoreShuckle)?))
-            }))
-        });
         let damaged = |what: String| OpenError::Damaged { directory: self.directory.clone(), what };
+        let rows = handle.local(|views: &Views<'_>, _| views.local(GROUP).map(eggs_shuckle_core::hello));
         let rows = rows.await.map_err(|error| damaged(error.to_string()))?;
-        let Some(rows) = rows else { return Ok(()) };
-        let (hello, addresses) = rows.map_err(|error| damaged(error.to_string()))?;
-        // How the others were reached last: without a leader nobody else tells.
-        handle.addresses(addresses);
+        // It waits for its first snapshot.
+        let Some(hello) = rows else { return Ok(()) };
+        let hello = hello.map_err(|error| damaged(error.to_string()))?;
+        // Where the others were last: without a leader nobody else tells.
+        let before = self.registry.last_map().await.map_err(|error| damaged(error.message))?;
+        let shuckles = before.stores.iter().filter(|info| info.kind() == pb::StoreKind::StoreShuckle);
+        handle.addresses(shuckles.map(|info| (StoreId(info.id), info.address.clone())).collect());
+        self.replica.quorum().remember(Arc::new(before));
         match hello {
             Some(hello) => {
                 let theirs = ClusterId::from_bytes(&hello.cluster_id);

@@ -517,8 +517,11 @@ fn a_quorum_that_is_lost_is_said_with_the_hosts_that_are_missing() {
 fn clocks_problems_and_drains_are_said() {
     let mut registry = Registry::three(Duration::ZERO);
     let mut beat = Beat::new(12, StoreShard, "b");
-    beat.0.clock_offset = -730_000_000;
     beat.0.problem = "the disk is slow".into();
+    registry.ok(&beat.op());
+    let mut beat = Beat::new(22, StoreCrossdir, "b");
+    beat.0.clock_offset = -730_000_000;
+    beat.0.problem = "its clock is 730 ms behind the other hosts'".into();
     registry.ok(&beat.op());
     let drain = |undo| Op::DrainHost(pb::DrainHost { host: "c".into(), undo });
     registry.ok(&drain(false));

@@ -34,8 +34,8 @@
 //! - **RG-14** Without force people do not ask for fewer replicas than the cluster is to have, for two on
 //!   one host, for a new one on a store that is away or drained, or where no quorum lives. No force makes
 //!   unknown stores or such of another kind members.
-//! - **RG-15** The planner wants no group to have fewer voters than it is to have or there are hosts for,
-//!   never two on one host while there is a choice, none new on a store that is not alive; and when nothing
+//! - **RG-15** The planner wants no group to have fewer voters than it is to have (people may have forced fewer)
+//!   or there are hosts for, never two on one host while there is a choice, none new on a store that is not alive; and when nothing
 //!   happens it comes to rest.
 //! - **RG-16** The planner leaves a group without a live leader as it is, and moves nothing only to level the
 //!   load while any group of the kind is on its way, without a leader, or has a voter that is away.
@@ -54,6 +54,6 @@ pub mod validate;
 pub use health::{Health, REPLACE_AFTER, Reported, Step};
 pub use machine::{RegistryMachine, hello};
 pub use planner::plan;
-pub use schema::{groups_of, kind_name, kind_of, store_addresses};
+pub use schema::{groups_of, kind_name, kind_of};
 pub use summary::{Capacity, Reason, State, Summary, summarize};
 pub use troubles::{Host, hosts};

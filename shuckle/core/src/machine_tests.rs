@@ -69,7 +69,7 @@ fn groups(puts: Vec<pb::PutGroup>) -> Command {
 }
 
 fn wanted(group: u32, voters: &[u64], preferred: u64) -> pb::PutGroup {
-    let wanted = Some(pb::WantedReplicas { voters: voters.to_vec(), preferred });
+    let wanted = Some(pb::WantedReplicas { voters: voters.to_vec(), preferred, ..Default::default() });
     pb::PutGroup { group, wanted, ..Default::default() }
 }
 

@@ -32,7 +32,7 @@ impl Health {
         let present = self.membership(group, &row);
         let current = row.wanted.clone().or_else(|| {
             let voters = present.as_ref()?.voters.clone();
-            Some(pb::WantedReplicas { voters, preferred: 0 })
+            Some(pb::WantedReplicas { voters, ..pb::WantedReplicas::default() })
         });
         let (Some(current), Some(present)) = (current, present) else {
             let what = format_args!("{group}, which has not had a leader yet,");
@@ -44,7 +44,12 @@ impl Health {
             0 if voters.contains(&current.preferred) => current.preferred,
             preferred => preferred,
         };
-        let wanted = pb::WantedReplicas { voters, preferred };
+        let wanted = pb::WantedReplicas {
+            few: voters.len() < replicas && (op.force || current.few),
+            leader_chosen: op.preferred != 0 || (current.leader_chosen && preferred == current.preferred),
+            voters,
+            preferred,
+        };
         let check = Check { health: self, rows: &rows, group, replicas, now };
         let checked = check.possible(&wanted).and_then(|()| match op.force {
             true => Ok(()),
@@ -53,7 +58,8 @@ impl Health {
         if let Err(error) = checked {
             return Ok(Err(error));
         }
-        if same_set(&wanted.voters, &current.voters) && wanted.preferred == current.preferred {
+        let same = pb::WantedReplicas { voters: current.voters.clone(), ..wanted.clone() } == current;
+        if same && same_set(&wanted.voters, &current.voters) {
             return Ok(Ok(registered()));
         }
         let put =

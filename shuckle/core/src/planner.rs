@@ -41,11 +41,12 @@ pub fn plan<T: Table + ?Sized>(
     let Some(meta) = schema::meta(view)? else { return Ok(Vec::new()) };
     let stores = schema::stores(view)?;
     let rows: BTreeMap<GroupId, pb::GroupRow> = schema::groups(view)?.into_iter().collect();
+    let replicas = meta.replicas as usize;
     let mut puts = Vec::new();
     for kind in [StoreKind::StoreShuckle, StoreKind::StoreCrossdir, StoreKind::StoreShard] {
         let groups = groups_of(kind).take_while(|group| group.shard().is_none() || group.0 < health.shards);
-        let groups = groups.filter_map(|group| Group::of(health, group, rows.get(&group), now));
-        let mut plan = Plan::new(meta.replicas as usize, groups.collect());
+        let groups = groups.filter_map(|group| Group::of(health, replicas, group, rows.get(&group), now));
+        let mut plan = Plan::new(groups.collect());
         for (id, row) in stores.iter().filter(|(_, row)| row.kind() == kind) {
             plan.stores.insert(*id, Store::of(health, *id, row, &stores, now));
         }
@@ -89,12 +90,14 @@ impl Store {
             })
         };
         let silent = heard.is_none() && !health.patient(now);
+        let on_time = u128::from(offset.unsigned_abs()) <= CLOCK_OFFSET_MAX.as_nanos();
         Store {
             host: row.host.clone(),
             alive: heard.is_some(),
             draining: row.draining,
-            usable: heard.is_some_and(|heard| heard.problem.is_empty()) && !row.draining,
-            on_time: u128::from(offset.unsigned_abs()) <= CLOCK_OFFSET_MAX.as_nanos(),
+            // That its clock is off is a problem for leaders only.
+            usable: heard.is_some_and(|heard| heard.problem.is_empty() || !on_time) && !row.draining,
+            on_time,
             lost: silent && (health.silent_for(id, now) >= health.replace_after || replaced()),
         }
     }
@@ -108,6 +111,11 @@ struct Group {
     /// The voters it is to have, and has been told so or (the registry's own at its founding) has already.
     voters: Vec<StoreId>,
     preferred: StoreId,
+    /// How many voters it is to have: people may have forced fewer.
+    replicas: usize,
+    few: bool,
+    /// People chose who leads: not levelled.
+    leader_chosen: bool,
     /// Somebody leads it who could change it.
     led: bool,
     /// It has the members it is to have.
@@ -117,7 +125,13 @@ struct Group {
 
 impl Group {
     /// `None`: the registry's own group before anything is known of it.
-    fn of(health: &Health, id: GroupId, row: Option<&pb::GroupRow>, now: Time) -> Option<Group> {
+    fn of(
+        health: &Health,
+        replicas: usize,
+        id: GroupId,
+        row: Option<&pb::GroupRow>,
+        now: Time,
+    ) -> Option<Group> {
         let row = row.cloned().unwrap_or_default();
         let members = health.membership(id, &row);
         let wanted = row.wanted.as_ref();
@@ -129,7 +143,11 @@ impl Group {
         };
         let settled =
             members.as_ref().is_some_and(|now| now.learners.is_empty() && same_set(&now.voters, voters));
+        let few = wanted.is_some_and(|wanted| wanted.few);
         Some(Group {
+            replicas: if few { voters.len().min(replicas) } else { replicas },
+            few,
+            leader_chosen: wanted.is_some_and(|wanted| wanted.leader_chosen),
             id,
             new: voters.is_empty(),
             voters: voters.iter().copied().map(StoreId).collect(),
@@ -143,7 +161,6 @@ impl Group {
 
 #[derive(Debug)]
 struct Plan {
-    replicas: usize,
     stores: BTreeMap<StoreId, Store>,
     groups: Vec<Group>,
     /// Replicas each store is to have, and groups it is to lead.
@@ -152,7 +169,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(replicas: usize, groups: Vec<Group>) -> Plan {
+    fn new(groups: Vec<Group>) -> Plan {
         let (mut load, mut leads) = (BTreeMap::new(), BTreeMap::new());
         for group in &groups {
             for &id in &group.voters {
@@ -160,7 +177,7 @@ impl Plan {
             }
             *leads.entry(group.preferred).or_default() += 1;
         }
-        Plan { replicas, stores: BTreeMap::new(), groups, load, leads }
+        Plan { stores: BTreeMap::new(), groups, load, leads }
     }
 
     fn run(&mut self) {
@@ -187,7 +204,12 @@ impl Plan {
             pb::PutGroup {
                 group: u32::from(group.id.0),
                 founding: if group.new { voters.clone() } else { Vec::new() },
-                wanted: Some(pb::WantedReplicas { voters, preferred: group.preferred.0 }),
+                wanted: Some(pb::WantedReplicas {
+                    voters,
+                    preferred: group.preferred.0,
+                    few: group.few,
+                    leader_chosen: group.leader_chosen,
+                }),
                 membership: None,
             }
         })
@@ -222,6 +244,8 @@ impl Plan {
 
     fn set_preferred(&mut self, at: usize, preferred: StoreId) {
         let before = std::mem::replace(&mut self.groups[at].preferred, preferred);
+        // Whoever people chose cannot any more.
+        self.groups[at].leader_chosen = false;
         self.groups[at].changed = true;
         *self.leads.entry(preferred).or_default() += 1;
         if let Some(leads) = self.leads.get_mut(&before) {
@@ -235,8 +259,8 @@ impl Plan {
     fn found(&mut self) {
         for at in 0..self.groups.len() {
             if self.groups[at].new {
-                let voters = self.fill(self.groups[at].id, Vec::new());
-                if voters.len() < self.replicas {
+                let voters = self.fill(&self.groups[at], Vec::new());
+                if voters.len() < self.groups[at].replicas {
                     return;
                 }
                 self.set_voters(at, voters);
@@ -245,14 +269,14 @@ impl Plan {
     }
 
     /// `voters`, and as many of the least loaded usable stores on other hosts as are needed and there are.
-    fn fill(&self, group: GroupId, mut voters: Vec<StoreId>) -> Vec<StoreId> {
+    fn fill(&self, group: &Group, mut voters: Vec<StoreId>) -> Vec<StoreId> {
         let mut hosts: BTreeSet<&str> = voters.iter().filter_map(|&id| self.host(id)).collect();
         let usable = self.stores.iter().filter(|(id, store)| store.usable && !voters.contains(id));
         let mut usable: Vec<(usize, u64, StoreId)> =
-            usable.map(|(&id, _)| (self.load(id), mix(group, id), id)).collect();
+            usable.map(|(&id, _)| (self.load(id), mix(group.id, id), id)).collect();
         usable.sort_unstable();
         for (_, _, id) in usable {
-            if voters.len() >= self.replicas {
+            if voters.len() >= group.replicas {
                 break;
             }
             if self.host(id).is_some_and(|host| hosts.insert(host)) {
@@ -271,7 +295,7 @@ impl Plan {
                 if group.new || group.changed || !group.led {
                     continue;
                 }
-                let short = group.voters.len() < self.replicas;
+                let short = group.voters.len() < group.replicas;
                 let lost = |id: &StoreId| self.stores.get(id).is_none_or(|store| store.lost);
                 if urgent != (short || group.voters.iter().any(lost)) {
                     continue;
@@ -306,8 +330,8 @@ impl Plan {
                 doubtful.push(id);
             }
         }
-        let mut voters = self.fill(group.id, keep);
-        let enough = self.replicas.min(group.voters.len());
+        let mut voters = self.fill(group, keep);
+        let enough = group.replicas.min(group.voters.len());
         // A host of its own is better than one that is taken.
         for shared in [false, true] {
             for &id in &doubtful {
@@ -378,6 +402,7 @@ impl Plan {
                 let movable = |group: &Group| {
                     let others = || group.voters.iter().filter(|&&id| id != from);
                     !group.changed
+                        && !(group.leader_chosen && group.preferred == from)
                         && group.voters.contains(&from)
                         && others().all(|&id| id != to && self.host(id) != self.host(to))
                 };
@@ -427,7 +452,7 @@ impl Plan {
                 return Some(path);
             }
             for (at, group) in self.groups.iter().enumerate().rev() {
-                if group.preferred != here {
+                if group.preferred != here || group.leader_chosen {
                     continue;
                 }
                 for &to in group.voters.iter().filter(|id| able.contains(id) && **id != from) {

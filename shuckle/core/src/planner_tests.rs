@@ -193,8 +193,9 @@ impl World {
         let before = self.wanted(group).voters;
         let hosts: BTreeSet<String> = wanted.voters.iter().filter_map(|&id| self.host_of(id)).collect();
         let possible = self.hosts_for(group);
-        assert!(wanted.voters.len() >= self.replicas.min(possible.len()), "{group}: {wanted:?}");
-        assert!(before.len() < self.replicas || wanted.voters.len() >= self.replicas, "{group}: {wanted:?}");
+        let replicas = if wanted.few { before.len() } else { self.replicas };
+        assert!(wanted.voters.len() >= replicas.min(possible.len()), "{group}: {wanted:?}");
+        assert!(before.len() < replicas || wanted.voters.len() >= replicas, "{group}: {wanted:?}");
         assert!(wanted.preferred == 0 || wanted.voters.contains(&wanted.preferred));
         if possible.len() >= self.replicas {
             assert_eq!(hosts.len(), wanted.voters.len(), "two voters on one host: {group}: {wanted:?}");
@@ -259,7 +260,7 @@ impl World {
                         .collect();
                     assert!(bad.is_empty(), "{group} has drained replicas: {bad:?}");
                 }
-                assert!(wanted.voters.len() >= self.replicas.min(hosts.len()), "{group}");
+                assert!(wanted.few || wanted.voters.len() >= self.replicas.min(hosts.len()), "{group}");
                 for id in &wanted.voters {
                     *load.entry(*id).or_default() += 1;
                 }
@@ -394,6 +395,57 @@ fn what_people_choose_is_kept_while_it_is_well() {
     world.settle();
     assert_eq!(world.wanted(GroupId(0)).voters.len(), 4, "more than it has to have");
     assert_eq!(world.groups[&GroupId(0)].leader, other);
+}
+
+#[test]
+fn fewer_replicas_that_people_forced_are_not_filled_up() {
+    let mut world = five_hosts();
+    let ask = |world: &mut World, wanted: &[u64], force| {
+        let op = pb::SetReplicas { group: 3, wanted: wanted.to_vec(), preferred: 0, force };
+        world.ask(&Op::SetReplicas(op));
+        world.settle();
+        world.wanted(GroupId(3)).voters
+    };
+    let all = world.wanted(GroupId(3)).voters;
+    assert_eq!(ask(&mut world, &all[..2], true), all[..2]);
+    // One of the two has to go: there are to be two.
+    let gone = all[0];
+    let host = world.host_of(gone).unwrap();
+    world.ask(&Op::DrainHost(pb::DrainHost { host, undo: false }));
+    world.settle();
+    let left = world.wanted(GroupId(3)).voters;
+    assert!(left.len() == 2 && !left.contains(&gone), "{left:?}");
+    // As it should be again, it stays so.
+    let third = world
+        .stores
+        .iter()
+        .find(|store| store.kind == StoreShard && !left.contains(&store.id) && store.id != gone);
+    let three: Vec<u64> = left.iter().copied().chain(third.map(|store| store.id)).collect();
+    assert_eq!(ask(&mut world, &three, false).len(), 3);
+    assert!(!world.wanted(GroupId(3)).few);
+}
+
+#[test]
+fn leaders_that_people_chose_lead_until_they_cannot() {
+    let mut world = five_hosts();
+    let chosen = world.stores.iter().find(|store| store.host == 2 && store.kind == StoreShard).unwrap().id;
+    let groups: Vec<GroupId> =
+        (0..SHARDS).map(GroupId).filter(|&group| world.wanted(group).voters.contains(&chosen)).collect();
+    assert!(groups.len() > 4);
+    for group in &groups {
+        let op =
+            pb::SetReplicas { group: u32::from(group.0), wanted: vec![], preferred: chosen, force: false };
+        world.ask(&Op::SetReplicas(op));
+    }
+    world.settle();
+    assert!(groups.iter().all(|group| world.groups[group].leader == chosen), "however uneven");
+    let drain = |undo| Op::DrainHost(pb::DrainHost { host: "h2".into(), undo });
+    world.ask(&drain(false));
+    world.settle();
+    assert!(groups.iter().all(|group| world.groups[group].leader != chosen));
+    world.ask(&drain(true));
+    world.settle();
+    world.check_rest();
 }
 
 #[test]

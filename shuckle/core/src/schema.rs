@@ -155,15 +155,3 @@ fn get<T: Table + ?Sized, R: Message + Default>(
 fn decode<R: Message + Default>(bytes: &Bytes, what: &str) -> Result<R, TableError> {
     R::decode(bytes.clone()).map_err(|error| TableError(format!("{what}: {error}")))
 }
-
-/// Where the stores of a kind are, as they registered.
-///
-/// # Errors
-/// When the table fails.
-pub fn store_addresses<T: Table + ?Sized>(
-    table: &T,
-    kind: StoreKind,
-) -> Result<Vec<(StoreId, String)>, TableError> {
-    let stores = stores(table)?.into_iter().filter(|(_, row)| row.kind() == kind);
-    Ok(stores.map(|(id, row)| (id, row.address)).collect())
-}

@@ -134,7 +134,7 @@ impl<'a> Picture<'a> {
             Some(info.kind()) == kind
                 && info.alive
                 && !info.draining
-                && info.problem.is_empty()
+                && (info.problem.is_empty() || clock_off(info.clock_offset))
                 && info.id != from
                 && !taken.contains(info.host.as_str())
         })
@@ -150,13 +150,9 @@ impl<'a> Picture<'a> {
         self.group_reasons(&mut reasons);
         self.store_reasons(&mut reasons);
         for host in self.hosts() {
-            let off = i128::from(host.clock_offset);
-            if off.unsigned_abs() > CLOCK_OFFSET_MAX.as_nanos() {
-                let text = format!(
-                    "the clock of host {} is off by {:+} ms: it does not lead",
-                    host.name,
-                    off / 1_000_000
-                );
+            if clock_off(host.clock_offset) {
+                let off = host.clock_offset / 1_000_000;
+                let text = format!("the clock of host {} is off by {off:+} ms: it does not lead", host.name);
                 reasons.push(Reason { state: State::Degraded, text });
             }
             if let Some(drain) = host.drain() {
@@ -246,7 +242,8 @@ impl<'a> Picture<'a> {
                 let (kinds, seen) = dead.entry(&info.host).or_default();
                 kinds.push(kind_name(info.kind()));
                 *seen = (*seen).max(info.last_seen);
-            } else if !info.problem.is_empty() {
+            } else if !info.problem.is_empty() && !clock_off(info.clock_offset) {
+                // A clock that is off is said once for the host.
                 let text = format!("{} on host {}: {}", kind_name(info.kind()), info.host, info.problem);
                 reasons.push(Reason { state: State::Degraded, text });
             }
@@ -266,6 +263,10 @@ impl<'a> Picture<'a> {
 fn worst(groups: &[GroupId]) -> State {
     let only_crossdir = groups.iter().all(|&group| group == GroupId::CROSSDIR);
     if only_crossdir { State::Degraded } else { State::Unavailable }
+}
+
+fn clock_off(offset_ns: i64) -> bool {
+    u128::from(offset_ns.unsigned_abs()) > CLOCK_OFFSET_MAX.as_nanos()
 }
 
 fn missing(hosts: &[String]) -> String {

@@ -5,6 +5,8 @@
 const REFRESH_MS = 2000;
 const TIMEOUT_MS = 5000;
 const ROWS_MAX = 500;
+// Groups that are not well, when nobody asks for some: mostly it is the same with all.
+const GROUPS_MAX = 12;
 const SHARDS = 256;
 const DOMAINS_MAX = 12;
 
@@ -112,7 +114,12 @@ function showHealth(state) {
   text(pill, word);
   document.title = word === "healthy" ? "EggsFS" : `${word} – EggsFS`;
   text($("cluster-id"), state.cluster_id);
-  text($("about"), `up ${span(state.uptime_ms)} · version ${state.version}`);
+  const registry = state.registry;
+  const who = registry.here ? "leads the registry" : registry.leader ? `registry led by ${registry.leader}` : "";
+  text($("about"), [`up ${span(state.uptime_ms)}`, `version ${state.version}`, who].filter(Boolean).join(" · "));
+  document.body.dataset.trouble = registry.trouble ? "yes" : "no";
+  $("trouble").hidden = !registry.trouble;
+  text($("trouble-detail"), registry.trouble ? `${registry.trouble}. What is shown below was known before.` : "");
   const reasons = state.health.reasons;
   $("problems").hidden = reasons.length === 0;
   $("problems").dataset.level = word;
@@ -135,9 +142,18 @@ function tile(name, value, small, note, noteClass) {
 }
 
 function showTiles(state) {
-  const alive = state.shards.filter((shard) => shard.state === "alive").length;
-  tile("shards", count(alive), `of ${SHARDS}`,
-    alive === SHARDS ? "all of them" : `${SHARDS - alive} not served`, alive === SHARDS ? "" : "bad");
+  const served = state.shards.filter((shard) => shard.state === "alive" || shard.state === "degraded").length;
+  const degraded = state.shard_counts.degraded;
+  tile("shards", count(served), `of ${SHARDS}`,
+    served < SHARDS ? `${SHARDS - served} not served` : degraded ? `${degraded} without all replicas` : "all of them",
+    served < SHARDS ? "bad" : degraded ? "warn" : "");
+
+  const well = state.hosts.filter((host) => host.stores_alive === host.stores).length;
+  const draining = state.hosts.filter((host) => host.draining).length;
+  const copies = state.replicas === 1 ? "one copy of metadata" : `${state.replicas} copies of metadata`;
+  tile("hosts", count(well), `of ${count(state.hosts.length)}`,
+    well < state.hosts.length ? `${state.hosts.length - well} not well` : draining ? `${draining} draining` : copies,
+    well < state.hosts.length ? "bad" : draining ? "warn" : "");
 
   const disks = state.block_services;
   const lost = disks.filter((disk) => disk.state === "lost").length;
@@ -153,22 +169,29 @@ function showTiles(state) {
 
   const coordinator = state.crossdir;
   tile("transactions", coordinator.address ? count(coordinator.transactions) : "–", "",
-    !coordinator.address ? "no coordinator" : coordinator.alive ? "coordinator well" : "coordinator away",
+    coordinator.alive ? "coordinator well" : "no coordinator leads",
     coordinator.alive ? "" : "bad");
 }
 
 let shards = [];
+let groups = [];
+let stores = new Map();
 let hosts = [];
+
+const hostOf = (store) => stores.get(store)?.host ?? store;
+const leaderHost = (group) => (group.leader ? hostOf(group.leader) : undefined);
+
+function clock(milliseconds) {
+  const off = Math.abs(milliseconds) > 500;
+  const sign = milliseconds > 0 ? "+" : milliseconds < 0 ? "−" : "±";
+  return element("span", off ? "tag bad" : "quiet", `${sign}${Math.abs(milliseconds)} ms`);
+}
 
 function showShards(state) {
   shards = state.shards;
-  const byHost = new Map();
-  for (const shard of shards) {
-    if (shard.state === "missing") continue;
-    if (!byHost.has(shard.address)) byHost.set(shard.address, []);
-    byHost.get(shard.address).push(shard);
-  }
-  hosts = [...byHost.keys()].sort();
+  stores = new Map(state.stores.map((store) => [store.id, store]));
+  hosts = state.hosts;
+  const names = hosts.map((host) => host.name);
   const grid = $("grid");
   while (grid.children.length < SHARDS) {
     const node = element("div", "cell missing");
@@ -180,28 +203,125 @@ function showShards(state) {
     const faded = node.classList.contains("faded") ? " faded" : "";
     const className = `cell ${shard.state}${faded}`;
     if (node.className !== className) node.className = className;
-    node.dataset.host = `${Math.max(0, hosts.indexOf(shard.address)) % 6}`;
+    node.dataset.host = `${Math.max(0, names.indexOf(leaderHost(shard))) % 6}`;
   });
-  const rows = hosts.map((address) => ({ address, shards: byHost.get(address) }));
-  fill($("hosts").tBodies[0], rows, (host) => host.address, (host) => {
-    const alive = host.shards.filter((shard) => shard.state === "alive").length;
-    const seen = Math.min(...host.shards.map((shard) => shard.last_seen_ms_ago ?? Infinity));
-    const log = host.shards.reduce((total, shard) => total + shard.log_bytes, 0);
-    const served = element("span", alive === host.shards.length ? "" : "tag warn", `${alive} of ${host.shards.length}`);
+  fill($("hosts").tBodies[0], hosts, (host) => host.name, (host) => {
+    const led = shards.filter((shard) => leaderHost(shard) === host.name);
+    const others = state.groups.filter((group) => leaderHost(group) === host.name).map(groupName);
+    const leads = [led.length ? ranges(led.map((shard) => shard.shard)) : "", ...others].filter(Boolean).join(", ");
+    const seen = Math.min(...state.stores.filter((store) => store.host === host.name).map((store) => store.last_seen_ms_ago ?? Infinity));
+    const name = element("div", "", element("strong", "", host.name));
+    if (host.stores_alive < host.stores) name.append(" ", element("span", "tag bad", host.alive ? `${host.stores_alive} of ${host.stores} stores` : "not heard of"));
+    if (host.draining) name.append(" ", element("span", "tag warn", host.drain ? "draining" : "drained"));
+    if (host.drain) name.append(element("small", "quiet block", host.drain));
     const row = element("tr", "",
-      cell("Leader", element("code", "", host.address)),
-      cell("Shards", ranges(host.shards.map((shard) => shard.shard))),
-      cell("Served", served, "number nowrap"),
-      cell("Log", bytes(log), "number nowrap"),
+      cell("Host", name),
+      cell("Leads", leads || "–"),
+      cell("Replicas", count(host.replicas), "number nowrap"),
+      cell("Log", bytes(led.reduce((total, shard) => total + shard.log_bytes, 0)), "number nowrap"),
+      cell("Clock", clock(host.clock_offset_ms), "number nowrap"),
       cell("Last seen", ago(seen === Infinity ? null : seen), "nowrap"));
-    row.dataset.address = host.address;
+    row.dataset.host = host.name;
     return row;
   });
-  if (rows.length === 0) {
-    const nothing = element("td", "empty", "No shard host has registered yet.");
-    nothing.colSpan = 5;
+  if (hosts.length === 0) {
+    const nothing = element("td", "empty", "No host has registered yet.");
+    nothing.colSpan = 6;
     $("hosts").tBodies[0].replaceChildren(element("tr", "", nothing));
   }
+}
+
+// ---- groups and stores ----
+
+const GROUP_TAGS = {
+  alive: ["good", "well"], degraded: ["warn", "degraded"], stale: ["bad", "no leader"], missing: ["", "not founded"],
+};
+const GROUP_ORDER = ["stale", "degraded", "missing", "alive"];
+
+function groupName(group) {
+  return group.shard === 256 ? "coordinator" : group.shard === 257 ? "registry" : `shard ${group.shard}`;
+}
+
+function replicaWords(replica) {
+  const words = [];
+  if (!replica.alive) words.push("away");
+  if (replica.role !== "voter") words.push(replica.role);
+  if (replica.snapshot !== undefined) words.push(`snapshot ${replica.snapshot} %`);
+  else if (replica.lag) words.push(`${count(replica.lag)} behind`);
+  if (replica.leaving) words.push("leaving");
+  return words.join(", ");
+}
+
+function replicaChip(replica) {
+  const kind = !replica.alive ? "bad" : replica.role === "leader" ? "good" : replica.role === "learner" || replica.leaving ? "warn" : "";
+  const words = replicaWords(replica);
+  const chip = element("span", "chip", element("span", `tag ${kind}`, hostOf(replica.store)), words ? element("small", "", ` ${words}`) : null);
+  chip.title = replica.store;
+  return chip;
+}
+
+// What is to change, in words.
+function toBe(group) {
+  const words = group.coming.filter((store) => !group.replicas.some((replica) => replica.store === store))
+    .map((store) => `+ ${hostOf(store)}`);
+  words.push(...group.replicas.filter((replica) => replica.leaving).map((replica) => `− ${hostOf(replica.store)}`));
+  if (group.preferred && group.preferred !== group.leader) words.push(`led by ${hostOf(group.preferred)}`);
+  return words.join(", ");
+}
+
+function groupRow(group) {
+  const [tagClass, word] = GROUP_TAGS[group.state] ?? ["", group.state];
+  const chips = element("span", "", ...group.replicas.map(replicaChip));
+  return element("tr", "",
+    cell("State", element("span", `tag ${tagClass}`, word), "nowrap"),
+    cell("Group", groupName(group), "nowrap"),
+    cell("Replicas", group.replicas.length ? chips : "–"),
+    cell("To be", toBe(group) || "as it is"),
+    cell("Term", count(group.term), "number"),
+    cell("Applied", count(group.applied_index), "number"),
+    cell("Log", bytes(group.log_bytes), "number nowrap"),
+    cell("Leader heard", ago(group.last_seen_ms_ago), "nowrap"));
+}
+
+function showGroups(state) {
+  if (state) groups = [...state.groups, ...state.shards];
+  const wanted = $("group-filter").value.trim().toLowerCase();
+  const number = /^\d+$/.test(wanted) ? Number(wanted) : null;
+  const words = (group) => [groupName(group), GROUP_TAGS[group.state]?.[1] ?? "", toBe(group) ? "moving" : "",
+    ...group.replicas.flatMap((replica) => [hostOf(replica.store), replica.store, replicaWords(replica)])];
+  // At rest only what is not as it is to be, and the two that are one of a kind.
+  const quiet = (group) => group.shard < SHARDS && (group.state === "alive" || group.state === "missing") && !toBe(group);
+  const matches = (group) => !wanted ? !quiet(group)
+    : number !== null ? group.shard === number : words(group).some((word) => word.toLowerCase().includes(wanted));
+  const order = (group) => GROUP_ORDER.indexOf(group.state);
+  const found = groups.filter(matches).sort((a, b) => order(a) - order(b));
+  const shown = found.slice(0, wanted ? ROWS_MAX : GROUPS_MAX);
+  fill($("groups").tBodies[0], shown, (group) => `${group.shard}`, groupRow);
+  const calm = groups.filter(quiet).length;
+  const notes = [];
+  if (found.length > shown.length) notes.push(`${count(found.length - shown.length)} more are not shown: use the filter.`);
+  if (wanted && found.length === 0) notes.push("No group matches the filter.");
+  if (!wanted && calm) notes.push(`${calm === SHARDS ? "All" : "The other"} ${count(calm)} shards are as they are to be: filter to see them.`);
+  text($("groups-note"), notes.join(" "));
+}
+
+function showStores(state) {
+  text($("replicas-note"), state.replicas ? `${state.replicas} of everything` : "");
+  fill($("stores").tBodies[0], state.stores, (store) => store.id, (store) => {
+    const tag = !store.alive ? ["bad", "not heard of"] : store.problem ? ["warn", "ailing"] : store.draining ? ["warn", "draining"] : ["good", "well"];
+    const where = element("div", "", element("code", "", store.address));
+    if (store.problem) where.append(element("span", "problem", store.problem));
+    return element("tr", "",
+      cell("State", element("span", `tag ${tag[0]}`, tag[1]), "nowrap"),
+      cell("Host", store.host),
+      cell("Kind", store.kind),
+      cell("Address", where, "where"),
+      cell("Id", element("code", "", store.id), "nowrap"),
+      cell("Replicas", count(store.replicas), "number"),
+      cell("Leads", count(store.leaders), "number"),
+      cell("Clock", clock(store.clock_offset_ms), "number nowrap"),
+      cell("Last seen", ago(store.last_seen_ms_ago), "nowrap"));
+  });
 }
 
 function showCapacity(state) {
@@ -232,8 +352,8 @@ function showCapacity(state) {
   text($("domains-note"), more > 0 ? `and ${count(more)} more, with fewer disks away` : domains.length ? "" : "None yet.");
   const coordinator = state.crossdir;
   const facts = [
-    ["Address", coordinator.address || "none registered"],
-    ["State", coordinator.alive ? "serving" : coordinator.address ? "not heard of" : "–"],
+    ["Leader", coordinator.address || "none"],
+    ["State", coordinator.alive ? "serving" : coordinator.address ? "not heard of" : "no leader"],
     ["Transactions in flight", coordinator.address ? count(coordinator.transactions) : "–"],
   ];
   fill($("coordinator"), facts.flat().map((value, i) => ({ value, i })), ({ i }) => `${i}`, ({ value, i }) => {
@@ -298,12 +418,13 @@ function showTip(event) {
   const shard = node && shards[Number(node.dataset.shard)];
   const tip = $("tip");
   if (!shard) { tip.hidden = true; return; }
-  const lines = [`Shard ${shard.shard}`];
-  if (shard.state === "missing") lines.push("no host has registered it");
-  else {
-    lines.push(`${shard.state === "alive" ? "led by" : "last led by"} ${shard.address}`,
-      `last seen ${ago(shard.last_seen_ms_ago)}`,
-      `applied index ${count(shard.applied_index)}`, `log ${bytes(shard.log_bytes)}`);
+  const lines = [`Shard ${shard.shard}: ${GROUP_TAGS[shard.state]?.[1] ?? shard.state}`];
+  if (shard.state !== "missing") {
+    for (const replica of shard.replicas) lines.push([hostOf(replica.store), replicaWords(replica)].filter(Boolean).join(": "));
+    const change = toBe(shard);
+    if (change) lines.push(`to be: ${change}`);
+    lines.push(`applied index ${count(shard.applied_index)}, log ${bytes(shard.log_bytes)}`,
+      `leader heard ${ago(shard.last_seen_ms_ago)}`);
   }
   text(tip, lines.join("\n"));
   tip.hidden = false;
@@ -314,9 +435,9 @@ function showTip(event) {
 }
 
 function highlight(event) {
-  const address = event?.target.closest("tr")?.dataset.address;
+  const host = event?.target.closest("tr")?.dataset.host;
   [...$("grid").children].forEach((node, i) => {
-    node.classList.toggle("faded", address !== undefined && shards[i]?.address !== address);
+    node.classList.toggle("faded", host !== undefined && (!shards[i] || leaderHost(shards[i]) !== host));
   });
 }
 
@@ -329,6 +450,8 @@ function show(state) {
   showHealth(state);
   showTiles(state);
   showShards(state);
+  showGroups(state);
+  showStores(state);
   showCapacity(state);
   showDisks(state);
   text($("updated"), `updated ${new Date().toLocaleTimeString()}, every ${REFRESH_MS / 1000} s`);
@@ -373,5 +496,6 @@ $("grid").addEventListener("pointerdown", showTip);
 $("grid").addEventListener("pointerleave", () => { $("tip").hidden = true; });
 $("hosts").addEventListener("pointerover", highlight);
 $("hosts").addEventListener("pointerleave", () => highlight());
+$("group-filter").addEventListener("input", () => showGroups());
 $("filter").addEventListener("input", () => showDisks());
 run();
