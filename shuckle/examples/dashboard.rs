@@ -106,7 +106,7 @@ fn store(map: &pb::ClusterMapReply, number: usize, kind: StoreKind, round: u64) 
         let applied_index = 1000 + u64::from(place.group) * 37 + round * 3;
         let voters = if place.voters.is_empty() { &place.wanted } else { &place.voters };
         let coming: Vec<u64> = place.wanted.iter().copied().filter(|store| !voters.contains(store)).collect();
-        let arrived = (round + u64::from(place.group)) % 40 == 0;
+        let arrived = (round + u64::from(place.group)).is_multiple_of(40);
         let members = if arrived { &place.wanted } else { voters };
         let learners = if arrived { Vec::new() } else { coming };
         let changed = members != &place.voters || learners != place.learners;

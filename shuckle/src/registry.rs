@@ -164,9 +164,10 @@ impl Registry {
     /// Which cluster this is: anybody knows who has a replica.
     pub(crate) async fn hello(&self) -> Result<pb::HelloReply, pb::Error> {
         let cluster = self.cluster().ok_or_else(no_cluster)?;
-        let rows = self.inner.consensus.local(|views: &Views<'_>, _| {
-            views.local(GROUP).map_or(Ok(None), |view| eggs_shuckle_core::hello(view))
-        });
+        let rows = self
+            .inner
+            .consensus
+            .local(|views: &Views<'_>, _| views.local(GROUP).map_or(Ok(None), eggs_shuckle_core::hello));
         let hello = rows.await.map_err(|error| self.stopping(&error))?.map_err(|error| storage(&error))?;
         let hello = hello.ok_or_else(|| {
             RegistryError::Busy.with(format_args!("this replica of cluster {cluster} has no rows yet"))

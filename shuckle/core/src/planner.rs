@@ -401,8 +401,8 @@ impl Plan {
                 }
                 let movable = |group: &Group| {
                     let others = || group.voters.iter().filter(|&&id| id != from);
-                    !group.changed
-                        && !(group.leader_chosen && group.preferred == from)
+                    let stays = group.changed || (group.leader_chosen && group.preferred == from);
+                    !stays
                         && group.voters.contains(&from)
                         && others().all(|&id| id != to && self.host(id) != self.host(to))
                 };
