@@ -70,6 +70,21 @@ pub(crate) struct PeerEnvelope {
 }
 
 impl PeerEnvelope {
+    /// What it begins with, for people.
+    pub fn first(&self) -> String {
+        use eggs_consensus_core::PeerMessage;
+        let first = self.batch.messages.first().map(|(group, message)| {
+            let kind = match message {
+                PeerMessage::Raft(raft) => format!("{:?} {} {}", raft.get_msg_type(), raft.term, raft.index),
+                PeerMessage::Sleep { .. } => "Sleep".to_owned(),
+                PeerMessage::Want { .. } => "Want".to_owned(),
+                PeerMessage::Piece { .. } => "Piece".to_owned(),
+            };
+            format!("{group} {kind}")
+        });
+        first.unwrap_or_default()
+    }
+
     /// Of what it says, for the trace.
     pub fn fingerprint(&self) -> u32 {
         use eggs_consensus_core::PeerMessage;
@@ -201,6 +216,11 @@ impl Kernel {
 
     pub fn timer(&mut self, node: NodeId, life: u64, delay: u64, timer: Timer) {
         self.at(self.now + delay, Event::Timer { node, life, timer });
+    }
+
+    /// When the next event is.
+    pub fn next_at(&self) -> Option<u64> {
+        self.queue.first_key_value().map(|((when, _), _)| *when)
     }
 
     /// The next event; the clock moves to it.

@@ -1,9 +1,14 @@
 //! `eggs-simulation --seed 7` replays a run, `--seeds 1..200` looks for trouble, `--bug NAME` plants some.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Instant;
 
 use clap::Parser;
-use eggs_simulation::{Bug, Options, run};
+use eggs_simulation::{Bug, Failure, Options, Report, Totals, run};
 
 #[derive(Debug, Parser)]
 #[command(about = "Runs a whole cluster in one deterministic thread and checks it")]
@@ -35,6 +40,9 @@ struct Args {
     /// Nothing goes wrong
     #[arg(long)]
     no_faults: bool,
+    /// Seeds run at once; as many as there are cores
+    #[arg(long)]
+    jobs: Option<usize>,
     /// Print every event
     #[arg(long)]
     trace: bool,
@@ -50,6 +58,41 @@ fn range(text: &str) -> Result<(u64, u64), String> {
     }
 }
 
+/// Runs the seeds on every core and hands on what they came to, in their order.
+fn run_all(
+    (first, last): (u64, u64),
+    options: &Options,
+    jobs: usize,
+    mut each: impl FnMut(u64, Result<Report, Failure>),
+) {
+    let (next, (sender, receiver)) = (AtomicU64::new(first), mpsc::channel());
+    thread::scope(|scope| {
+        for _ in 0..jobs {
+            let (next, sender) = (&next, sender.clone());
+            scope.spawn(move || {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed > last || sender.send((seed, run(seed, options))).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        let (mut waiting, mut due) = (BTreeMap::new(), first);
+        for (seed, result) in receiver {
+            waiting.insert(seed, result);
+            while let Some(result) = waiting.remove(&due) {
+                each(due, result);
+                due += 1;
+            }
+        }
+    });
+}
+
+/// Beyond so many seeds only every hundredth is told of.
+const TOLD_MAX: u64 = 500;
+
 fn main() -> ExitCode {
     let args = Args::parse();
     let options = Options {
@@ -63,32 +106,39 @@ fn main() -> ExitCode {
         print: args.trace,
         ..Options::default()
     };
+    // A panic is a failure like any other, told once.
+    std::panic::set_hook(Box::new(|_| {}));
     let (first, last) = args.seeds.or(args.seed.map(|seed| (seed, seed))).unwrap_or((1, 1));
-    let mut caught = Vec::new();
-    for seed in first..=last {
-        match run(seed, &options) {
-            Ok(report) => {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let jobs = if first == last { 1 } else { args.jobs.unwrap_or(cores).max(1) };
+    let all = last - first + 1;
+    let (mut caught, mut totals, begun) = (Vec::new(), Totals::default(), Instant::now());
+    run_all((first, last), &options, jobs, |seed, result| match result {
+        Ok(report) => {
+            totals.add(&report);
+            if all <= TOLD_MAX || seed.is_multiple_of(100) {
                 println!("{report}");
-                if first == last {
-                    for (kind, [acknowledged, refused, unknown]) in &report.kinds {
-                        println!("  {kind:8} {acknowledged:5} {refused:5} {unknown:5}");
-                    }
-                }
             }
-            Err(failure) => {
-                caught.push(seed);
-                if args.bug.is_some() && first != last {
-                    println!("seed {seed}: caught: {}", failure.wrong[0]);
-                    continue;
+            if all == 1 {
+                for (kind, [acknowledged, refused, unknown]) in &report.kinds {
+                    println!("  {kind:8} {acknowledged:5} {refused:5} {unknown:5}");
                 }
-                println!("the last events:");
-                failure.trace.iter().for_each(|line| println!("  {line}"));
-                println!("{failure}");
-                println!("to replay: {}", replay(&args, seed));
             }
         }
-    }
-    let all = last - first + 1;
+        Err(failure) => {
+            caught.push(seed);
+            if args.bug.is_some() && all > 1 {
+                println!("seed {seed}: caught: {}", failure.wrong[0]);
+                return;
+            }
+            println!("the last events:");
+            failure.trace.iter().for_each(|line| println!("  {line}"));
+            println!("{failure}");
+            println!("to replay: {}", replay(&args, seed));
+        }
+    });
+    println!("{totals}");
+    println!("{all} seeds in {:.1} s on {jobs} threads", begun.elapsed().as_secs_f64());
     match args.bug {
         Some(bug) => println!("{bug}: {} of {all} seeds caught it: {caught:?}", caught.len()),
         None if caught.is_empty() => println!("{all} seeds, nothing wrong"),

@@ -55,6 +55,8 @@ pub(crate) struct Replica<M: Machine> {
     pub addresses: BTreeMap<StoreId, NodeId>,
     turn_due: bool,
     tick_due: bool,
+    /// A turn is due after a tick, whatever there is to do: heartbeats go out with it.
+    ticked: bool,
     /// Bits of its log were flipped.
     pub spoiled: bool,
     /// The stores it had before this one: put aside, damaged.
@@ -129,6 +131,7 @@ impl<M: Machine + Clone + 'static> Replica<M> {
             waiting: BTreeMap::new(),
             addresses: BTreeMap::new(),
             turn_due: false,
+            ticked: false,
             tick_due: false,
             spoiled: false,
             put_aside: Vec::new(),
@@ -305,7 +308,7 @@ impl<M: Machine + Clone + 'static> Replica<M> {
     /// What was asked of the host may need a turn, and time.
     pub fn go_on(&mut self, kernel: &mut Kernel, me: &Me) {
         let Some(host) = &self.host else { return };
-        if host.has_work() && !self.turn_due {
+        if (host.has_work() || self.ticked) && !self.turn_due {
             self.turn_due = true;
             let delay = turn_delay(kernel, me.id);
             me.timer(kernel, delay, Timer::Turn);
@@ -324,6 +327,7 @@ impl<M: Machine + Clone + 'static> Replica<M> {
             host.tick(now).map_err(|error| error.to_string())?;
         }
         self.observe_logs(kernel)?;
+        self.ticked = true;
         self.go_on(kernel, me);
         Ok(())
     }
@@ -435,7 +439,7 @@ impl<M: Machine + Clone + 'static> Replica<M> {
 
     /// One turn; what it says to others is sent, answers come with who waits for them.
     pub fn turn(&mut self, kernel: &mut Kernel, me: &Me) -> Result<Turned<M::Effect>, String> {
-        self.turn_due = false;
+        (self.turn_due, self.ticked) = (false, false);
         let Some(host) = &mut self.host else { return Ok(Turned::default()) };
         if self.bug == Some(Bug::SkipFsync) && kernel.chance(100) {
             host.log().sync_now();

@@ -82,22 +82,22 @@ impl Node {
 macro_rules! with_replica {
     ($node:expr, |$replica:ident, $me:ident| $body:expr) => {
         match $node {
-            Node::Registry(node) => {
+            $crate::world::Node::Registry(node) => {
                 let ($replica, $me) = (&mut node.replica, node.me.clone());
                 let _ = &$me;
                 Some($body)
             }
-            Node::Shards(node) => {
+            $crate::world::Node::Shards(node) => {
                 let ($replica, $me) = (&mut node.replica, node.me.clone());
                 let _ = &$me;
                 Some($body)
             }
-            Node::Coordinator(node) => {
+            $crate::world::Node::Coordinator(node) => {
                 let ($replica, $me) = (&mut node.replica, node.me.clone());
                 let _ = &$me;
                 Some($body)
             }
-            Node::Blocks(_) | Node::Client(_) => None,
+            $crate::world::Node::Blocks(_) | $crate::world::Node::Client(_) => None,
         }
     };
 }
@@ -438,7 +438,8 @@ impl World {
                 }
                 let hash = envelope.fingerprint();
                 let count = envelope.batch.messages.len();
-                let line = format_args!("{} -> {to} {count} of peers {hash:08x}", envelope.from);
+                let (from, first) = (envelope.from, envelope.first());
+                let line = format_args!("{from} -> {to} {count} of peers {hash:08x} {first}");
                 self.kernel.trace.event(self.kernel.now, line, &[]);
                 let kernel = &mut self.kernel;
                 let result =
@@ -606,6 +607,13 @@ impl World {
         let mut wanted: Vec<StoreId> = place.wanted.iter().copied().map(StoreId).collect();
         wanted.sort_unstable();
         let now = &status.membership;
+        let strays = (0..self.nodes.len()).map(NodeId).filter(|&id| {
+            self.status(id, group).is_some() && self.store_of(id).is_some_and(|store| !now.contains(store))
+        });
+        let strays: Vec<NodeId> = strays.collect();
+        if !strays.is_empty() {
+            return Some(format!("{group} is also on {strays:?}, which are no members: {now:?}"));
+        }
         if now.voters != wanted || !now.learners.is_empty() {
             return Some(format!("{group} has {now:?}, wanted are {wanted:?}"));
         }
@@ -631,6 +639,17 @@ impl World {
             Node::Coordinator(node) => Some(node.replica.store),
             Node::Blocks(_) | Node::Client(_) => None,
         }
+    }
+
+    /// Stores that came back as others.
+    pub fn put_aside(&self) -> usize {
+        let of = |node: &Node| match node {
+            Node::Registry(node) => node.replica.put_aside.len(),
+            Node::Shards(node) => node.replica.put_aside.len(),
+            Node::Coordinator(node) => node.replica.put_aside.len(),
+            Node::Blocks(_) | Node::Client(_) => 0,
+        };
+        self.nodes.iter().map(of).sum()
     }
 
     /// How a group is on a node.
@@ -692,14 +711,41 @@ impl World {
         good
     }
 
-    /// Runs one more task in the place of a client, to its end.
-    pub fn run_task(&mut self, task: impl FnOnce(crate::client::port::Port) -> Task) -> Result<(), String> {
+    /// Lets the world go on for a while.
+    pub fn run_for(&mut self, duration: u64) -> Result<(), String> {
+        let until = self.kernel.now + duration;
+        while self.kernel.next_at().is_some_and(|at| at <= until) {
+            self.turn()?;
+        }
+        self.kernel.now = self.kernel.now.max(until);
+        Ok(())
+    }
+
+    /// Groups that do not sleep, and where.
+    pub fn awake(&self) -> Vec<(NodeId, GroupStatus)> {
+        let nodes = (0..self.nodes.len()).map(NodeId);
+        let groups = |id| {
+            let all = self.map().map(|map| map.groups).unwrap_or_default();
+            let ids = all.into_iter().filter_map(|place| u16::try_from(place.group).ok());
+            ids.filter_map(move |group| Some((id, self.status(id, GroupId(group))?))).collect::<Vec<_>>()
+        };
+        nodes.flat_map(groups).filter(|(_, status)| !status.asleep).collect()
+    }
+
+    /// Begins one more task in the place of a client.
+    pub fn begin_task(&mut self, task: impl FnOnce(crate::client::port::Port) -> Task) -> Result<(), String> {
         let id = self.nodes.len() - 1;
         let seed = self.kernel.rng.next_u64();
         let Node::Client(client) = &mut self.nodes[id] else { return Err("no client".to_owned()) };
         client.me.life += 1;
         self.up[id] = true;
         client.start(&mut self.kernel, seed, task);
+        Ok(())
+    }
+
+    /// Runs the task that was begun to its end.
+    pub fn end_task(&mut self) -> Result<(), String> {
+        let id = self.nodes.len() - 1;
         loop {
             if let Node::Client(client) = &self.nodes[id]
                 && client.is_done()
@@ -710,5 +756,11 @@ impl World {
                 return Err("the audit does not come to an end".to_owned());
             }
         }
+    }
+
+    /// Runs one more task in the place of a client, to its end.
+    pub fn run_task(&mut self, task: impl FnOnce(crate::client::port::Port) -> Task) -> Result<(), String> {
+        self.begin_task(task)?;
+        self.end_task()
     }
 }

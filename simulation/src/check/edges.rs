@@ -28,12 +28,12 @@ use crate::history::{Claim, Edge, Expect, History, Operation, Outcome};
 
 /// Something that happened to an edge, and the operation it is put down to.
 #[derive(Debug, Clone, Copy)]
-struct Change {
-    at: Time,
+pub(crate) struct Change {
+    pub at: Time,
     /// Index of the operation; `None` while nobody is known to have done it.
-    by: Option<usize>,
+    pub by: Option<usize>,
     /// What it led to afterwards.
-    after: Option<InodeId>,
+    pub after: Option<InodeId>,
 }
 
 struct Checker<'a> {
@@ -46,7 +46,12 @@ struct Checker<'a> {
     wrong: &'a mut Vec<String>,
 }
 
-pub(crate) fn check(history: &History, facts: &Facts, wrong: &mut Vec<String>) {
+/// What happened to every edge, in the order of the instants.
+pub(crate) fn check(
+    history: &History,
+    facts: &Facts,
+    wrong: &mut Vec<String>,
+) -> BTreeMap<Edge, Vec<Change>> {
     let mut checker = Checker {
         history,
         facts,
@@ -65,6 +70,7 @@ pub(crate) fn check(history: &History, facts: &Facts, wrong: &mut Vec<String>) {
         real_time(history, edge, changes, checker.wrong);
     }
     seen(history, facts, &changes, checker.wrong);
+    changes
 }
 
 fn describe(operation: &Operation) -> String {

@@ -1,10 +1,27 @@
-//! What must hold when all is quiet.
+//! What must hold when all is quiet. (What must hold at every moment is in [`crate::oracle`].)
 //!
-//! [`edges`] holds the clients' history against what the shards remember, [`tree`] looks at the rows as
-//! they are, [`run`] adds the audit of every file and the rebuilding of every state.
+//! **How the history is checked.** Twice, by methods that share nothing but the clients' records:
+//!
+//! 1. [`edges`]: against a witness. The shards keep every version of every edge with its instants; held against
+//!    what the clients were told, every acknowledged effect must be there at its very instant and no other effect at
+//!    all, the instants must not go against real time, and every read (of now and of the past) must have been so.
+//!    This is stronger than linearizability (the order is given, not searched for), and it also finds writes that
+//!    were lost, done twice or done though refused.
+//! 2. [`registers`] and [`linear`]: by search. Each (directory, name) and each mode is a register; for each
+//!    a search in the manner of Wing and Gong with memory (Porcupine's) looks for an order of all writes and reads that
+//!    fits calls, answers and values. It does not look at instants, so an error of the shards' clocks cannot
+//!    hide from it, and it is the one check of modes, which have no versions.
+//!
+//! Operations on two edges (moves) are two writes to the search; that they have both effects or none is the witness's
+//! matter. [`tree`] looks at the rows as they are, [`replicas`] at all replicas, [`rest`] at a cluster that
+//! sleeps; [`run`] adds the audit of every file and the rebuilding of every state.
 
 pub(crate) mod edges;
 pub(crate) mod facts;
+pub(crate) mod linear;
+pub(crate) mod registers;
+pub(crate) mod replicas;
+pub(crate) mod rest;
 pub(crate) mod tree;
 
 use std::cell::RefCell;
@@ -18,22 +35,34 @@ use crate::client::files::FileError;
 use crate::client::port::Port;
 use crate::history::contents;
 use crate::kernel::SECOND;
-use crate::world::{Node, World, with_replica};
+use crate::world::{World, with_replica};
 use facts::Facts;
+use registers::Searched;
+use rest::Rest;
 
-/// Files whose bytes were compared by the audit.
+/// What was looked at.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Audited {
+    /// Files whose bytes were compared.
     pub files: usize,
     pub versions: usize,
+    pub searched: Searched,
+    pub rest: Rest,
 }
 
 /// All checks; what is wrong, in words.
 pub(crate) fn run(world: &mut World) -> Result<Audited, Vec<String>> {
     let facts = Facts::read(world).map_err(|error| vec![error])?;
     let mut wrong = Vec::new();
+    let mut audited = Audited {
+        files: facts.files.len(),
+        versions: facts.versions.values().map(Vec::len).sum(),
+        ..Audited::default()
+    };
     tree::check(world, &facts, &mut wrong);
-    edges::check(&world.common.history.borrow(), &facts, &mut wrong);
+    let changes = edges::check(&world.common.history.borrow(), &facts, &mut wrong);
+    audited.searched = registers::check(&world.common.history.borrow(), &changes, &mut wrong);
+    replicas::check(world, &mut wrong);
     durable(world, &facts, &mut wrong);
     if wrong.is_empty() {
         audit(world, &facts, &mut wrong);
@@ -42,11 +71,13 @@ pub(crate) fn run(world: &mut World) -> Result<Audited, Vec<String>> {
         expiry(world, &mut wrong);
     }
     if wrong.is_empty() {
+        audited.rest = rest::check(world, &mut wrong);
+    }
+    if wrong.is_empty() {
         rebuild(world, &mut wrong);
     }
     wrong.extend(world.common.history.borrow().failures.iter().cloned());
-    let versions = facts.versions.values().map(Vec::len).sum();
-    if wrong.is_empty() { Ok(Audited { files: facts.files.len(), versions }) } else { Err(wrong) }
+    if wrong.is_empty() { Ok(audited) } else { Err(wrong) }
 }
 
 /// A block that was proved is whole on its disk, when nothing has spoiled the disk.
@@ -78,6 +109,7 @@ fn expiry(world: &mut World, wrong: &mut Vec<String>) {
                 wrong.push(format!("file {file} in writing is past its deadline and has not expired"));
             }
             tree::check(world, &facts, wrong);
+            replicas::check(world, wrong);
         }
         Err(error) => wrong.push(error),
     }
