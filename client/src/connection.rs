@@ -24,7 +24,7 @@ const FRAME_BYTES_MAX: u32 = 1 << 20;
 /// found soon.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Without keep-alive a channel stays broken after a partition heals.
-const KEEP_ALIVE: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(1)];
+const KEEP_ALIVE: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(750)];
 /// Of connections that move blocks: pings wait behind them.
 const BULK_KEEP_ALIVE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 /// A map older than this is renewed in the background when it is used.

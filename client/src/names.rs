@@ -444,9 +444,14 @@ pub(crate) struct RenameWords<'a> {
 impl RenameWords<'_> {
     fn say(&self, error: ClientError) -> ClientError {
         match error.refusal() {
-            Some(Refusal::Exists | Refusal::IsDirectory | Refusal::InvalidName | Refusal::NameTooLong) => {
-                error.on(self.to)
-            }
+            // The directories are ones: what is none is what has the new name.
+            Some(
+                Refusal::Exists
+                | Refusal::NotDirectory
+                | Refusal::IsDirectory
+                | Refusal::InvalidName
+                | Refusal::NameTooLong,
+            ) => error.on(self.to),
             Some(Refusal::Loop) => error.on(format_args!("{} -> {}", self.from, self.to)),
             _ => error.on(self.from),
         }

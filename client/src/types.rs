@@ -34,7 +34,7 @@ impl Default for Options {
         Options {
             shuckle: vec![DEFAULT_SHUCKLE.to_owned()],
             timeout: DEFAULT_TIMEOUT,
-            another_after: Duration::from_secs(1),
+            another_after: Duration::from_millis(500),
             secret: None,
             block_timeout: Duration::from_secs(10),
             hedge_after: Duration::from_millis(1000),

@@ -148,6 +148,21 @@ async fn names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_directory_never_takes_a_files_place() {
+    let world = World::start().await;
+    let client = &world.client;
+    client.mkdir_all("/a").await.unwrap();
+    client.put_bytes("/file", Bytes::new(), &CreateOptions::default()).await.unwrap();
+    for directory in ["/b", "/a/b"] {
+        client.mkdir(directory, None).await.unwrap();
+        let error = client.rename(directory, "/file", Replace::File).await.unwrap_err();
+        assert!(error.to_string().ends_with(": /file"), "{error}");
+    }
+    assert!(client.stat("/file").await.unwrap().is_file());
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn batches_listings_attributes_and_policies() {
     let world = World::start().await;
     let client = &world.client;

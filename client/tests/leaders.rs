@@ -354,7 +354,7 @@ async fn a_slow_leader_is_waited_for() {
     let asked = cluster.world.asked();
     let leader = asked.iter().filter(|address| **address == cluster.addresses[0]).count();
     assert_eq!(leader, 1, "its request goes on: {asked:?}");
-    assert!(asked.len() <= 5, "the others are asked once a second: {asked:?}");
+    assert!(asked.len() <= 12, "the others are asked now and then: {asked:?}");
     let words = error.to_string();
     assert!(words.contains("shard 1") && words.contains("host-0") && words.contains("no answer"), "{words}");
 }

@@ -13,6 +13,9 @@ use crate::retry::Backoff;
 
 /// Addresses that no map names are asked this often in a round: hints may be ahead of the map, and may lie.
 pub const STRANGERS_MAX: usize = 3;
+/// After its patience with one that is silent, a search asks the others this many times in as long again: who
+/// leads may change any moment.
+const ASKED_AGAIN: u32 = 2;
 /// Of answers "later" in a row from one place, every so many sends the search to the others too: who is about
 /// to stop says "later" until it is gone.
 const LATER_ROUND: u32 = 4;
@@ -90,7 +93,12 @@ impl Search {
         }
         if let Some(address) = self.choose(places, &trusted) {
             let trusted = trusted(&address);
-            let patience = if trusted { self.patience } else { self.backoff.pause(entropy) };
+            let alone = self.in_flight.is_empty();
+            let patience = match trusted {
+                true if alone => self.patience,
+                true => self.patience / ASKED_AGAIN,
+                false => self.backoff.pause(entropy),
+            };
             self.wake = now + patience;
             self.round.insert(address.clone());
             self.in_flight.push(Asked { address: address.clone(), trusted });
@@ -98,7 +106,7 @@ impl Search {
         }
         let waiting = self.in_flight.iter().any(|asked| asked.trusted) && !self.electing;
         self.begin_round();
-        let pause = if waiting { self.patience } else { self.backoff.pause(entropy) };
+        let pause = if waiting { self.patience / ASKED_AGAIN } else { self.backoff.pause(entropy) };
         self.wake = now + pause;
         Next::Pause(self.wake)
     }
@@ -143,7 +151,7 @@ impl Search {
             Said::Elsewhere(Some(hint)) if self.is_waited_for(&hint) => {
                 // The one that is silent leads, as far as is known here: wait for it.
                 self.begin_round();
-                self.wake = now + self.patience;
+                self.wake = now + self.patience / ASKED_AGAIN;
             }
             Said::Elsewhere(hint) => {
                 self.electing |= hint.is_none();

@@ -53,10 +53,11 @@ fn while_one_is_silent_another_is_asked() {
     assert_eq!(next(&mut search, &places, PATIENCE), ask("b"));
     // The other one says that the silent one leads: it is waited for, and asked about again.
     search.said("b", elsewhere("a"), PATIENCE, 1);
-    assert_eq!(next(&mut search, &places, PATIENCE), Next::Wait(2 * PATIENCE));
-    assert_eq!(next(&mut search, &places, 2 * PATIENCE), ask("b"));
-    search.said("b", elsewhere("c"), 2 * PATIENCE, 1);
-    assert_eq!(next(&mut search, &places, 2 * PATIENCE), ask("c"));
+    let again = PATIENCE + PATIENCE / ASKED_AGAIN;
+    assert_eq!(next(&mut search, &places, PATIENCE), Next::Wait(again));
+    assert_eq!(next(&mut search, &places, again), ask("b"));
+    search.said("b", elsewhere("c"), again, 1);
+    assert_eq!(next(&mut search, &places, again), ask("c"));
     assert_eq!(search.silent().map(|name| &**name).collect::<Vec<_>>(), ["a", "c"]);
 }
 
@@ -91,13 +92,12 @@ fn one_that_was_unreachable_just_now_comes_last_even_when_hinted_at() {
 fn hints_that_lie_lead_nowhere_for_long() {
     let (mut search, places) = (Search::new(PATIENCE), places(&["a"]));
     let mut asked = 0;
-    let mut address: Arc<str> = "a".into();
     loop {
-        match next(&mut search, &places, START) {
-            Next::Ask(place) => address = place,
+        let address = match next(&mut search, &places, START) {
+            Next::Ask(place) => place,
             Next::Pause(_) => break,
             Next::Wait(_) => panic!("nobody is silent"),
-        }
+        };
         asked += 1;
         search.said(&address, elsewhere(&format!("stranger-{asked}")), START, 1);
     }

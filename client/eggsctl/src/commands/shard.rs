@@ -44,7 +44,8 @@ enum ShardCommand {
     MoveReplica(TwoHosts),
     /// Have the replica on a host lead
     ///
-    /// It goes on being preferred: it leads again whenever it has been away and is back.
+    /// It goes on being preferred, when it has been away and is back too, until the cluster spreads its leaders
+    /// anew: it keeps them even.
     /// Example: eggsctl shard transfer-leader 0-85 host-a
     TransferLeader(OneHost),
 }
@@ -117,7 +118,8 @@ impl Goal {
     /// The group is to be something else by now.
     fn is_overruled(&self, place: &pb::GroupPlace) -> bool {
         let goal: Vec<u64> = self.wanted.iter().map(|store| store.0).collect();
-        !same_set(&goal, wanted(place))
+        let other_leader = |leader: StoreId| place.preferred != 0 && place.preferred != leader.0;
+        !same_set(&goal, wanted(place)) || self.leader.is_some_and(other_leader)
     }
 }
 
@@ -220,29 +222,47 @@ impl Change {
     }
 }
 
-/// Until everything is as it is to be. Without --timeout: however long it takes.
+/// Where the way to a goal has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Something else has been wanted for so many looks.
+    Open {
+        overruled: u32,
+    },
+    /// It was so; what the cluster does of its own accord after that is not waited for.
+    Reached,
+    Overruled,
+}
+
+impl Goal {
+    fn look(&self, way: Way, view: &View<'_>) -> Way {
+        let (Way::Open { overruled }, Ok(place)) = (way, view.group(self.group)) else { return way };
+        match self.is_overruled(place) {
+            _ if self.is_reached(place) => Way::Reached,
+            true if overruled + 1 >= OVERRULED_LOOKS => Way::Overruled,
+            true => Way::Open { overruled: overruled + 1 },
+            false => Way::Open { overruled: 0 },
+        }
+    }
+}
+
+/// Until everything is as it is to be, or is to be something else. Without --timeout: however long it takes.
 async fn wait(context: &Context, client: &Client, goals: &[Goal]) -> Outcome {
     let mut line = Line::start();
     let mut left = String::new();
+    let mut ways = vec![Way::Open { overruled: 0 }; goals.len()];
     let timeout = context.global.wait_timeout();
-    let mut overruled = 0;
     let done = client.wait_for(timeout, |map| {
         let view = View::new(map);
-        let others =
-            goals.iter().find(|goal| view.group(goal.group).is_ok_and(|place| goal.is_overruled(place)));
-        overruled = if others.is_some() { overruled + 1 } else { 0 };
-        if let (Some(goal), OVERRULED_LOOKS..) = (others, overruled) {
-            let now =
-                view.group(goal.group).map_or_else(|_| "-".to_owned(), |place| view.hosts(wanted(place)));
-            let reason =
-                format!("the cluster, or somebody else, has decided otherwise: it is to be on {now}");
-            return Some(Err(Failure::refused(goal.group, reason)));
-        }
-        let is_open = |goal: &&Goal| !view.group(goal.group).is_ok_and(|place| goal.is_reached(place));
-        let open: Vec<&Goal> = goals.iter().filter(is_open).collect();
-        let Some(first) = open.first() else { return Some(Ok(())) };
-        let about =
-            view.group(first.group).map_or_else(|_| "-".to_owned(), |place| missing(&view, first, place));
+        goals.iter().zip(&mut ways).for_each(|(goal, way)| *way = goal.look(*way, &view));
+        let are_open = goals.iter().zip(&ways).filter(|(_, way)| matches!(way, Way::Open { .. }));
+        let open: Vec<&Goal> = are_open.map(|(goal, _)| goal).collect();
+        let Some(first) = open.first() else {
+            let mut overruled = goals.iter().zip(&ways).filter(|(_, way)| **way == Way::Overruled);
+            return Some(overruled.next().map(|(goal, _)| overruled_words(&view, goal, overruled.count())));
+        };
+        let about = view.group(first.group);
+        let about = about.map_or_else(|_| "-".to_owned(), |place| missing(&view, first, place));
         left = match (goals.len(), open.len()) {
             (1, _) => format!("{}: {about}", first.group),
             (all, open) => format!("{} of {all} done; {}: {about}", all - open, first.group),
@@ -251,13 +271,31 @@ async fn wait(context: &Context, client: &Client, goals: &[Goal]) -> Outcome {
         None
     });
     match done.await.map_err(|error| failure("", error))? {
-        Some(outcome) => outcome,
+        Some(None) => Ok(()),
+        Some(Some(overruled)) => Err(Failure::refused("", overruled)),
         None => {
-            let after =
-                format!("not yet so after {:.0} s; the cluster goes on with it", timeout.as_secs_f64());
-            Err(Failure::refused(left, after))
+            let seconds = timeout.as_secs_f64();
+            Err(Failure::refused(
+                left,
+                format!("not yet so after {seconds:.0} s; the cluster goes on with it"),
+            ))
         }
     }
+}
+
+fn overruled_words(view: &View<'_>, goal: &Goal, more: usize) -> String {
+    let now = match view.group(goal.group) {
+        Ok(place) if place.preferred != 0 => {
+            format!("on {}, led by {}", view.hosts(wanted(place)), view.host(place.preferred))
+        }
+        Ok(place) => format!("on {}", view.hosts(wanted(place))),
+        Err(_) => "nowhere".to_owned(),
+    };
+    let more = if more == 0 { String::new() } else { format!(" (and {more} more)") };
+    format!(
+        "{}{more}: the cluster, or somebody else, has decided otherwise since: it is to be {now}",
+        goal.group
+    )
 }
 
 /// What a group waits for.
@@ -496,5 +534,31 @@ mod tests {
         assert_eq!(step(&place), (false, "led by b, to be led by d".to_owned()));
         place.leader = 14;
         assert!(step(&place).0);
+    }
+
+    #[test]
+    fn a_wait_ends_when_it_was_so_or_is_to_be_something_else() {
+        let map = map();
+        let goal = |wanted: &[u64], leader| Goal {
+            group: GroupId(0),
+            wanted: wanted.iter().copied().map(StoreId).collect(),
+            leader,
+        };
+        let begin = Way::Open { overruled: 0 };
+        let two = goal(&[11, 12], None);
+        let ways = (0..OVERRULED_LOOKS).scan(begin, |way, _| {
+            *way = two.look(*way, &View::new(&map));
+            Some(*way)
+        });
+        assert_eq!(ways.last(), Some(Way::Overruled));
+        assert_eq!(
+            overruled_words(&View::new(&map), &two, 2),
+            "shard 0 (and 2 more): the cluster, or somebody else, has decided otherwise since: it is to be on a, b, c, led by b"
+        );
+        let led = goal(&[11, 12, 13], Some(StoreId(12)));
+        assert_eq!(led.look(begin, &View::new(&map)), Way::Reached);
+        let other = goal(&[11, 12, 13], Some(StoreId(13)));
+        assert_eq!(other.look(begin, &View::new(&map)), Way::Open { overruled: 1 });
+        assert_eq!(other.look(Way::Reached, &View::new(&map)), Way::Reached, "it was so");
     }
 }
