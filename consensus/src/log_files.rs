@@ -25,6 +25,8 @@ const HARD_STATE: &[u8] = b"hard";
 /// Store ids, 8 bytes each, little-endian.
 const FOUNDING: &[u8] = b"founding";
 const REMOVED: &[u8] = b"removed";
+/// Term and index, 8 bytes each, little-endian.
+const FLOOR: &[u8] = b"floor";
 /// The region that is no group's; groups' are far below.
 const WRITES: u64 = 1 << 32;
 /// Its key: the number of the write, 8 bytes, little-endian.
@@ -140,6 +142,16 @@ fn encode_founding(founding: &[StoreId]) -> Vec<u8> {
     founding.iter().flat_map(|store| store.0.to_le_bytes()).collect()
 }
 
+fn encode_floor((term, index): (u64, u64)) -> Vec<u8> {
+    [term.to_le_bytes(), index.to_le_bytes()].concat()
+}
+
+fn decode_floor(bytes: &[u8]) -> Result<(u64, u64), StorageError> {
+    let number = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
+    let floor = number(0).zip(number(8)).filter(|_| bytes.len() == 16);
+    floor.ok_or_else(|| StorageError::damaged("the log's floor of a group is not 16 bytes"))
+}
+
 fn decode_founding(bytes: &[u8]) -> Result<Vec<StoreId>, StorageError> {
     let (ids, rest) = bytes.as_chunks::<8>();
     if !rest.is_empty() {
@@ -172,6 +184,13 @@ impl LogStore for LogFiles {
             last: self.engine.last_index(region).unwrap_or(0),
             founding: founding.as_deref().map(decode_founding).transpose()?.unwrap_or_default(),
             removed,
+            floor: self
+                .engine
+                .get(region, FLOOR)
+                .as_deref()
+                .map(decode_floor)
+                .transpose()?
+                .unwrap_or_default(),
         }))
     }
 
@@ -210,8 +229,13 @@ impl LogStore for LogFiles {
                     LogChange::Found(founding) => {
                         batch.put(region, FOUNDING.to_vec(), encode_founding(&founding)).map_err(failed)?;
                     }
-                    LogChange::Restart => {}
-                    LogChange::Remove => batch.put(region, REMOVED.to_vec(), vec![1]).map_err(failed)?,
+                    LogChange::Restart { floor } => {
+                        batch.put(region, FLOOR.to_vec(), encode_floor(floor)).map_err(failed)?;
+                    }
+                    LogChange::Remove { floor } => {
+                        batch.put(region, FLOOR.to_vec(), encode_floor(floor)).map_err(failed)?;
+                        batch.put(region, REMOVED.to_vec(), vec![1]).map_err(failed)?;
+                    }
                 }
             }
             if let Some(hard) = hard {
@@ -315,10 +339,10 @@ mod tests {
                 LogWrite { hard: Some(hard(3)), ..write(b, entries()) },
             ])
             .unwrap();
-            let restart = LogWrite { hard: Some(hard(5)), ..change(a, LogChange::Restart) };
+            let restart = LogWrite { hard: Some(hard(5)), ..change(a, LogChange::Restart { floor: (3, 9) }) };
             log.write(vec![
                 LogWrite { entries: vec![entry(41, 5, b"x"), entry(42, 5, b"y")], ..restart },
-                change(b, LogChange::Remove),
+                change(b, LogChange::Remove { floor: (3, 9) }),
                 found(c),
             ])
             .unwrap();
@@ -328,7 +352,7 @@ mod tests {
             check(&open(directory.path()), round);
         }
         let log = open(directory.path());
-        log.write(vec![change(b, LogChange::Restart)]).unwrap();
+        log.write(vec![change(b, LogChange::Restart { floor: (3, 9) })]).unwrap();
         let state = log.load(b).unwrap().unwrap();
         assert_eq!((state.hard.term, state.removed), (3, false));
     }
@@ -366,9 +390,9 @@ mod tests {
                 log.truncate(busy, index).unwrap();
             }
             if round == 1 {
-                let restart = change(restarted, LogChange::Restart);
+                let restart = change(restarted, LogChange::Restart { floor: (3, 9) });
                 let restart = LogWrite { entries: vec![entry(100, 7, b"x")], ..restart };
-                log.write(vec![restart, change(removed, LogChange::Remove)]).unwrap();
+                log.write(vec![restart, change(removed, LogChange::Remove { floor: (3, 9) })]).unwrap();
             }
             log.purge().unwrap();
             if round >= 1 {

@@ -27,6 +27,8 @@ pub(crate) struct GroupLog<L> {
     cache: VecDeque<Entry>,
     /// What can be sent to a follower.
     snapshot: Option<SnapshotMeta>,
+    /// Index of the applied members: an older snapshot may be from a former life of a member.
+    members_index: u64,
     /// Raft asked for a snapshot that is not there.
     snapshot_asked: Cell<bool>,
     /// The store failed while raft was reading, which has no way to say so.
@@ -59,6 +61,7 @@ impl<L: LogStore> GroupLog<L> {
             last_term,
             cache,
             snapshot,
+            members_index: membership.index,
             snapshot_asked,
             failure,
         }
@@ -76,6 +79,11 @@ impl<L: LogStore> GroupLog<L> {
     /// A snapshot is durable and can be sent.
     pub(crate) fn set_snapshot(&mut self, meta: SnapshotMeta) {
         self.snapshot = Some(meta);
+    }
+
+    /// The members are those of the entry at `index`.
+    pub(crate) fn set_members(&mut self, index: u64) {
+        self.members_index = index;
     }
 
     /// Whether a snapshot is needed that is not there; told once.
@@ -199,7 +207,12 @@ impl<L: LogStore> Storage for GroupLog<L> {
 
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         // One from before `to` became a member is no use to it: it would not find itself in there.
-        let fit = |meta: &&SnapshotMeta| meta.index >= request_index && meta.membership.contains(StoreId(to));
+        let fit = |meta: &&SnapshotMeta| {
+            let members = &meta.membership;
+            meta.index >= request_index
+                && members.index >= self.members_index
+                && members.contains(StoreId(to))
+        };
         let Some(meta) = self.snapshot.as_ref().filter(fit) else {
             self.snapshot_asked.set(true);
             return Err(raft::Error::Store(RaftStorageError::SnapshotTemporarilyUnavailable));

@@ -279,7 +279,7 @@ where
     /// A replica that was opened takes its place.
     pub(crate) fn insert(&mut self, mut replica: Replica<M, L>) -> Result<(), StorageError> {
         let id = replica.id;
-        if replica.is_alone() {
+        if replica.is_alone() && replica.has_a_say() {
             replica.campaign()?;
         }
         self.told.roles.push((id, replica.role));
@@ -514,7 +514,9 @@ where
         self.forget(id);
         let mut hard = replica.node.raft.hard_state();
         hard.commit = 0;
-        self.write_removal(id, hard)
+        let log = &replica.node.raft.raft_log;
+        let floor = (log.last_term(), log.last_index()).max(replica.floor);
+        self.write_removal(id, hard, floor)
     }
 
     /// A group that is opened again, or gone.

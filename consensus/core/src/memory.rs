@@ -41,6 +41,7 @@ struct GroupEntries {
     entries: BTreeMap<u64, Record>,
     founding: Vec<StoreId>,
     removed: bool,
+    floor: (u64, u64),
 }
 
 /// An entry as it is on the disk.
@@ -169,6 +170,7 @@ impl LogStore for MemoryLog {
             hard: log.hard.clone(),
             founding: log.founding.clone(),
             removed: log.removed,
+            floor: log.floor,
             first: log.entries.keys().next().copied().unwrap_or(log.first.max(1)),
             last: log.entries.keys().next_back().copied().unwrap_or(log.first.saturating_sub(1)),
         }))
@@ -222,11 +224,12 @@ impl LogStore for MemoryLog {
                 Some(LogChange::Found(founding)) => {
                     *log = GroupEntries { founding, hard: log.hard.clone(), ..GroupEntries::default() };
                 }
-                Some(LogChange::Restart) => {
-                    *log = GroupEntries { hard: log.hard.clone(), ..GroupEntries::default() };
+                Some(LogChange::Restart { floor }) => {
+                    *log = GroupEntries { hard: log.hard.clone(), floor, ..GroupEntries::default() };
                 }
-                Some(LogChange::Remove) => {
-                    *log = GroupEntries { hard: log.hard.clone(), removed: true, ..GroupEntries::default() };
+                Some(LogChange::Remove { floor }) => {
+                    let hard = log.hard.clone();
+                    *log = GroupEntries { hard, floor, removed: true, ..GroupEntries::default() };
                 }
             }
             if let Some(hard) = write.hard {

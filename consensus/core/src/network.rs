@@ -102,9 +102,8 @@ where
             return Ok(());
         };
         let vote = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
-        if vote && replica.applied.index == 0 {
-            // What it once acknowledged, before it was removed and its log went, it knows again only with its first
-            // snapshot (CO-8): until then it could help to elect somebody who lacks it.
+        if vote && !replica.has_a_say() {
+            // What a log that was here before acknowledged, before it went, could be missed by whoever is elected.
             return Ok(());
         }
         if vote && self.options.lease && just_opened && replica.applied.index > 1 {
@@ -116,7 +115,7 @@ where
             return Ok(());
         }
         let may_lead = self.peers.clock_is_good() && !self.peers.is_leaving();
-        if kind == MessageType::MsgTimeoutNow && !may_lead {
+        if kind == MessageType::MsgTimeoutNow && !(may_lead && replica.has_a_say()) {
             return Ok(());
         }
         if vote && replica.leader() == Some(from) {
@@ -193,7 +192,7 @@ where
         replica.tick(may_lead);
         let preferred = self.wanted.get(&id).and_then(|wanted| wanted.preferred) == Some(me);
         let leaderless = replica.leader().is_none() && !replica.is_raft_leader();
-        let votes = replica.membership().voters.contains(&me) && replica.applied.index > 0;
+        let votes = replica.membership().voters.contains(&me) && replica.has_a_say();
         if leaderless && preferred && votes && may_lead && self.ticks.is_multiple_of(3) {
             replica.campaign()?;
         }

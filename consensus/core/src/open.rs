@@ -118,6 +118,10 @@ where
         // A snapshot's entries were committed; the log may have been cut to nothing behind it.
         log_state.hard.commit = log_state.hard.commit.max(before.0);
         log_state.hard.term = log_state.hard.term.max(before.1);
+        if before.0 == 0 && log_state.last == 0 {
+            // It waits for its first snapshot; whatever is there is of a former life.
+            self.state.clear(id)?;
+        }
         let applied = match self.usable_state(id, before.0, log_state.last)? {
             Some(applied) => applied,
             None => {
@@ -128,7 +132,7 @@ where
             }
         };
         log_state.hard.commit = log_state.hard.commit.max(applied.index);
-        let entries = log_state.last - before.0;
+        let (entries, floor) = (log_state.last - before.0, log_state.floor);
         let last_term = match log_state.last {
             last if last > before.0 => {
                 self.log.entries(id, last, last + 1, u64::MAX)?.first().map(|e| e.term)
@@ -150,6 +154,7 @@ where
         let node = RawNode::new(&self.raft_config(applied.index), log, &logger).map_err(raft_failed)?;
         let mut replica = Replica::new(id, self.options.store, machine, node, applied);
         replica.snapshot = snapshot;
+        replica.floor = floor;
         replica.log_bytes = entries * ENTRY_BYTES_GUESS;
         Ok(replica)
     }
@@ -180,9 +185,10 @@ where
                 group: id,
                 hard: Some(hard.clone()),
                 entries: Vec::new(),
-                change: Some(LogChange::Restart),
+                change: Some(LogChange::Restart { floor: log_state.floor }),
             }])?;
-            *log_state = LogState { hard, first: index + 1, last: index, ..LogState::default() };
+            let floor = log_state.floor;
+            *log_state = LogState { hard, first: index + 1, last: index, floor, ..LogState::default() };
         }
         Ok(())
     }
@@ -277,21 +283,26 @@ where
     /// snapshot. False: it has no such part. What a replica that was removed has promised still holds.
     pub(crate) fn open_waiting(&mut self, id: GroupId) -> Result<bool, StorageError> {
         let Some(machine) = (self.machine_of)(id) else { return Ok(false) };
-        let hard = self.log.load(id)?.map(|state| state.hard).unwrap_or_default();
+        let LogState { hard, floor, .. } = self.log.load(id)?.unwrap_or_default();
         let hard = HardState { commit: 0, ..hard };
         self.state.add(id)?;
         self.state.clear(id)?;
         self.snapshots.remove(id)?;
-        let log_state = LogState { hard, first: 1, ..LogState::default() };
+        let log_state = LogState { hard, first: 1, floor, ..LogState::default() };
         let mut replica = self.open_replica(id, machine, log_state)?;
-        replica.change = Some(LogChange::Restart);
+        replica.change = Some(LogChange::Restart { floor });
         self.insert(replica)?;
         Ok(true)
     }
 
     /// The log says that there is no replica here any more, before anything else of it goes.
-    pub(crate) fn write_removal(&mut self, id: GroupId, hard: HardState) -> Result<(), StorageError> {
-        let (entries, change) = (Vec::new(), Some(LogChange::Remove));
+    pub(crate) fn write_removal(
+        &mut self,
+        id: GroupId,
+        hard: HardState,
+        floor: (u64, u64),
+    ) -> Result<(), StorageError> {
+        let (entries, change) = (Vec::new(), Some(LogChange::Remove { floor }));
         self.log.write(vec![LogWrite { group: id, hard: Some(hard), entries, change }])?;
         self.snapshots.remove(id)?;
         self.state.clear(id)

@@ -42,6 +42,8 @@ pub(crate) struct Replica<M, L: LogStore> {
     lost: Vec<ProposalId>,
     /// What happens to the log with the next write.
     pub(crate) change: Option<LogChange>,
+    /// Term and index its log has to reach before it has a say in elections.
+    pub(crate) floor: (u64, u64),
     /// As last told.
     pub(crate) role: Role,
     pub(crate) reads: Reads,
@@ -102,6 +104,7 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
             waiting: VecDeque::new(),
             lost: Vec::new(),
             change: None,
+            floor: (0, 0),
             role: Role::Follower { leader: None },
             reads: Reads::default(),
             lease: (0, Duration::ZERO),
@@ -123,6 +126,12 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
     /// The only voter: what it decides is decided.
     pub(crate) fn is_alone(&self) -> bool {
         self.membership().voters == [self.me]
+    }
+
+    /// Whether it may vote and stand: it has state, and its log has whatever a former log here acknowledged (CO-8).
+    pub(crate) fn has_a_say(&self) -> bool {
+        let log = &self.node.raft.raft_log;
+        self.applied.index > 0 && (log.last_term(), log.last_index()) >= self.floor
     }
 
     /// Has no other members to talk to.
@@ -179,7 +188,7 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
     /// One tick of a replica that is awake. `may_campaign`: its clock is good.
     pub(crate) fn tick(&mut self, may_campaign: bool) {
         self.idle_ticks += 1;
-        if !self.is_raft_leader() && !may_campaign {
+        if !self.is_raft_leader() && !(may_campaign && self.has_a_say()) {
             return;
         }
         self.node.tick();
@@ -421,6 +430,7 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
                         .map_err(|error| StorageError::new(format!("entry {}: {error}", entry.index)))?;
                     let conf = self.node.apply_conf_change(&change).map_err(raft_failed)?;
                     applied.membership = Membership::from_conf(&conf, entry.index);
+                    self.node.mut_store().set_members(entry.index);
                 }
                 EntryType::EntryConfChange => {
                     return Err(StorageError::new(format!("entry {} is of no kind we write", entry.index)));

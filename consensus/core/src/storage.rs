@@ -76,6 +76,9 @@ pub struct LogState {
     pub founding: Vec<StoreId>,
     /// The replica was removed; what it promised in elections is still held.
     pub removed: bool,
+    /// Term and index up to which a log that was here before may have acknowledged entries: until this one is as far, it
+    /// has no say in elections (CO-8).
+    pub floor: (u64, u64),
 }
 
 /// What one turn adds to a group's log. Entries replace those from their first index on.
@@ -94,9 +97,9 @@ pub enum LogChange {
     Found(Vec<StoreId>),
     /// All entries go, and the founding voters: it goes on after a snapshot, or as a replica that waits for one. It is not
     /// removed (any more).
-    Restart,
+    Restart { floor: (u64, u64) },
     /// All but the hard state goes, and [`LogState::removed`] is set.
-    Remove,
+    Remove { floor: (u64, u64) },
 }
 
 /// The durable raft logs of all groups of a store.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use eggs_machine::Machine;
 use eggs_proto::StoreId;
-use raft::eraftpb::{self, Entry, MessageType};
+use raft::eraftpb::{self, Entry, EntryType, MessageType};
 
 use crate::host::{Answer, Host, HostError, Role, Told, Turn};
 use crate::peer::{Now, PeerBatch, PeerMessage};
@@ -57,6 +57,7 @@ where
         send: &mut dyn FnMut(StoreId, PeerBatch),
     ) -> Result<(), HostError> {
         let (mut writes, mut readies) = (Vec::new(), Vec::new());
+        let mut members_change = false;
         for &id in dirty {
             let Some(replica) = self.replicas.get_mut(&id).filter(|replica| replica.node.has_ready()) else {
                 continue;
@@ -76,7 +77,7 @@ where
                 replica.node.mut_store().set_hard(hard.clone());
             }
             if !ready.snapshot().is_empty() {
-                replica.change = Some(LogChange::Restart);
+                replica.change = Some(LogChange::Restart { floor: replica.floor });
             }
             let change = replica.change.take();
             if hard.is_some() || !entries.is_empty() || change.is_some() {
@@ -84,12 +85,31 @@ where
                 let hard = hard.or_else(|| change.as_ref().map(|_| replica.node.store().hard().clone()));
                 writes.push(LogWrite { group: id, hard, entries, change });
             }
-            committed.push((id, ready.take_committed_entries()));
+            let decided = ready.take_committed_entries();
+            if decided.iter().any(changes_members) {
+                members_change = true;
+                // Who is removed by it forgets: that it was decided must not be forgotten here.
+                let hard = replica.node.raft.hard_state();
+                replica.node.mut_store().set_hard(hard.clone());
+                match writes.last_mut().filter(|write: &&mut LogWrite| write.group == id) {
+                    Some(write) => write.hard = Some(hard),
+                    None => writes.push(LogWrite {
+                        group: id,
+                        hard: Some(hard),
+                        entries: Vec::new(),
+                        change: None,
+                    }),
+                }
+            }
+            committed.push((id, decided));
             readies.push((id, ready, late));
         }
-        self.peers.flush(self.ticks, now, send);
+        if !members_change {
+            self.peers.flush(self.ticks, now, send);
+        }
         self.write_log(writes)?;
         // Everything above is durable from here on (CO-1).
+        let mut decided_now = Vec::new();
         for (id, ready, late) in readies {
             for message in late {
                 post(&mut self.peers, &mut self.transfers, self.ticks, id, message);
@@ -107,9 +127,15 @@ where
             for message in light.take_messages() {
                 post(&mut self.peers, &mut self.transfers, self.ticks, id, message);
             }
-            committed.push((id, light.take_committed_entries()));
+            let decided = light.take_committed_entries();
+            if decided.iter().any(changes_members) {
+                let hard = replica.node.raft.hard_state();
+                replica.node.mut_store().set_hard(hard.clone());
+                decided_now.push(LogWrite { group: id, hard: Some(hard), entries: Vec::new(), change: None });
+            }
+            committed.push((id, decided));
         }
-        Ok(())
+        self.write_log(decided_now)
     }
 
     fn write_log(&mut self, writes: Vec<LogWrite>) -> Result<(), HostError> {
@@ -167,6 +193,14 @@ where
         for &id in groups {
             let gone =
                 self.replicas.get(&id).is_some_and(|replica| !replica.membership().contains(replica.me));
+            if let Some(replica) = self.replicas.get_mut(&id)
+                && replica.is_alone()
+                && !replica.is_raft_leader()
+                && replica.has_a_say()
+            {
+                replica.campaign().map_err(|error| HostError { group: id, error })?;
+                self.dirty.insert(id);
+            }
             if gone {
                 self.remove(id).map_err(|error| HostError { group: id, error })?;
             } else {
@@ -230,6 +264,10 @@ fn post(peers: &mut Peers, transfers: &mut Transfers, tick: u64, id: GroupId, me
         transfers.announced(id, to, tick);
     }
     peers.post(to, id, PeerMessage::Raft(message));
+}
+
+fn changes_members(entry: &Entry) -> bool {
+    entry.get_entry_type() != EntryType::EntryNormal
 }
 
 fn entry_bytes(entry: &Entry) -> u64 {
