@@ -70,19 +70,30 @@ pub(crate) struct PeerEnvelope {
 }
 
 impl PeerEnvelope {
-    /// What it begins with, for people.
-    pub fn first(&self) -> String {
+    /// What it says, for people.
+    pub fn says(&self) -> Vec<String> {
         use eggs_consensus_core::PeerMessage;
-        let first = self.batch.messages.first().map(|(group, message)| {
+        let says = self.batch.messages.iter().map(|(group, message)| {
             let kind = match message {
-                PeerMessage::Raft(raft) => format!("{:?} {} {}", raft.get_msg_type(), raft.term, raft.index),
-                PeerMessage::Sleep { .. } => "Sleep".to_owned(),
-                PeerMessage::Want { .. } => "Want".to_owned(),
-                PeerMessage::Piece { .. } => "Piece".to_owned(),
+                PeerMessage::Raft(raft) => format!(
+                    "{:?} of term {} at {} ({} entries, commit {}, log term {}{})",
+                    raft.get_msg_type(),
+                    raft.term,
+                    raft.index,
+                    raft.entries.len(),
+                    raft.commit,
+                    raft.log_term,
+                    if raft.reject { ", rejected" } else { "" }
+                ),
+                PeerMessage::Sleep { term, index, .. } => format!("sleeps in term {term} at {index}"),
+                PeerMessage::Want { index, offset, .. } => format!("wants the snapshot at {index} from {offset}"),
+                PeerMessage::Piece { index, offset, total, bytes, .. } => {
+                    format!("{} bytes from {offset} of {total} of the snapshot at {index}", bytes.len())
+                }
             };
-            format!("{group} {kind}")
+            format!("{group}: {kind}")
         });
-        first.unwrap_or_default()
+        says.collect()
     }
 
     /// Of what it says, for the trace.

@@ -43,6 +43,16 @@ impl Trace {
         inner.lines.push_back(text);
     }
 
+    /// Whether every event is printed.
+    pub fn prints(&self) -> bool {
+        self.0.borrow().print
+    }
+
+    /// More of what the last event was, for people: no part of the hash.
+    pub fn more(&self, text: &str) {
+        println!("{:>12} {text}", "");
+    }
+
     pub fn hash(&self) -> u64 {
         self.0.borrow().hash
     }

@@ -438,9 +438,11 @@ impl World {
                 }
                 let hash = envelope.fingerprint();
                 let count = envelope.batch.messages.len();
-                let (from, first) = (envelope.from, envelope.first());
-                let line = format_args!("{from} -> {to} {count} of peers {hash:08x} {first}");
+                let line = format_args!("{} -> {to} {count} of peers {hash:08x}", envelope.from);
                 self.kernel.trace.event(self.kernel.now, line, &[]);
+                if self.kernel.trace.prints() {
+                    envelope.says().iter().for_each(|text| self.kernel.trace.more(text));
+                }
                 let kernel = &mut self.kernel;
                 let result =
                     self.nodes[to.0].daemon().map_or(Ok(()), |daemon| daemon.on_peer(kernel, envelope));
