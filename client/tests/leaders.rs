@@ -91,7 +91,7 @@ impl ShardService for Host {
                     *self.world.done.lock().unwrap().entry(ids).or_default() += 1;
                 }
                 if manner == Manner::DoesAndIsSilent {
-                    std::future::pending().await
+                    std::future::pending().await;
                 }
                 result
             }
@@ -144,7 +144,7 @@ impl RegistryService for Host {
             }
             Some(op) => {
                 let secret = request.header.unwrap_or_default().secret;
-                let known = secret == &SECRET[..];
+                let known = secret == SECRET[..];
                 self.world.admin.lock().unwrap().push((secret.to_vec(), op));
                 if known {
                     registry_reply::Result::Registered(pb::Registered {})
