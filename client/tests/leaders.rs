@@ -91,7 +91,7 @@ impl ShardService for Host {
                     *self.world.done.lock().unwrap().entry(ids).or_default() += 1;
                 }
                 if manner == Manner::DoesAndIsSilent {
-                    std::future::pending().await;
+                    std::future::pending::<()>().await;
                 }
                 result
             }
