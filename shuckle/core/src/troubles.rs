@@ -250,7 +250,7 @@ impl<'a> Picture<'a> {
         }
         for (host, (kinds, seen)) in dead {
             let since = match seen {
-                0 => "since the registry started".to_owned(),
+                0 => "since this replica of the registry leads".to_owned(),
                 seen => format!("for {}", duration(now.since(Time(seen)).as_secs())),
             };
             let text = format!("host {host} not heard of {since}: {}", kinds.join(", "));

@@ -208,7 +208,9 @@ function showShards(state) {
   fill($("hosts").tBodies[0], hosts, (host) => host.name, (host) => {
     const led = shards.filter((shard) => leaderHost(shard) === host.name);
     const others = state.groups.filter((group) => leaderHost(group) === host.name).map(groupName);
-    const leads = [led.length ? ranges(led.map((shard) => shard.shard)) : "", ...others].filter(Boolean).join(", ");
+    const runs = ranges(led.map((shard) => shard.shard));
+    const few = runs.split(",").length <= 3;
+    const leads = [led.length ? (few ? `shards ${runs}` : `${count(led.length)} shards`) : "", ...others].filter(Boolean).join(", ");
     const seen = Math.min(...state.stores.filter((store) => store.host === host.name).map((store) => store.last_seen_ms_ago ?? Infinity));
     const name = element("div", "", element("strong", "", host.name));
     if (host.stores_alive < host.stores) name.append(" ", element("span", "tag bad", host.alive ? `${host.stores_alive} of ${host.stores} stores` : "not heard of"));
