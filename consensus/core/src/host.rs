@@ -544,6 +544,8 @@ where
             max_inflight_msgs: APPENDS_IN_FLIGHT,
             max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
             max_committed_size_per_ready: APPLY_BYTES_PER_TURN,
+            // Followers learn what is decided with the next entries, or the next heartbeat.
+            skip_bcast_commit: true,
             check_quorum: true,
             pre_vote: true,
             ..raft::Config::default()

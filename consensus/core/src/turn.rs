@@ -80,7 +80,8 @@ where
                 replica.change = Some(LogChange::Restart { floor: replica.floor });
             }
             let change = replica.change.take();
-            if hard.is_some() || !entries.is_empty() || change.is_some() {
+            // What is decided is decided anew after a restart: that alone is not worth a write.
+            if ready.must_sync() || !entries.is_empty() || change.is_some() {
                 // A log that begins anew says again what it has promised.
                 let hard = hard.or_else(|| change.as_ref().map(|_| replica.node.store().hard().clone()));
                 writes.push(LogWrite { group: id, hard, entries, change });
