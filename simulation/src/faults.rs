@@ -28,6 +28,9 @@ pub(crate) enum Fault {
     ClockBack(usize, i64),
     /// The spare machine comes up.
     Join,
+    /// Of a group's three voters the first, who leads, stands still, the log of the second is damaged, and the
+    /// third, who missed something, is back.
+    BadLuck(GroupId, [NodeId; 3]),
     /// A host is drained no more.
     Undrain(usize),
     Calm,
@@ -61,7 +64,11 @@ impl World {
                 if !self.chaos {
                     return Ok(());
                 }
-                if left % 2 == 1 { self.cut(&partition) } else { self.mend(&partition) }
+                if left % 2 == 1 {
+                    self.cut(&partition)
+                } else {
+                    self.mend(&partition)
+                }
                 if left > 0 {
                     let pause = self.kernel.rng.random_range(40 * MILLISECOND..900 * MILLISECOND);
                     self.kernel.at(self.kernel.now + pause, Event::Fault(Fault::Flap(partition, left - 1)));
@@ -89,6 +96,7 @@ impl World {
                 }
                 Ok(())
             }
+            Fault::BadLuck(group, nodes) => self.bad_luck_strikes(group, nodes),
             Fault::Undrain(machine) => {
                 self.drained.remove(&machine);
                 self.operator(Op::DrainHost(pb::DrainHost { host: format!("host{machine}"), undo: true }));
@@ -149,10 +157,12 @@ impl World {
             570..600 => self.slow_disk(),
             600..660 => self.partition(),
             660..690 => self.flap(),
-            690..720 => self.pause(),
-            720..735 => self.jump_clock(),
-            735..775 => self.spoil_log()?,
-            775..860 => self.spoil_disk(),
+            690..705 => self.pause(),
+            705..730 => self.deafen_leader(),
+            730..740 => self.jump_clock(),
+            740..770 => self.spoil_log()?,
+            770..780 => self.bad_luck(),
+            780..860 => self.spoil_disk(),
             860..940 => self.change_members(),
             _ => {
                 self.counts.fault("bad weather");
@@ -196,11 +206,7 @@ impl World {
         self.counts.fault("ambush");
         self.ambush = true;
         // Somebody has to be elected.
-        let leaders: Vec<NodeId> = (0..self.nodes.len())
-            .map(NodeId)
-            .filter(|id| with_replica!(&mut self.nodes[id.0], |replica, me| !replica.led().is_empty()) == Some(true))
-            .collect();
-        if let Some(&leader) = leaders.choose(&mut self.kernel.rng) {
+        if let Some(leader) = self.random_leader(|_| true) {
             let until = self.kernel.now + self.kernel.rng.random_range(SECOND..3 * SECOND);
             if self.kernel.chance(500) {
                 self.paused.insert(leader, until);
@@ -213,7 +219,9 @@ impl World {
     pub(crate) fn spring_ambush(&mut self) -> Result<(), String> {
         let Some(store) = self.kernel.oracle.newest_leader() else { return Ok(()) };
         let all = (0..self.nodes.len()).map(NodeId);
-        let Some(leader) = all.into_iter().find(|&id| self.store_of(id) == Some(store)) else { return Ok(()) };
+        let Some(leader) = all.into_iter().find(|&id| self.store_of(id) == Some(store)) else {
+            return Ok(());
+        };
         let kind = self.nodes[leader.0].kind();
         self.ambush = false;
         self.kernel.note(format_args!("ambush of {leader}"));
@@ -224,7 +232,8 @@ impl World {
         self.isolate(leader, until, true);
         for at in 0..self.nodes.len() {
             let id = NodeId(at);
-            if id != leader && self.nodes[at].kind() == kind && self.up[at] && !self.paused.contains_key(&id) {
+            if id != leader && self.nodes[at].kind() == kind && self.up[at] && !self.paused.contains_key(&id)
+            {
                 self.crash(id)?;
                 let down = self.kernel.rng.random_range(MILLISECOND..30 * MILLISECOND);
                 self.kernel.at(self.kernel.now + down, Event::Fault(Fault::Restart(id)));
@@ -245,6 +254,28 @@ impl World {
         let until = self.kernel.now + self.kernel.rng.random_range(100 * MILLISECOND..4 * SECOND);
         self.kernel.note(format_args!("{id} stands still"));
         self.paused.insert(id, until);
+    }
+
+    /// A leader stands still and hears of nothing for a while after: it goes on as if it led.
+    fn deafen_leader(&mut self) {
+        let shards = self.kernel.chance(800);
+        let Some(leader) = self.random_leader(|node| !shards || matches!(node, Node::Shards(_))) else { return };
+        self.counts.fault("deaf leader");
+        self.kernel.note(format_args!("{leader} stands still and is deaf"));
+        let resumes = self.kernel.now + self.kernel.rng.random_range(SECOND..3 * SECOND);
+        let hears = resumes + self.kernel.rng.random_range(200 * MILLISECOND..2 * SECOND);
+        self.isolate(leader, hears, true);
+        self.paused.insert(leader, resumes);
+    }
+
+    fn random_leader(&mut self, is: impl Fn(&Node) -> bool) -> Option<NodeId> {
+        let mut leaders = Vec::new();
+        for (at, node) in self.nodes.iter_mut().enumerate().filter(|(_, node)| is(node)) {
+            if with_replica!(node, |replica, me| !replica.led().is_empty()) == Some(true) {
+                leaders.push(NodeId(at));
+            }
+        }
+        leaders.choose(&mut self.kernel.rng).copied()
     }
 
     // ---- storage ----
@@ -299,7 +330,8 @@ impl World {
         }
         let kernel = &mut self.kernel;
         if kernel.chance(700) {
-            let flipped = with_replica!(&mut self.nodes[id.0], |replica, me| replica.flip_log(kernel, &me));
+            let flipped =
+                with_replica!(&mut self.nodes[id.0], |replica, me| replica.flip_log(kernel, &me, None));
             if flipped == Some(true) {
                 self.counts.fault("bit of a log");
                 // Noticed when it is read: now and then soon.
@@ -319,6 +351,54 @@ impl World {
         Ok(())
     }
 
+    /// What is on two of three replicas is lost to one of them while the other does not answer.
+    fn bad_luck(&mut self) {
+        let Some(map) = self.map() else { return };
+        let Some(place) = map.groups.choose(&mut self.kernel.rng) else { return };
+        let Ok(group) = u16::try_from(place.group).map(GroupId) else { return };
+        let Some((leader, status)) = self.leading(group) else { return };
+        let others: Vec<NodeId> = (0..self.nodes.len())
+            .map(NodeId)
+            .filter(|&id| {
+                let store = self.store_of(id).filter(|_| id != leader);
+                store.is_some_and(|store| status.membership.voters.contains(&store))
+            })
+            .collect();
+        let &[damaged, behind] = &others[..] else { return };
+        if !self.bears_loss_of(damaged) {
+            return;
+        }
+        let strikes = self.kernel.now + self.kernel.rng.random_range(300 * MILLISECOND..3 * SECOND);
+        self.isolate(behind, strikes, true);
+        self.kernel.at(strikes, Event::Fault(Fault::BadLuck(group, [leader, damaged, behind])));
+    }
+
+    fn bad_luck_strikes(
+        &mut self,
+        group: GroupId,
+        [leader, damaged, behind]: [NodeId; 3],
+    ) -> Result<(), String> {
+        let leads = self.leading(group).is_some_and(|(id, _)| id == leader);
+        if !self.chaos || !leads || !self.bears_loss_of(damaged) || !self.up[behind.0] {
+            return Ok(());
+        }
+        let kernel = &mut self.kernel;
+        let flipped = with_replica!(&mut self.nodes[damaged.0], |replica, me| replica.flip_log(
+            kernel,
+            &me,
+            Some(group)
+        ));
+        if flipped == Some(true) {
+            self.counts.fault("bad luck");
+            self.crash(damaged)?;
+            let down = self.kernel.rng.random_range(MILLISECOND..50 * MILLISECOND);
+            self.kernel.at(self.kernel.now + down, Event::Fault(Fault::Restart(damaged)));
+            let wakes = self.kernel.now + self.kernel.rng.random_range(SECOND..4 * SECOND);
+            self.paused.insert(leader, wakes);
+        }
+        Ok(())
+    }
+
     /// Whether every group of this node's kind has three good voters or more, and nothing is left of an earlier
     /// loss.
     fn bears_loss_of(&mut self, id: NodeId) -> bool {
@@ -326,9 +406,9 @@ impl World {
         let Some(map) = self.map() else { return false };
         let same: Vec<NodeId> =
             (0..self.nodes.len()).map(NodeId).filter(|id| self.nodes[id.0].kind() == Some(kind)).collect();
-        let spoiled = same.iter().any(|id| {
-            with_replica!(&mut self.nodes[id.0], |replica, me| replica.spoiled) == Some(true)
-        });
+        let spoiled = same
+            .iter()
+            .any(|id| with_replica!(&mut self.nodes[id.0], |replica, me| replica.spoiled) == Some(true));
         let stores: Vec<StoreId> = same.iter().filter_map(|&id| self.store_of(id)).collect();
         let groups = map.groups.iter().filter_map(|place| {
             let group = GroupId(u16::try_from(place.group).ok()?);
@@ -473,7 +553,11 @@ impl World {
                 self.kernel.at(self.kernel.now + undo, Event::Fault(Fault::Undrain(machine)));
             }
         } else if let Some(set) = self.random_members(&map) {
-            self.counts.fault(if set.wanted.is_empty() { "transfer of leadership" } else { "change of members" });
+            self.counts.fault(if set.wanted.is_empty() {
+                "transfer of leadership"
+            } else {
+                "change of members"
+            });
             let group = set.group;
             self.operator(Op::SetReplicas(set));
             if self.kernel.chance(400) {

@@ -86,7 +86,9 @@ impl PeerEnvelope {
                     if raft.reject { ", rejected" } else { "" }
                 ),
                 PeerMessage::Sleep { term, index, .. } => format!("sleeps in term {term} at {index}"),
-                PeerMessage::Want { index, offset, .. } => format!("wants the snapshot at {index} from {offset}"),
+                PeerMessage::Want { index, offset, .. } => {
+                    format!("wants the snapshot at {index} from {offset}")
+                }
                 PeerMessage::Piece { index, offset, total, bytes, .. } => {
                     format!("{} bytes from {offset} of {total} of the snapshot at {index}", bytes.len())
                 }

@@ -109,7 +109,8 @@ impl Oracle {
         let count = self.memberships.len();
         let known = self.memberships.entry((group, membership.index)).or_insert_with(|| now.clone());
         if *known != now {
-            let what = format!("{group}: {store} has members {now:?} since {}, others {known:?}", membership.index);
+            let what =
+                format!("{group}: {store} has members {now:?} since {}, others {known:?}", membership.index);
             self.fail(what);
         }
         self.memberships.len() > count
@@ -136,7 +137,10 @@ impl Oracle {
                 || matches!((known.term_before, seen.term_before), (Some(a), Some(b)) if a != b);
             known.term_before = known.term_before.or(seen.term_before);
             if differs {
-                let what = format!("{group}: the entry {} of term {} is another at {store}", entry.index, entry.term);
+                let what = format!(
+                    "{group}: the entry {} of term {} is another at {store}",
+                    entry.index, entry.term
+                );
                 self.fail(what);
             }
             if entry.index <= ends.committed {

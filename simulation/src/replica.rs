@@ -181,6 +181,10 @@ impl<M: Machine + Clone + 'static> Replica<M> {
         kernel.oracle.forget(self.store);
         let Some(mut host) = self.host.take() else { return };
         let mut state_after = state_after;
+        if self.bug == Some(Bug::SkipFsync) {
+            // The state would give it away at once: it is as little durable as the log.
+            state_after = StateAfter::Lost;
+        }
         if self.spoiled && state_after == StateAfter::Closed {
             state_after = StateAfter::Kept;
         }
@@ -209,7 +213,7 @@ impl<M: Machine + Clone + 'static> Replica<M> {
         let log = log.crashed();
         if self.bug == Some(Bug::DamagedLogKept) && self.spoiled {
             log.cut_damaged();
-            self.spoiled = false;
+            (self.spoiled, self.earlier) = (false, None);
             self.stores = Some((log, MemoryState::default(), snapshots.crashed()));
             return;
         }
@@ -450,8 +454,7 @@ impl<M: Machine + Clone + 'static> Replica<M> {
         for (to, batch) in mail {
             kernel.oracle.sends(self.store, &batch);
             let node = self.addresses.get(&to).copied();
-            let sent =
-                node.is_some_and(|node| kernel.send_peer((me.id, self.store), (node, to), batch));
+            let sent = node.is_some_and(|node| kernel.send_peer((me.id, self.store), (node, to), batch));
             if !sent {
                 host.unreachable(to);
             }
@@ -506,14 +509,14 @@ impl<M: Machine + Clone + 'static> Replica<M> {
         self.go_on(kernel, me);
     }
 
-    /// Flips a bit of one of the last entries of a group's log, while it is open.
-    pub fn flip_log(&mut self, kernel: &mut Kernel, me: &Me) -> bool {
+    /// Flips a bit of one of the last entries of a log (of any group: `None`), while it is open.
+    pub fn flip_log(&mut self, kernel: &mut Kernel, me: &Me, group: Option<GroupId>) -> bool {
         let Some(host) = &self.host else { return false };
         let groups = host.log().groups_with_entries();
         if groups.is_empty() {
             return false;
         }
-        let group = groups[kernel.rng.random_range(0..groups.len())];
+        let group = group.unwrap_or_else(|| groups[kernel.rng.random_range(0..groups.len())]);
         let (from_end, bit) = (kernel.rng.random_range(0..4), kernel.rng.random_range(0..1 << 12));
         let flipped = host.log().flip(group, from_end, bit);
         if flipped {
@@ -561,7 +564,10 @@ impl<M: Machine + Clone + 'static> Replica<M> {
             if status.applied_index > 0 {
                 let members = &status.membership;
                 if kernel.oracle.member(group, self.store, members) {
-                    kernel.note(format_args!("{group} has {:?} and {:?} since {}", members.voters, members.learners, members.index));
+                    kernel.note(format_args!(
+                        "{group} has {:?} and {:?} since {}",
+                        members.voters, members.learners, members.index
+                    ));
                 }
             }
             let Ok(Some(log)) = host.log().load(group) else { continue };
@@ -570,7 +576,9 @@ impl<M: Machine + Clone + 'static> Replica<M> {
             }
             // What is committed in memory may not be in the log yet; what is applied is.
             let ends = LogEnds { first: log.first, last: log.last, committed: status.applied_index };
-            let Ok(last) = host.log().entries(group, log.last, log.last + 1, LOOK_BYTES_MAX) else { continue };
+            let Ok(last) = host.log().entries(group, log.last, log.last + 1, LOOK_BYTES_MAX) else {
+                continue;
+            };
             let last_term = last.first().map_or(0, |entry| entry.term);
             let Some(from) = kernel.oracle.look_from(self.store, group, ends, last_term) else { continue };
             // A damaged log is the replica's own trouble.
@@ -599,7 +607,9 @@ impl<M: Machine + Clone + 'static> Replica<M> {
             match after.get(&group) {
                 Some(&(now, said_after, rows_after)) if now == at => {
                     if (said, rows) != (said_after, rows_after) || said != rows {
-                        return Err(format!("{group}: state {said} of {rows}, rebuilt {said_after} of {rows_after}"));
+                        return Err(format!(
+                            "{group}: state {said} of {rows}, rebuilt {said_after} of {rows_after}"
+                        ));
                     }
                 }
                 // Not all that is committed is known to be before it hears of the others.

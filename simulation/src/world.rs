@@ -556,8 +556,14 @@ impl World {
                         let age = store.last_seen;
                         self.kernel.note(format_args!(
                             "store {:#x} of kind {} at {} {}: alive {} draining {} offset {} seen {age} {}",
-                            store.id, store.kind, store.host, store.address, store.alive, store.draining,
-                            store.clock_offset, store.problem
+                            store.id,
+                            store.kind,
+                            store.host,
+                            store.address,
+                            store.alive,
+                            store.draining,
+                            store.clock_offset,
+                            store.problem
                         ));
                     }
                     return Err(format!("the cluster does not come to rest: {why}"));
@@ -626,7 +632,9 @@ impl World {
             });
             match there {
                 Some(there) if there.applied_index == status.applied_index => {}
-                other => return Some(format!("{store} (gone: {gone}) of {group} is {other:?}, not {status:?}")),
+                other => {
+                    return Some(format!("{store} (gone: {gone}) of {group} is {other:?}, not {status:?}"));
+                }
             }
         }
         None

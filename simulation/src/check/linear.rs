@@ -38,7 +38,10 @@ pub(crate) struct Operation<V, S> {
 pub(crate) enum Verdict {
     Linearizable,
     /// No order fits; the most that could be put in order, and what could not follow.
-    Not { ordered: Vec<String>, stuck: Vec<String> },
+    Not {
+        ordered: Vec<String>,
+        stuck: Vec<String>,
+    },
     TooLarge,
 }
 
@@ -64,7 +67,10 @@ pub(crate) fn search<V: Copy + Ord + Debug, S>(
         Some(false) => {
             let left = (0..operations.len()).filter(|n| !search.best.contains(n) && operations[*n].certain);
             let name = |n: usize| operations[n].name.clone();
-            Verdict::Not { stuck: left.map(name).collect(), ordered: search.best.iter().copied().map(name).collect() }
+            Verdict::Not {
+                stuck: left.map(name).collect(),
+                ordered: search.best.iter().copied().map(name).collect(),
+            }
         }
     }
 }

@@ -50,7 +50,8 @@ impl Searched {
             Verdict::Not { ordered, stuck } => {
                 let last = ordered.iter().rev().take(3).rev().collect::<Vec<_>>();
                 let stuck = stuck.iter().take(5).collect::<Vec<_>>();
-                wrong.push(format!("{what} is not linearizable: after {last:?} none of {stuck:?} can follow"));
+                wrong
+                    .push(format!("{what} is not linearizable: after {last:?} none of {stuck:?} can follow"));
             }
         }
     }

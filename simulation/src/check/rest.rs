@@ -50,7 +50,10 @@ fn rest(world: &mut World) -> Result<Rest, String> {
         }
         if world.kernel.now - begun > ASLEEP_AFTER_MAX {
             let said = world.kernel.oracle.messages - messages;
-            return Err(format!("the cluster is at rest, and its stores said {said} things: {:?}", world.awake()));
+            return Err(format!(
+                "the cluster is at rest, and its stores said {said} things: {:?}",
+                world.awake()
+            ));
         }
     };
     let wake = if world.cluster.replicas >= 3 { wake(world)? } else { 0 };

@@ -92,8 +92,7 @@ fn fsck(world: &World, wrong: &mut Vec<String>) {
             match eggs_shard_core::check(shard, view, &op) {
                 Ok(reply) => {
                     let findings = reply.findings.iter().take(5);
-                    wrong
-                        .extend(findings.map(|f| format!("shard {shard}: {}: {}", f.invariant, f.message)));
+                    wrong.extend(findings.map(|f| format!("shard {shard}: {}: {}", f.invariant, f.message)));
                     op.cursor = reply.cursor;
                 }
                 Err(error) => wrong.push(format!("shard {shard}: check: {error}")),

@@ -11,7 +11,8 @@ use eggs_client_core::retry::Backoff;
 use eggs_proto::pb::crossdir_reply::Result as CrossdirAnswer;
 use eggs_proto::pb::shard_reply::Result as ShardAnswer;
 use eggs_proto::{
-    BlockServiceId, CrossdirError, GroupId, Retry, ServiceError, SessionId, ShardError, ShardId, Time, flags, pb,
+    BlockServiceId, CrossdirError, GroupId, Retry, ServiceError, SessionId, ShardError, ShardId, Time, flags,
+    pb,
 };
 use rand::RngCore;
 
@@ -27,6 +28,8 @@ const TRANSACTION_TIMEOUT: u64 = 5 * SECOND;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GaveUp;
 
+/// In percent: reads that go to any replica, as those of clients that were away for long do.
+const ASTRAY: u32 = 50;
 /// In percent: answered calls that are made again.
 const REPEATED: u32 = 6;
 
@@ -138,9 +141,7 @@ impl Calls {
             self.refresh().await;
             let joined = {
                 let places = self.places.borrow();
-                places.shards.len() >= shards
-                    && places.crossdir.asked.is_some()
-                    && places.services.len() >= 6
+                places.shards.len() >= shards && places.crossdir.asked.is_some() && places.services.len() >= 6
             };
             if joined {
                 return;
@@ -162,7 +163,9 @@ impl Calls {
         };
         let places = self.places.borrow();
         let replicas = places.shards.get(&shard)?;
-        if of_the_past && std::mem::take(anywhere) && !replicas.nodes.is_empty() {
+        let read = !matches!(op, pb::shard_request::Op::Write(_));
+        let astray = (of_the_past || (read && self.port.chance(ASTRAY))) && std::mem::take(anywhere);
+        if astray && !replicas.nodes.is_empty() {
             return Some(replicas.nodes[self.port.below(replicas.nodes.len())]);
         }
         replicas.asked
@@ -177,6 +180,7 @@ impl Calls {
         until: u64,
     ) -> Result<Result<ShardAnswer, ShardError>, GaveUp> {
         let mut backoff = Backoff::default();
+        // Once per call at most.
         let mut anywhere = self.port.chance(50);
         loop {
             let mut header = request_header(&self.port.cluster, self.port.time(), false);
@@ -191,8 +195,7 @@ impl Calls {
                 None => None,
             };
             let go_on = |hint: &str| {
-                if let (Some(node), Some(replicas)) =
-                    (place, self.places.borrow_mut().shards.get_mut(&shard))
+                if let (Some(node), Some(replicas)) = (place, self.places.borrow_mut().shards.get_mut(&shard))
                 {
                     replicas.go_on(node, hint);
                 }
@@ -274,9 +277,8 @@ impl Calls {
         lane: (SessionId, u64),
         first: &[pb::WriteResult],
     ) {
-        let eden = |result: &pb::WriteResult| {
-            matches!(result.result, Some(pb::write_result::Result::Eden(_)))
-        };
+        let eden =
+            |result: &pb::WriteResult| matches!(result.result, Some(pb::write_result::Result::Eden(_)));
         // The certificates of placed blocks are signed anew each time.
         if !self.port.chance(REPEATED) || first.iter().any(eden) {
             return;

@@ -133,6 +133,8 @@ impl Workload {
             Err(ShardError::NotFound) if at.is_none() => {
                 return self.end(id, Outcome::Acknowledged, vec![Claim::Gone(directory)]);
             }
+            // It was made after that instant, and the replica has not come so far.
+            Err(ShardError::NotFound) => pb::ListReply::default(),
             Err(error) => return self.fail(id, &format!("refused with {error:?}")),
         };
         let mut names: BTreeMap<Bytes, Expect> = SHARED_NAMES

@@ -21,6 +21,8 @@ pub(crate) const SHARED_NAMES: &[&str] = &["a", "b", "c", "d", "e"];
 pub(super) const OWN_NAMES: usize = 4;
 /// Shared names remembered as used lately.
 const RECENT_MAX: usize = 24;
+/// In percent: changes that their client looks at right after.
+const LOOKS_AGAIN: u32 = 35;
 /// Directories known to all; beyond them no new one is made.
 pub(super) const DIRECTORIES_MAX: usize = 24;
 pub(super) const FILE_BYTES_MAX: usize = 100_000;
@@ -58,6 +60,8 @@ pub(super) struct Workload {
     pub(super) calls: Calls,
     pub(super) common: Rc<Common>,
     own: Rc<RefCell<BTreeMap<Edge, Own>>>,
+    /// What it changed last.
+    last: Rc<RefCell<Option<Edge>>>,
 }
 
 /// The task of one life of a client.
@@ -65,7 +69,7 @@ pub(crate) async fn run(client: usize, life: u64, port: Port, common: Rc<Common>
     let calls = Calls::new(port);
     calls.join(common.shards).await;
     let workload =
-        Workload { client, prefix: format!("c{client}.{life}-"), calls, common, own: Rc::default() };
+        Workload { client, prefix: format!("c{client}.{life}-"), calls, common, own: Rc::default(), last: Rc::default() };
     loop {
         {
             let mut left = workload.common.left.borrow_mut();
@@ -75,6 +79,11 @@ pub(crate) async fn run(client: usize, life: u64, port: Port, common: Rc<Common>
             *left -= 1;
         }
         workload.one().await;
+        // Who has changed something looks at it.
+        let last = workload.last.take();
+        if let Some(edge) = last.filter(|_| workload.port().chance(LOOKS_AGAIN)) {
+            workload.find(&edge).await;
+        }
         for complaint in workload.calls.complaints.take() {
             workload.common.history.borrow_mut().fail(complaint);
         }
@@ -192,6 +201,10 @@ impl Workload {
         let (now, heard) = (self.port().now(), self.port().time());
         for claim in &claims {
             self.compare(id, outcome, claim);
+            if let (Outcome::Acknowledged, Claim::Born { edge, .. } | Claim::Died { edge, .. }) = (outcome, claim)
+            {
+                *self.last.borrow_mut() = Some(edge.clone());
+            }
             if let (Outcome::Acknowledged, Claim::Born { edge, target: Some(target), .. }) = (outcome, claim)
                 && SHARED_NAMES.iter().any(|name| edge.name == name.as_bytes())
             {

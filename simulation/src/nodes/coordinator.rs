@@ -76,7 +76,9 @@ impl Coordinator {
 
     /// Nothing is begun, waiting to be recorded or to be forgotten.
     pub fn is_idle(&self) -> bool {
-        self.view().is_some() && self.driver.as_ref().is_some_and(Driver::is_idle) && !self.replica.has_entries()
+        self.view().is_some()
+            && self.driver.as_ref().is_some_and(Driver::is_idle)
+            && !self.replica.has_entries()
     }
 
     fn now(&mut self, kernel: &Kernel) -> Time {

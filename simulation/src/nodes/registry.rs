@@ -60,7 +60,12 @@ impl Registry {
         Time(u64::try_from(self.me.now(kernel).monotonic.as_nanos()).unwrap_or(u64::MAX))
     }
 
-    fn log(&mut self, kernel: &mut Kernel, command: Command, waiter: Option<Waiter>) -> Result<Offered, String> {
+    fn log(
+        &mut self,
+        kernel: &mut Kernel,
+        command: Command,
+        waiter: Option<Waiter>,
+    ) -> Result<Offered, String> {
         let command = encode(&pb::RegistryCommand { command: Some(command) });
         let wall = self.me.wall(kernel);
         let offered = self.replica.write(GROUP, SessionId(0), 0, wall, waiter, |_, _| Ok(command))?;

@@ -18,7 +18,7 @@ use rand::RngCore;
 use super::{Cluster, Daemon, Me, RegistryLine, Stop, decode, encode, register, reply_header};
 use crate::bug::{Bug, BuggyShard};
 use crate::kernel::{Envelope, Kernel, MILLISECOND, PeerEnvelope, Rpc, Timer};
-use crate::replica::{Offered, Replica, StateAfter, Waiter};
+use crate::replica::{Offered, Replica, Waiter};
 
 pub(crate) struct ShardHost {
     pub me: Me,
@@ -138,8 +138,7 @@ impl ShardHost {
                 Looked::More(_) => Ok(None),
             };
         }
-        let reading =
-            Reading { waiter, shard, op, confirmed: BTreeSet::new(), tickets: Vec::new() };
+        let reading = Reading { waiter, shard, op, confirmed: BTreeSet::new(), tickets: Vec::new() };
         self.confirm(kernel, reading, BTreeSet::from([group_of(shard)]))
     }
 
@@ -444,11 +443,7 @@ impl Daemon for ShardHost {
         self.parked.clear();
         self.reading.clear();
         self.settling.clear();
-        let mut state = self.replica.random_state_after(kernel);
-        if self.cluster.bug == Some(Bug::SkipFsync) {
-            // The state would give it away at once: it is as little durable as the log.
-            state = StateAfter::Lost;
-        }
+        let state = self.replica.random_state_after(kernel);
         kernel.note(format_args!("{} state store: {state:?}", self.me.id));
         self.replica.crash(kernel, &self.me, state);
         Ok(())
