@@ -28,6 +28,8 @@ use crate::secret::Secret;
 const RETRY: Duration = Duration::from_millis(50);
 /// Between looks at a map that has just changed.
 const EAGER: Duration = Duration::from_millis(100);
+/// Between looks at a map that has not changed for long: whoever finds it wrong asks for a fresh one.
+const AT_REST: Duration = Duration::from_secs(3);
 /// How long one call goes on trying.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long one replica may take to answer before another is tried.
@@ -387,7 +389,7 @@ async fn watch_map(
             Ok(map) => {
                 complaints = Complaints::default();
                 let same = heard && same_members(&sender.borrow(), &map);
-                pause = if same { (pause * 2).min(HEARTBEAT_INTERVAL) } else { EAGER };
+                pause = if same { (pause * 2).min(AT_REST) } else { EAGER };
                 heard = true;
                 sender.send_replace(Arc::new(map));
             }

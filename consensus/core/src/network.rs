@@ -13,6 +13,9 @@ use crate::peers::Heard;
 use crate::storage::{GroupId, LogStore, SnapshotStore, StateStore, StorageError};
 use crate::wanted::{Member, Step, next_step};
 
+/// A store that was not heard of for this long is silent: more than two of its heartbeats are missing, and it is
+/// longer than any lease.
+const SILENT_TICKS: u64 = ELECTION_TICKS as u64 + 1;
 /// Between tries to hand over leadership, or to change members.
 const RECONCILE_TICKS: u64 = 2;
 const TRANSFER_TICKS: u64 = 20;
@@ -153,7 +156,7 @@ where
     /// One [`TICK`] has passed.
     pub fn tick(&mut self, _now: Now) -> Result<(), HostError> {
         self.ticks += 1;
-        let fallen = self.peers.fallen_silent(self.ticks, ELECTION_TICKS as u64);
+        let fallen = self.peers.fallen_silent(self.ticks, SILENT_TICKS);
         for store in fallen {
             self.wake_without(store);
         }

@@ -9,7 +9,7 @@ use eggs_proto::{GroupId, StoreId, pb};
 use crate::peer::{Now, PeerBatch, PeerMessage};
 
 /// A peer that has been told nothing for this long is told that we are here.
-const HEARTBEAT_TICKS: u64 = 2;
+const HEARTBEAT_TICKS: u64 = 3;
 /// A round trip longer than this says little about the clocks.
 const ROUND_TRIP_MAX: Duration = Duration::from_secs(1);
 /// Stores that have no group in common with this one, and yet speak to it: somebody makes them members.
