@@ -4,8 +4,9 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use eggs_proto::pb;
+use eggs_proto::{ShardId, pb};
 use rand::Rng;
+use rand::seq::IndexedRandom;
 
 use crate::client::calls::Calls;
 use crate::client::port::Port;
@@ -61,8 +62,12 @@ fn rest(world: &mut World) -> Result<Rest, String> {
 }
 
 fn wake(world: &mut World) -> Result<u64, String> {
-    let shards: Vec<_> = world.shards().collect();
-    let shard = shards[world.kernel.rng.random_range(0..shards.len())];
+    // People may have left some with fewer.
+    let three = |shard: &ShardId| {
+        world.leading(group_of(*shard)).is_some_and(|(_, status)| status.membership.voters.len() >= 3)
+    };
+    let shards: Vec<ShardId> = world.shards().filter(three).collect();
+    let Some(&shard) = shards.choose(&mut world.kernel.rng) else { return Ok(0) };
     let Some((leader, _)) = world.leading(group_of(shard)) else { return Err(format!("{shard} is not led")) };
     let died_before = world.kernel.rng.random_range(0..3) * 700 * MILLISECOND;
     // The client knows its way.

@@ -21,6 +21,7 @@ use crate::kernel::{MILLISECOND, NodeId, Rpc, SECOND};
 use crate::nodes::{decode, encode, leader_in, node_at, request_header, store_in};
 
 const CALL_TIMEOUT: u64 = SECOND;
+const SHORT_TIMEOUT: u64 = 200 * MILLISECOND;
 /// Calls of the coordinator wait for a whole transaction.
 const TRANSACTION_TIMEOUT: u64 = 5 * SECOND;
 
@@ -29,7 +30,7 @@ const TRANSACTION_TIMEOUT: u64 = 5 * SECOND;
 pub(crate) struct GaveUp;
 
 /// In percent: reads that go to any replica, as those of clients that were away for long do.
-const ASTRAY: u32 = 50;
+const ASTRAY: u32 = 15;
 /// In percent: answered calls that are made again.
 const REPEATED: u32 = 6;
 
@@ -152,6 +153,26 @@ impl Calls {
 
     pub fn readable(&self, service: BlockServiceId) -> bool {
         self.places.borrow().services.get(&service).is_some_and(|(_, flags)| flags::readable(*flags))
+    }
+
+    /// Where a shard is replicated, as far as known.
+    pub fn replicas_of(&self, shard: ShardId) -> Vec<NodeId> {
+        self.places.borrow().shards.get(&shard).map(|replicas| replicas.nodes.clone()).unwrap_or_default()
+    }
+
+    /// Asks one replica, once; `None`: it did not answer, or does not lead.
+    pub async fn shard_at(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        op: pb::shard_request::Op,
+    ) -> Option<ShardAnswer> {
+        let header = Some(request_header(&self.port.cluster, self.port.time(), false));
+        let request = pb::ShardRequest { header, shard: u32::from(shard.0), op: Some(op) };
+        let parts = self.port.call(node, Rpc::Shard, vec![encode(&request)], SHORT_TIMEOUT).await?;
+        let reply = decode::<pb::ShardReply>(&parts)?;
+        self.port.observe(Time(reply.header.map_or(0, |header| header.time)));
+        reply.result.filter(|result| !matches!(result, ShardAnswer::Error(_)))
     }
 
     /// Whom to ask: what was so in the past any replica may know.

@@ -39,6 +39,17 @@ impl Workload {
             self.fail(id, &format!("answered {answer:?}"));
             return None;
         };
+        self.end_walk(id, edge, at, reply)
+    }
+
+    /// Takes in what a walk of one name found.
+    fn end_walk(
+        &self,
+        id: u32,
+        edge: &Edge,
+        at: Option<Time>,
+        reply: pb::WalkReply,
+    ) -> Option<pb::WalkReply> {
         let saw = |expect| Claim::Saw { edge: edge.clone(), expect, at };
         let stopped = reply.stopped.as_ref().and_then(|error| ShardError::from_code(error.code));
         let claim = match stopped {
@@ -55,6 +66,26 @@ impl Workload {
         };
         self.end(id, Outcome::Acknowledged, vec![claim]);
         (stopped.is_none()).then_some(reply)
+    }
+
+    /// Looks at one name at every replica of its shard: who does not lead must not say what it thinks.
+    pub(super) async fn look_everywhere(&self, edge: &Edge) {
+        let shard = edge.directory.shard();
+        for node in self.calls.replicas_of(shard) {
+            let id = self.begin(format!("walk {edge:?} at {node}"), Vec::new());
+            let walk = pb::shard_request::Op::Walk(pb::Walk {
+                start: edge.directory.0,
+                components: vec![edge.name.clone()],
+                ..pb::Walk::default()
+            });
+            match self.calls.shard_at(node, shard, walk).await {
+                Some(ShardAnswer::Walk(reply)) => {
+                    self.end_walk(id, edge, None, reply);
+                }
+                Some(other) => self.fail(id, &format!("answered {other:?}")),
+                None => self.gave_up(id),
+            }
+        }
     }
 
     pub(super) async fn find(&self, edge: &Edge) -> Option<InodeId> {

@@ -82,7 +82,7 @@ pub(crate) async fn run(client: usize, life: u64, port: Port, common: Rc<Common>
         // Who has changed something looks at it.
         let last = workload.last.take();
         if let Some(edge) = last.filter(|_| workload.port().chance(LOOKS_AGAIN)) {
-            workload.find(&edge).await;
+            workload.look_everywhere(&edge).await;
         }
         for complaint in workload.calls.complaints.take() {
             workload.common.history.borrow_mut().fail(complaint);
