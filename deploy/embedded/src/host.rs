@@ -165,8 +165,14 @@ impl Host {
         let (shard, crossdir) = (Arc::into_inner(shard), Arc::into_inner(crossdir));
         let stopped = tokio::task::spawn_blocking(move || {
             std::thread::scope(|scope| {
-                scope.spawn(|| crossdir.map(eggs_crossdir::Service::stop));
-                shard.map(eggs_shard::Service::stop);
+                scope.spawn(|| {
+                    if let Some(crossdir) = crossdir {
+                        crossdir.stop();
+                    }
+                });
+                if let Some(shard) = shard {
+                    shard.stop();
+                }
             });
         });
         let _ = stopped.await;

@@ -74,7 +74,7 @@ async fn three_hosts_start_stop_and_keep_their_number() {
     let mut cluster = Cluster::start(replicated(&data)).await.unwrap();
     let (id, addresses) = (cluster.id(), cluster.addresses().to_vec());
     assert_eq!((addresses.len(), cluster.replicas(), cluster.disks()), (3, 3, 9));
-    let ports: Vec<u16> = addresses.iter().map(|address| address.port()).collect();
+    let ports: Vec<u16> = addresses.iter().map(std::net::SocketAddr::port).collect();
     assert_eq!([ports[0] + 1, ports[0] + 2], ports[1..]);
     for host in 0..3 {
         cluster.stop_host(host).await;
