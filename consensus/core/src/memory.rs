@@ -48,25 +48,14 @@ struct GroupEntries {
 #[derive(Debug, Clone)]
 struct Record {
     entry: Entry,
-    /// Of what was written, whatever is there now.
-    checksum: u64,
+    /// What its checksum would tell.
+    is_whole: bool,
 }
 
 impl Record {
     fn new(entry: Entry) -> Self {
-        Record { checksum: checksum(&entry), entry }
+        Record { entry, is_whole: true }
     }
-
-    fn is_whole(&self) -> bool {
-        checksum(&self.entry) == self.checksum
-    }
-}
-
-/// FNV-1a of index, term and data.
-fn checksum(entry: &Entry) -> u64 {
-    let head = entry.index.to_le_bytes().into_iter().chain(entry.term.to_le_bytes());
-    let all = head.chain(entry.data.iter().copied());
-    all.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 impl MemoryLog {
@@ -109,6 +98,14 @@ impl MemoryLog {
         inner.groups.iter().filter(|(_, log)| !log.entries.is_empty()).map(|(&group, _)| group).collect()
     }
 
+    /// First and last index of a group's entries, and the term of the last; none are looked at for damage.
+    pub fn ends(&self, group: GroupId) -> Option<(u64, u64, u64)> {
+        let inner = self.lock();
+        let entries = &inner.groups.get(&group)?.entries;
+        let (first, (last, record)) = (entries.first_key_value()?, entries.last_key_value()?);
+        Some((*first.0, *last, record.entry.term))
+    }
+
     /// Flips a bit of the entry that is `from_end` before a group's last. False: there is none with data.
     pub fn flip(&self, group: GroupId, from_end: usize, bit: usize) -> bool {
         let mut inner = self.lock();
@@ -118,13 +115,14 @@ impl MemoryLog {
         let Some(length) = (!data.is_empty()).then_some(data.len()) else { return false };
         data[bit / 8 % length] ^= 1 << (bit % 8);
         record.entry.data = data.into();
+        record.is_whole = false;
         true
     }
 
     /// Cuts every group's log before its first damaged entry and forgets that it was there: a bug on purpose.
     pub fn cut_damaged(&self) {
         for log in self.lock().groups.values_mut() {
-            let damaged = log.entries.iter().find(|(_, record)| !record.is_whole()).map(|(&index, _)| index);
+            let damaged = log.entries.iter().find(|(_, record)| !record.is_whole).map(|(&index, _)| index);
             if let Some(index) = damaged {
                 log.entries.split_off(&index);
                 log.first = log.entries.keys().next().copied().unwrap_or(index);
@@ -163,7 +161,7 @@ impl LogStore for MemoryLog {
     fn load(&self, group: GroupId) -> Result<Option<LogState>, StorageError> {
         let inner = self.lock();
         let Some(log) = inner.groups.get(&group) else { return Ok(None) };
-        if let Some((index, _)) = log.entries.iter().find(|(_, record)| !record.is_whole()) {
+        if let Some((index, _)) = log.entries.iter().find(|(_, record)| !record.is_whole) {
             return Err(damaged(*index));
         }
         Ok(Some(LogState {
@@ -190,7 +188,7 @@ impl LogStore for MemoryLog {
         for index in low..high {
             let record =
                 log.entries.get(&index).ok_or_else(|| StorageError::new(format!("no entry {index}")))?;
-            if !record.is_whole() {
+            if !record.is_whole {
                 return Err(damaged(index));
             }
             let entry = &record.entry;
