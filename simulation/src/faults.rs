@@ -404,6 +404,10 @@ impl World {
     fn bears_loss_of(&mut self, id: NodeId) -> bool {
         let Some(kind) = self.nodes[id.0].kind() else { return false };
         let Some(map) = self.map() else { return false };
+        let shrinks = map.groups.iter().any(|place| place.wanted.len() < 3);
+        if shrinks || self.kernel.now < self.forced_at + 3 * SECOND {
+            return false;
+        }
         let same: Vec<NodeId> =
             (0..self.nodes.len()).map(NodeId).filter(|id| self.nodes[id.0].kind() == Some(kind)).collect();
         let spoiled = same
@@ -586,6 +590,8 @@ impl World {
         let stores: Vec<u64> = of_kind.map(|store| store.id).collect();
         let spare: Vec<u64> = stores.iter().copied().filter(|store| !place.wanted.contains(store)).collect();
         let mut set = pb::SetReplicas { group: place.group, ..pb::SetReplicas::default() };
+        // Nobody forces a group below three while one of its stores is known (to us) to be damaged.
+        let whole = self.nodes.iter_mut().all(|node| with_replica!(node, |replica, me| replica.spoiled) != Some(true));
         let rng = &mut self.kernel.rng;
         match (rng.random_range(0..4), spare.choose(rng)) {
             // Move.
@@ -603,7 +609,10 @@ impl World {
             (2, None) if place.wanted.len() > 1 => {
                 set.wanted = place.wanted.clone();
                 set.wanted.remove(rng.random_range(0..place.wanted.len()));
-                set.force = rng.random_range(0..4) == 0;
+                set.force = rng.random_range(0..4) == 0 && whole;
+                if set.force {
+                    self.forced_at = self.kernel.now;
+                }
             }
             _ => set.preferred = *place.wanted.choose(rng)?,
         }

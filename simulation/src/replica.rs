@@ -570,19 +570,12 @@ impl<M: Machine + Clone + 'static> Replica<M> {
                     ));
                 }
             }
-            let Ok(Some(log)) = host.log().load(group) else { continue };
-            if log.last < log.first {
-                continue;
-            }
+            let Some((first, last, last_term)) = host.log().ends(group) else { continue };
             // What is committed in memory may not be in the log yet; what is applied is.
-            let ends = LogEnds { first: log.first, last: log.last, committed: status.applied_index };
-            let Ok(last) = host.log().entries(group, log.last, log.last + 1, LOOK_BYTES_MAX) else {
-                continue;
-            };
-            let last_term = last.first().map_or(0, |entry| entry.term);
+            let ends = LogEnds { first, last, committed: status.applied_index };
             let Some(from) = kernel.oracle.look_from(self.store, group, ends, last_term) else { continue };
             // A damaged log is the replica's own trouble.
-            let Ok(entries) = host.log().entries(group, from, log.last + 1, LOOK_BYTES_MAX) else { continue };
+            let Ok(entries) = host.log().entries(group, from, last + 1, LOOK_BYTES_MAX) else { continue };
             kernel.oracle.log(self.store, group, &entries, ends);
         }
         Ok(())

@@ -135,6 +135,8 @@ pub(crate) struct World {
     pub(crate) ambush: bool,
     /// Machines that come up only later.
     pub(crate) late: Vec<NodeId>,
+    /// When somebody last asked for fewer voters than the cluster is to have.
+    pub(crate) forced_at: u64,
     /// Machines whose stores are to be empty.
     pub(crate) drained: BTreeSet<usize>,
     /// Clocks of the machines: skew and drift.
@@ -188,6 +190,7 @@ impl World {
             ambush: false,
             late: Vec::new(),
             drained: BTreeSet::new(),
+            forced_at: 0,
             clocks: Vec::new(),
             cluster,
             skew_max,
