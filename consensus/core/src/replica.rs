@@ -188,7 +188,8 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
     /// One tick of a replica that is awake. `may_campaign`: its clock is good.
     pub(crate) fn tick(&mut self, may_campaign: bool) {
         self.idle_ticks += 1;
-        if !self.is_raft_leader() && !(may_campaign && self.has_a_say()) {
+        let stands = may_campaign && self.has_a_say();
+        if !stands && !self.is_raft_leader() {
             // It does not stand, but time passes: a leader that is gone must not be stuck to.
             self.node.raft.election_elapsed += 1;
             return;
