@@ -259,7 +259,9 @@ impl World {
     /// A leader stands still and hears of nothing for a while after: it goes on as if it led.
     fn deafen_leader(&mut self) {
         let shards = self.kernel.chance(800);
-        let Some(leader) = self.random_leader(|node| !shards || matches!(node, Node::Shards(_))) else { return };
+        let Some(leader) = self.random_leader(|node| !shards || matches!(node, Node::Shards(_))) else {
+            return;
+        };
         self.counts.fault("deaf leader");
         self.kernel.note(format_args!("{leader} stands still and is deaf"));
         let resumes = self.kernel.now + self.kernel.rng.random_range(SECOND..3 * SECOND);
@@ -591,7 +593,10 @@ impl World {
         let spare: Vec<u64> = stores.iter().copied().filter(|store| !place.wanted.contains(store)).collect();
         let mut set = pb::SetReplicas { group: place.group, ..pb::SetReplicas::default() };
         // Nobody forces a group below three while one of its stores is known (to us) to be damaged.
-        let whole = self.nodes.iter_mut().all(|node| with_replica!(node, |replica, me| replica.spoiled) != Some(true));
+        let whole = self
+            .nodes
+            .iter_mut()
+            .all(|node| with_replica!(node, |replica, me| replica.spoiled) != Some(true));
         let rng = &mut self.kernel.rng;
         match (rng.random_range(0..4), spare.choose(rng)) {
             // Move.

@@ -68,8 +68,14 @@ pub(super) struct Workload {
 pub(crate) async fn run(client: usize, life: u64, port: Port, common: Rc<Common>) {
     let calls = Calls::new(port);
     calls.join(common.shards).await;
-    let workload =
-        Workload { client, prefix: format!("c{client}.{life}-"), calls, common, own: Rc::default(), last: Rc::default() };
+    let workload = Workload {
+        client,
+        prefix: format!("c{client}.{life}-"),
+        calls,
+        common,
+        own: Rc::default(),
+        last: Rc::default(),
+    };
     loop {
         {
             let mut left = workload.common.left.borrow_mut();
@@ -201,7 +207,8 @@ impl Workload {
         let (now, heard) = (self.port().now(), self.port().time());
         for claim in &claims {
             self.compare(id, outcome, claim);
-            if let (Outcome::Acknowledged, Claim::Born { edge, .. } | Claim::Died { edge, .. }) = (outcome, claim)
+            if let (Outcome::Acknowledged, Claim::Born { edge, .. } | Claim::Died { edge, .. }) =
+                (outcome, claim)
             {
                 *self.last.borrow_mut() = Some(edge.clone());
             }
