@@ -241,6 +241,7 @@ where
                 Step::Transfer(store) => {
                     if replica.node.raft.lead_transferee.is_none()
                         && self.ticks.is_multiple_of(TRANSFER_TICKS / 2)
+                        && self.peers.may_lead(store)
                     {
                         replica.transfer(store);
                     }
@@ -269,7 +270,10 @@ where
                 continue;
             }
             let fit = |&&store: &&StoreId| {
-                store != self.options.store && replica.is_caught_up(store) && self.peers.is_staying(store)
+                store != self.options.store
+                    && replica.is_caught_up(store)
+                    && self.peers.is_staying(store)
+                    && self.peers.may_lead(store)
             };
             if let Some(store) = replica.membership().voters.iter().find(fit).copied() {
                 replica.transfer(store);

@@ -168,6 +168,14 @@ impl Peers {
         u128::from(self.own_offset().unsigned_abs()) <= CLOCK_OFFSET_MAX.as_nanos()
     }
 
+    /// Whether leadership may be handed to a store: its clock is as good as ours has to be.
+    pub(crate) fn may_lead(&self, store: StoreId) -> bool {
+        let ahead_of_us =
+            self.peers.get(&store).and_then(|peer| peer.offset).map_or(0, |offset| offset.nanos);
+        let ahead = ahead_of_us.saturating_add(self.own_offset());
+        u128::from(ahead.unsigned_abs()) <= CLOCK_OFFSET_MAX.as_nanos()
+    }
+
     /// Sends what is posted, and heartbeats to those that have heard nothing for a while.
     pub(crate) fn flush(&mut self, tick: u64, now: Now, send: &mut dyn FnMut(StoreId, PeerBatch)) {
         for (store, messages) in std::mem::take(&mut self.outbox) {
