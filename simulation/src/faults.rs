@@ -65,9 +65,9 @@ impl World {
                     return Ok(());
                 }
                 if left % 2 == 1 {
-                    self.cut(&partition)
+                    self.cut(&partition);
                 } else {
-                    self.mend(&partition)
+                    self.mend(&partition);
                 }
                 if left > 0 {
                     let pause = self.kernel.rng.random_range(40 * MILLISECOND..900 * MILLISECOND);
@@ -86,7 +86,9 @@ impl World {
                 Ok(())
             }
             Fault::ClockBack(machine, skew) => {
-                self.set_skew(machine, skew);
+                if self.chaos {
+                    self.set_skew(machine, skew);
+                }
                 Ok(())
             }
             Fault::Join => {
@@ -514,7 +516,7 @@ impl World {
 
     // ---- clocks ----
 
-    fn set_skew(&mut self, machine: usize, skew: i64) {
+    pub(crate) fn set_skew(&mut self, machine: usize, skew: i64) {
         self.clocks[machine].0 = skew;
         for id in self.on_machine(machine) {
             self.nodes[id.0].me().skew = skew;

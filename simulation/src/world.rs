@@ -139,6 +139,8 @@ pub(crate) struct World {
     pub(crate) forced_at: u64,
     /// Machines whose stores are to be empty.
     pub(crate) drained: BTreeSet<usize>,
+    /// How far each machine's clock is off when nothing has happened to it.
+    skews: Vec<i64>,
     /// Clocks of the machines: skew and drift.
     pub(crate) clocks: Vec<(i64, i64)>,
     pub(crate) cluster: Cluster,
@@ -192,6 +194,7 @@ impl World {
             drained: BTreeSet::new(),
             forced_at: 0,
             clocks: Vec::new(),
+            skews: Vec::new(),
             cluster,
             skew_max,
             chaos: true,
@@ -214,6 +217,7 @@ impl World {
             let far = self.kernel.rng.random_range(700 * MILLISECOND..5 * SECOND) as i64;
             self.clocks[machines - 1].0 = if self.kernel.chance(500) { far } else { -far };
         }
+        self.skews = self.clocks.iter().map(|(skew, _)| *skew).collect();
     }
 
     fn build(&mut self, options: &Options) -> Result<(), String> {
@@ -522,6 +526,10 @@ impl World {
         self.kernel.peers_cut.clear();
         self.kernel.slow_disks.clear();
         self.kernel.note(format_args!("quiet"));
+        // Clocks that jumped were set right; those that are far off stay so.
+        for machine in 0..self.clocks.len() {
+            self.set_skew(machine, self.skews[machine]);
+        }
         for at in 0..self.nodes.len() {
             let id = NodeId(at);
             // Damage that nobody has noticed yet is noticed now.

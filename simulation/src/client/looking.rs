@@ -83,7 +83,8 @@ impl Workload {
                     self.end_walk(id, edge, None, reply);
                 }
                 Some(other) => self.fail(id, &format!("answered {other:?}")),
-                None => self.gave_up(id),
+                // It does not lead, or is not there.
+                None => self.end(id, Outcome::Refused, Vec::new()),
             }
         }
     }

@@ -333,7 +333,7 @@ impl Coordinator {
     }
 
     fn heartbeat(&mut self, kernel: &mut Kernel) {
-        let offset = self.replica.host().map_or(0, |host| host.clock_offset());
+        let offset = self.replica.host().map_or(0, eggs_consensus_core::Host::clock_offset);
         let kind = pb::StoreKind::StoreCrossdir;
         let mut register = register(&self.me, self.replica.store, kind, offset, self.replica.led_groups());
         register.transactions = self.driver.as_ref().map_or(0, |driver| driver.unfinished() as u32);

@@ -127,7 +127,7 @@ impl Registry {
     }
 
     fn heartbeat(&mut self, kernel: &mut Kernel) {
-        let offset = self.replica.host().map_or(0, |host| host.clock_offset());
+        let offset = self.replica.host().map_or(0, eggs_consensus_core::Host::clock_offset);
         let kind = pb::StoreKind::StoreShuckle;
         let register = register(&self.me, self.replica.store, kind, offset, self.replica.led_groups());
         let time = self.replica.clock.now(self.me.wall(kernel));

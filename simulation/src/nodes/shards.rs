@@ -49,6 +49,7 @@ struct Reading {
 }
 
 /// What became of a read that could look.
+#[expect(clippy::large_enum_variant, reason = "one at a time, taken apart at once")]
 enum Looked {
     Answer(Answer),
     /// It looked at groups that are not confirmed.
@@ -414,7 +415,7 @@ impl ShardHost {
     }
 
     fn heartbeat(&mut self, kernel: &mut Kernel) {
-        let offset = self.replica.host().map_or(0, |host| host.clock_offset());
+        let offset = self.replica.host().map_or(0, eggs_consensus_core::Host::clock_offset);
         let kind = pb::StoreKind::StoreShard;
         let register = register(&self.me, self.replica.store, kind, offset, self.replica.led_groups());
         let time = self.replica.clock.now(self.me.wall(kernel));
