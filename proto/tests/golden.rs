@@ -38,7 +38,7 @@ fn a_log_entry() {
 
 #[test]
 fn an_error() {
-    let error = pb::Error { code: 20, message: "no".to_owned() };
+    let error = pb::Error { code: 20, message: "no".to_owned(), ..pb::Error::default() };
     assert_eq!(hex(&error), "08141202".to_owned() + "6e6f");
 }
 
