@@ -181,7 +181,7 @@ where
             return Ok(false);
         }
         self.next_tick = (self.next_tick + TICK).max(now + TICK / 2);
-        self.host.tick(self.now())?;
+        self.host.tick()?;
         self.shared.set_clock_offset(self.host.clock_offset());
         Ok(true)
     }

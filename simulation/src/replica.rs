@@ -326,9 +326,8 @@ impl<M: Machine + Clone + 'static> Replica<M> {
     /// A tick has passed. Now and then the logs are looked into.
     pub fn tick(&mut self, kernel: &mut Kernel, me: &Me) -> Result<(), String> {
         self.tick_due = false;
-        let now = me.now(kernel);
         if let Some(host) = &mut self.host {
-            host.tick(now).map_err(|error| error.to_string())?;
+            host.tick().map_err(|error| error.to_string())?;
         }
         self.observe_logs(kernel)?;
         self.ticked = true;

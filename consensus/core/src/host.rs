@@ -206,6 +206,8 @@ pub struct Host<M, L: LogStore, S, P> {
     pub(crate) next_proposal: u64,
     pub(crate) next_ticket: u64,
     pub(crate) ticks: u64,
+    /// Of this host, as of the last tick.
+    pub(crate) clock_is_good: bool,
     pub(crate) told: Told,
 }
 
@@ -266,6 +268,7 @@ where
             next_proposal: 1,
             next_ticket: 1,
             ticks: 1,
+            clock_is_good: true,
             told: Told::default(),
         };
         let groups = host.log.groups().map_err(|error| HostError { group: GroupId(0), error })?;
@@ -320,7 +323,8 @@ where
         let me = self.options.store;
         let removed = self.replicas.get(&id).is_some_and(|replica| {
             // Others decided it, and later than anything this replica knows.
-            wanted.known.index > replica.membership().index
+            let known_later = wanted.known.index > replica.membership().index;
+            (known_later || (!replica.is_member() && wanted.known.index == replica.membership().index))
                 && !wanted.known.contains(me)
                 && !wanted.voters.contains(&me)
                 && !replica.leads()
@@ -439,7 +443,8 @@ where
     /// Takes in a command; its answer comes from a later turn.
     pub fn propose(&mut self, id: GroupId, proposal: Proposal) -> Result<ProposalId, ProposeError> {
         let replica = self.replicas.get_mut(&id).ok_or(ProposeError::UnknownGroup)?;
-        if !replica.leads() {
+        // Times of a clock that is off would push those of the others.
+        if !replica.leads() || !self.clock_is_good {
             return Err(ProposeError::NotLeader);
         }
         if replica.waiting.len() >= PROPOSALS_PER_GROUP_MAX {

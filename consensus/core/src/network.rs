@@ -154,19 +154,23 @@ where
     }
 
     /// One [`TICK`] has passed.
-    pub fn tick(&mut self, _now: Now) -> Result<(), HostError> {
+    pub fn tick(&mut self) -> Result<(), HostError> {
         self.ticks += 1;
         let fallen = self.peers.fallen_silent(self.ticks, SILENT_TICKS);
         for store in fallen {
             self.wake_without(store);
         }
         // CO-12
-        let may_lead = self.peers.clock_is_good() && !self.peers.is_leaving();
+        let was_good = std::mem::replace(&mut self.clock_is_good, self.peers.clock_is_good());
+        let may_lead = self.clock_is_good && !self.peers.is_leaving();
         for id in self.awake.clone() {
             self.tick_one(id, may_lead).map_err(|error| HostError { group: id, error })?;
         }
         if self.ticks.is_multiple_of(RECONCILE_TICKS) {
-            self.reconcile(may_lead);
+            self.reconcile();
+        }
+        if !may_lead && (was_good && !self.clock_is_good || self.ticks.is_multiple_of(TRANSFER_TICKS)) {
+            self.hand_over_all();
         }
         let failed = |error| HostError { group: GroupId(0), error };
         self.transfers.refill();
@@ -190,6 +194,11 @@ where
             return Ok(());
         };
         if replica.restoring {
+            return Ok(());
+        }
+        if replica.is_raft_leader() && !replica.is_member() && replica.is_known_to_be_gone() {
+            self.remove(id)?;
+            self.members_changed();
             return Ok(());
         }
         replica.tick(may_lead);
@@ -217,7 +226,7 @@ where
     }
 
     /// Brings led groups to the members and the leader they are to have.
-    fn reconcile(&mut self, may_lead: bool) {
+    fn reconcile(&mut self) {
         for id in self.unsettled.clone() {
             let Some(replica) = self.replicas.get_mut(&id).filter(|replica| replica.is_raft_leader()) else {
                 self.unsettled.remove(&id);
@@ -238,10 +247,13 @@ where
                     self.unsettled.remove(&id);
                 }
                 Step::Wait => {}
+                // Its clock is off: the planner will choose another.
+                Step::Transfer(store) if !peers.may_lead(store) => {
+                    self.unsettled.remove(&id);
+                }
                 Step::Transfer(store) => {
                     if replica.node.raft.lead_transferee.is_none()
                         && self.ticks.is_multiple_of(TRANSFER_TICKS / 2)
-                        && self.peers.may_lead(store)
                     {
                         replica.transfer(store);
                     }
@@ -251,9 +263,6 @@ where
                 }
             }
             self.dirty.insert(id);
-        }
-        if !may_lead && self.ticks.is_multiple_of(TRANSFER_TICKS) {
-            self.hand_over_all();
         }
     }
 
@@ -302,8 +311,8 @@ where
     pub(crate) fn wake(&mut self, id: GroupId) {
         if let Some(replica) = self.replicas.get_mut(&id) {
             replica.busy();
-            if !replica.is_single() {
-                self.awake.insert(id);
+            if !replica.is_single() && self.awake.insert(id) && replica.is_raft_leader() {
+                self.unsettled.insert(id);
             }
         }
     }

@@ -23,6 +23,8 @@ use crate::wanted::Change;
 
 /// Entries a follower may lack and count as caught up: they are on their way to it.
 const CAUGHT_UP_ENTRIES: u64 = 256;
+/// A replica that should not lead stands for election when for this long nobody else was elected.
+const LAST_RESORT_TICKS: usize = 10 * ELECTION_TICKS;
 /// Read rounds of one group in flight; more reads wait for the next.
 const READ_ROUNDS_MAX: usize = 16;
 
@@ -145,7 +147,21 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
 
     /// Leader, and everything of earlier terms is applied: its state is what was decided.
     pub(crate) fn leads(&self) -> bool {
-        self.is_raft_leader() && self.applied.term == self.node.raft.term
+        self.is_raft_leader() && self.applied.term == self.node.raft.term && self.is_member()
+    }
+
+    pub(crate) fn is_member(&self) -> bool {
+        self.membership().contains(self.me)
+    }
+
+    /// Enough of those that stay know that this replica is removed. Before, none of them might be able to lead without
+    /// its vote.
+    pub(crate) fn is_known_to_be_gone(&self) -> bool {
+        let (members, raft) = (self.membership(), &self.node.raft);
+        let knows = |voter: &&StoreId| {
+            raft.prs().get(voter.0).is_some_and(|progress| progress.committed_index >= members.index)
+        };
+        !self.is_raft_leader() || members.voters.iter().filter(knows).count() >= members.quorum()
     }
 
     pub(crate) fn leader(&self) -> Option<StoreId> {
@@ -188,7 +204,10 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
     /// One tick of a replica that is awake. `may_campaign`: its clock is good.
     pub(crate) fn tick(&mut self, may_campaign: bool) {
         self.idle_ticks += 1;
-        let stands = may_campaign && self.has_a_say();
+        // When nobody else is elected for long, it may be that only this log has everything: it stands in order to
+        // hand that over.
+        let needed = self.node.raft.election_elapsed >= LAST_RESORT_TICKS;
+        let stands = (may_campaign || needed) && self.has_a_say();
         if !stands && !self.is_raft_leader() {
             // It does not stand, but time passes: a leader that is gone must not be stuck to.
             self.node.raft.election_elapsed += 1;

@@ -192,8 +192,10 @@ where
             return Ok(());
         }
         for &id in groups {
-            let gone =
-                self.replicas.get(&id).is_some_and(|replica| !replica.membership().contains(replica.me));
+            let gone = self
+                .replicas
+                .get(&id)
+                .is_some_and(|replica| !replica.is_member() && replica.is_known_to_be_gone());
             if let Some(replica) = self.replicas.get_mut(&id)
                 && replica.is_alone()
                 && !replica.is_raft_leader()

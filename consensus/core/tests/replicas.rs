@@ -154,8 +154,7 @@ impl Net {
     fn tick(&mut self) {
         self.now += TICK.as_nanos() as u64;
         for id in self.hosts.keys().copied().collect::<Vec<_>>() {
-            let now = self.clock(id);
-            self.host(id).tick(now).unwrap();
+            self.host(id).tick().unwrap();
             self.turn(id);
         }
         self.settle();
