@@ -19,6 +19,8 @@ const SILENT_TICKS: u64 = ELECTION_TICKS as u64 + 1;
 /// Between tries to hand over leadership, or to change members.
 const RECONCILE_TICKS: u64 = 2;
 const TRANSFER_TICKS: u64 = 20;
+/// Between looks whether groups at rest are led by whom they are to be.
+const PREFERENCE_TICKS: u64 = 100;
 
 impl<M, L, S, P> Host<M, L, S, P>
 where
@@ -166,6 +168,10 @@ where
         for id in self.awake.clone() {
             self.tick_one(id, may_lead).map_err(|error| HostError { group: id, error })?;
         }
+        if self.ticks.is_multiple_of(PREFERENCE_TICKS) {
+            let led = self.replicas.iter().filter(|(_, replica)| replica.is_raft_leader());
+            self.unsettled.extend(led.map(|(&id, _)| id));
+        }
         if self.ticks.is_multiple_of(RECONCILE_TICKS) {
             self.reconcile();
         }
@@ -247,9 +253,11 @@ where
                     self.unsettled.remove(&id);
                 }
                 Step::Wait => {}
-                // Its clock is off: the planner will choose another.
+                // Its clock is off. When it only is preferred, that can wait: the planner may choose another.
                 Step::Transfer(store) if !peers.may_lead(store) => {
-                    self.unsettled.remove(&id);
+                    if wanted.voters.contains(&self.options.store) {
+                        self.unsettled.remove(&id);
+                    }
                 }
                 Step::Transfer(store) => {
                     if replica.node.raft.lead_transferee.is_none()
@@ -311,8 +319,8 @@ where
     pub(crate) fn wake(&mut self, id: GroupId) {
         if let Some(replica) = self.replicas.get_mut(&id) {
             replica.busy();
-            if !replica.is_single() && self.awake.insert(id) && replica.is_raft_leader() {
-                self.unsettled.insert(id);
+            if !replica.is_single() {
+                self.awake.insert(id);
             }
         }
     }
