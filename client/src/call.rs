@@ -283,7 +283,7 @@ impl Shared {
 
     /// The map, fresh from shuckle.
     pub async fn fetch_map(self: &Arc<Self>, timeout: Duration) -> Result<pb::ClusterMapReply> {
-        let op = registry_request::Op::Map(pb::ClusterMap { with_keys: false });
+        let op = registry_request::Op::Map(pb::ClusterMap { with_keys: false, known_version: 0 });
         match self.registry(op, timeout).await? {
             registry_reply::Result::Map(map) => Ok(map),
             _ => Err(ClientError::protocol("shuckle did not answer with a map")),

@@ -233,7 +233,7 @@ impl Registry {
     /// # Errors
     /// As [`call`](Registry::call).
     pub async fn map(&self, with_keys: bool) -> Result<pb::ClusterMapReply, RegistryCallError> {
-        let op = Op::Map(pb::ClusterMap { with_keys });
+        let op = Op::Map(pb::ClusterMap { with_keys, known_version: 0 });
         self.learned(self.call(op).await?)
     }
 
@@ -241,7 +241,9 @@ impl Registry {
     fn learned(&self, answer: Answer) -> Result<pb::ClusterMapReply, RegistryCallError> {
         match answer {
             Answer::Map(map) => {
-                self.replicas.learn(&map);
+                if !map.unchanged {
+                    self.replicas.learn(&map);
+                }
                 Ok(map)
             }
             _ => Err(nonsense(&self.addresses(), "it answered something else than a map")),
@@ -384,8 +386,13 @@ async fn watch_map(
     // A cluster that is coming up changes quickly: look again soon after a change, later at rest.
     let mut pause = EAGER;
     loop {
-        let answer = registry.round(&Op::Map(pb::ClusterMap { with_keys })).await;
+        let known_version = sender.borrow().version;
+        let answer = registry.round(&Op::Map(pb::ClusterMap { with_keys, known_version })).await;
         match answer.and_then(|answer| registry.learned(answer)) {
+            Ok(map) if map.unchanged => {
+                complaints = Complaints::default();
+                pause = (pause * 2).min(AT_REST);
+            }
             Ok(map) => {
                 complaints = Complaints::default();
                 let same = heard && same_members(&sender.borrow(), &map);

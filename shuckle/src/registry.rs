@@ -8,6 +8,7 @@
 //!
 //! Replicas that do not lead answer who does, and `Hello`.
 
+use std::hash::{DefaultHasher, Hasher};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -134,6 +135,7 @@ impl Registry {
         match op {
             Op::Hello(_) => self.hello().await.map(Answer::Hello),
             Op::Map(op) if op.with_keys && !authorized => Err(RegistryError::Unauthorized.bare()),
+            Op::Map(op) if op.known_version != 0 => self.map_unless(op).await.map(Answer::Map),
             Op::Map(op) => self.map(op.with_keys).await.map(Answer::Map),
             op => self.run(op, authorized).await,
         }
@@ -185,9 +187,37 @@ impl Registry {
         };
         let read = self.inner.consensus.read(vec![GROUP], read);
         match self.agreed(read).await? {
-            Some(map) => map.map_err(|error| storage(&error)),
+            Some(map) => map.map(versioned).map_err(|error| storage(&error)),
             None => Err(self.not_leader(None).await),
         }
+    }
+
+    /// The cluster map as this leader knows it, without asking the others whether it still leads: a group that sleeps
+    /// is not woken.
+    async fn map_here(&self, with_keys: bool) -> Result<pb::ClusterMapReply, pb::Error> {
+        if !self.leads() {
+            return Err(self.not_leader(None).await);
+        }
+        let (health, stopwatch) = (Arc::clone(&self.inner.health), self.inner.stopwatch);
+        let read = move |views: &Views<'_>, _: Time| {
+            let view = views.local(GROUP)?;
+            let health = health.lock().unwrap_or_else(PoisonError::into_inner);
+            Some(health.map(view, stopwatch.now(), with_keys))
+        };
+        match self.agreed(self.inner.consensus.local(read)).await? {
+            Some(map) => map.map(versioned).map_err(|error| storage(&error)),
+            None => Err(self.not_leader(None).await),
+        }
+    }
+
+    /// For one who watches: whole only when it is another than the one it knows.
+    async fn map_unless(&self, op: pb::ClusterMap) -> Result<pb::ClusterMapReply, pb::Error> {
+        let map = self.map_here(op.with_keys).await?;
+        let (now, version) = (map.now, map.version);
+        if version == op.known_version {
+            return Ok(pb::ClusterMapReply { now, version, unchanged: true, ..Default::default() });
+        }
+        Ok(map)
     }
 
     /// Asks the cores on the consensus thread; what they find worth logging is logged first.
@@ -303,7 +333,24 @@ impl Registry {
             Ok(map) => (map, None),
             Err(error) => (self.last_map().await?, Some(error.message)),
         };
-        Ok(Known {
+        Ok(self.knows(cluster, &hello, map, trouble))
+    }
+
+    /// The cluster as this leader knows it, for its gauges; `None`: it does not lead.
+    pub(crate) async fn known_here(&self) -> Option<Known> {
+        let (cluster, hello) = (self.cluster()?, self.hello().await.ok()?);
+        let map = self.map_here(false).await.ok()?;
+        Some(self.knows(cluster, &hello, map, None))
+    }
+
+    fn knows(
+        &self,
+        cluster: ClusterId,
+        hello: &pb::HelloReply,
+        map: pb::ClusterMapReply,
+        trouble: Option<String>,
+    ) -> Known {
+        Known {
             cluster,
             created_at: Time(hello.created_at),
             uptime: self.inner.stopwatch.now().since(self.inner.started),
@@ -312,7 +359,7 @@ impl Registry {
             now: Time(map.now),
             map,
             trouble,
-        })
+        }
     }
 
     /// HOST:PORT of who leads; empty: nobody, or this one.
@@ -349,6 +396,26 @@ impl Registry {
         });
         rows.await.map_err(|error| self.stopping(&error))?.map_err(|error| storage(&error))
     }
+}
+
+/// The map with its version.
+fn versioned(map: pb::ClusterMapReply) -> pb::ClusterMapReply {
+    let mut hasher = DefaultHasher::new();
+    hasher.write_u32(map.replicas);
+    hasher.write_u32(map.crossdir_transactions);
+    for store in &map.stores {
+        let store = pb::StoreInfo { last_seen: 0, clock_offset: 0, ..store.clone() };
+        hasher.write(&store.encode_length_delimited_to_vec());
+    }
+    for group in &map.groups {
+        let group = pb::GroupPlace { last_seen: 0, ..group.clone() };
+        hasher.write(&group.encode_length_delimited_to_vec());
+    }
+    for service in &map.block_services {
+        let service = pb::BlockServiceInfo { last_seen: 0, ..service.clone() };
+        hasher.write(&service.encode_length_delimited_to_vec());
+    }
+    pb::ClusterMapReply { version: hasher.finish().max(1), ..map }
 }
 
 fn no_cluster() -> pb::Error {

@@ -418,7 +418,7 @@ impl Service {
             let leads = self.registry.leads();
             metrics::gauge!("eggs_shuckle_leader").set(f64::from(u8::from(leads)));
             // Everybody's would be the leader's.
-            if leads && let Ok(known) = self.registry.known().await {
+            if let Some(known) = self.registry.known_here().await {
                 known.record();
             }
             tokio::time::sleep(LOOK_INTERVAL).await;

@@ -94,7 +94,7 @@ async fn what_is_not_allowed_is_refused() {
         assert_eq!(refused(&stranger, drain).await, RegistryError::Unauthorized);
         assert_eq!(refused(&stranger, disks(vec![disk(1, 1)])).await, RegistryError::Unauthorized);
         assert_eq!(
-            refused(&stranger, Op::Map(pb::ClusterMap { with_keys: true })).await,
+            refused(&stranger, Op::Map(pb::ClusterMap { with_keys: true, known_version: 0 })).await,
             RegistryError::Unauthorized
         );
     }
@@ -117,7 +117,7 @@ async fn what_is_not_allowed_is_refused() {
     };
     let other = pb::RequestHeader { cluster_id: ClusterId([1; 16]).0.to_vec().into(), ..good.clone() };
     let newer = pb::RequestHeader { version: 99, ..good.clone() };
-    let map = Some(Op::Map(pb::ClusterMap { with_keys: false }));
+    let map = Some(Op::Map(pb::ClusterMap { with_keys: false, known_version: 0 }));
     for (header, op, expected) in [
         (None, map.clone(), RegistryError::Malformed),
         (Some(good.clone()), None, RegistryError::Malformed),

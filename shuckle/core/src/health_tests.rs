@@ -599,8 +599,8 @@ fn without_the_secret_nobody_registers_or_gets_keys() {
     assert!(unauthorized(Op::SetReplicas(replicas(0, &[1]))));
     assert!(unauthorized(Op::DrainHost(pb::DrainHost { host: "a".into(), undo: false })));
     assert!(unauthorized(disks("b:1", vec![report(1)])));
-    assert!(unauthorized(Op::Map(pb::ClusterMap { with_keys: true })), "RG-8");
-    assert!(!unauthorized(Op::Map(pb::ClusterMap { with_keys: false })));
+    assert!(unauthorized(Op::Map(pb::ClusterMap { with_keys: true, known_version: 0 })), "RG-8");
+    assert!(!unauthorized(Op::Map(pb::ClusterMap { with_keys: false, known_version: 0 })));
     assert!(!unauthorized(Op::Hello(pb::Hello {})));
 }
 
@@ -656,7 +656,7 @@ fn hostile() -> impl Strategy<Value = Op> {
         .prop_map(|(block_service, block, file, kind)| pb::BadBlock { block_service, block, file, kind });
     prop_oneof![
         Just(Op::Hello(pb::Hello {})),
-        any::<bool>().prop_map(|with_keys| Op::Map(pb::ClusterMap { with_keys })),
+        any::<bool>().prop_map(|with_keys| Op::Map(pb::ClusterMap { with_keys, known_version: 0 })),
         prop::collection::vec(block, 0..6).prop_map(|blocks| Op::ReportBlocks(pb::ReportBlocks { blocks })),
         (prop::collection::vec(0u64..5, 0..4), 0u32..40, 0u32..40).prop_map(
             |(block_services, set, clear)| { Op::SetFlags(pb::SetFlags { block_services, set, clear }) }

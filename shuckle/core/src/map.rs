@@ -56,6 +56,8 @@ impl Health {
             crossdir_transactions: self.transactions,
             replicas: schema::meta(view)?.map_or(0, |meta| meta.replicas),
             now: now.0,
+            version: 0,
+            unchanged: false,
         })
     }
 

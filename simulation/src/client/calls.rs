@@ -100,7 +100,7 @@ impl Calls {
 
     pub async fn refresh(&self) {
         let header = request_header(&self.port.cluster, self.port.time(), false);
-        let op = pb::registry_request::Op::Map(pb::ClusterMap { with_keys: false });
+        let op = pb::registry_request::Op::Map(pb::ClusterMap { with_keys: false, known_version: 0 });
         let request = pb::RegistryRequest { header: Some(header), op: Some(op) };
         let at = self.places.borrow().registry;
         let registries = &self.port.cluster.registries;

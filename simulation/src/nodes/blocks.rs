@@ -216,7 +216,7 @@ impl BlockHost {
             block_services: self.disks.iter().map(report).collect(),
         };
         let op = pb::registry_request::Op::RegisterBlockServices(register);
-        let map = pb::registry_request::Op::Map(pb::ClusterMap { with_keys: false });
+        let map = pb::registry_request::Op::Map(pb::ClusterMap { with_keys: false, known_version: 0 });
         let now = self.now(kernel);
         self.line.ask(kernel, &self.me, &self.cluster, now, vec![op, map]);
         let delay = if kernel.now < SECOND { 50 * MILLISECOND } else { self.line.pause() };

@@ -340,7 +340,7 @@ impl Coordinator {
         let time = self.now(kernel);
         let ops = vec![
             pb::registry_request::Op::RegisterStore(register),
-            pb::registry_request::Op::Map(pb::ClusterMap { with_keys: false }),
+            pb::registry_request::Op::Map(pb::ClusterMap { with_keys: false, known_version: 0 }),
         ];
         self.line.ask(kernel, &self.me, &self.cluster, time, ops);
         let delay = if self.places.is_empty() { 50 * MILLISECOND } else { self.line.pause() };

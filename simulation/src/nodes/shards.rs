@@ -421,7 +421,7 @@ impl ShardHost {
         let time = self.replica.clock.now(self.me.wall(kernel));
         let ops = vec![
             pb::registry_request::Op::RegisterStore(register),
-            pb::registry_request::Op::Map(pb::ClusterMap { with_keys: true }),
+            pb::registry_request::Op::Map(pb::ClusterMap { with_keys: true, known_version: 0 }),
         ];
         self.line.ask(kernel, &self.me, &self.cluster, time, ops);
         let delay = if self.joined { self.line.pause() } else { 50 * MILLISECOND };

@@ -361,7 +361,7 @@ fn wrong_in_one_way(shard: SocketAddr, crossdir: SocketAddr, registry: SocketAdd
         }
     }
     // Nobody is told the disks' keys without it.
-    let op = pb::registry_request::Op::Map(pb::ClusterMap { with_keys: true });
+    let op = pb::registry_request::Op::Map(pb::ClusterMap { with_keys: true, known_version: 0 });
     let request = pb::RegistryRequest { header: Some(header), op: Some(op) };
     let reply: pb::RegistryReply = call(&mut registry, REGISTRY, &request);
     if let Some(pb::registry_reply::Result::Map(map)) = reply.result {

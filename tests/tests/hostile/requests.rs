@@ -310,7 +310,7 @@ impl Requests {
         let address = "hostile:1".to_owned();
         let op = match self.rng.random_range(0..8) {
             0 => Op::Hello(pb::Hello {}),
-            1 => Op::Map(pb::ClusterMap { with_keys: self.rng.random() }),
+            1 => Op::Map(pb::ClusterMap { with_keys: self.rng.random(), known_version: self.rng.random() }),
             2 => Op::ReportBlocks(pb::ReportBlocks {
                 blocks: self.many(|this| pb::BadBlock {
                     block_service: this.u64(),
