@@ -577,11 +577,32 @@ impl World {
                             store.problem
                         ));
                     }
+                    self.note_groups();
                     return Err(format!("the cluster does not come to rest: {why}"));
                 }
             }
             if !self.turn()? {
                 return Err("nothing happens any more".to_owned());
+            }
+        }
+    }
+
+    /// How every replica of every group is, for those who look for what went wrong.
+    fn note_groups(&mut self) {
+        let Some(map) = self.map() else { return };
+        for group in map.groups.iter().filter_map(|place| u16::try_from(place.group).ok()).map(GroupId) {
+            for id in (0..self.nodes.len()).map(NodeId) {
+                let Some(status) = self.status(id, group) else { continue };
+                let store = self.store_of(id);
+                self.kernel.note(format_args!(
+                    "{group} on {id} {store:?}: leader {} of {:?}, term {}, applied {} of {}, {:?}",
+                    status.leader,
+                    status.leader_store,
+                    status.term,
+                    status.applied_index,
+                    status.committed_index,
+                    status.membership
+                ));
             }
         }
     }

@@ -328,6 +328,7 @@ where
                 && !wanted.known.contains(me)
                 && !wanted.voters.contains(&me)
                 && !replica.leads()
+                && !replica.may_be_added()
         });
         if removed {
             self.remove(id).map_err(|error| HostError { group: id, error })?;

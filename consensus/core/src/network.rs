@@ -264,6 +264,8 @@ where
                         && self.ticks.is_multiple_of(TRANSFER_TICKS / 2)
                     {
                         replica.transfer(store);
+                        // That it comes to nothing is noticed as time passes.
+                        self.awake.insert(id);
                     }
                 }
                 Step::Change(change) => {
@@ -295,6 +297,7 @@ where
             if let Some(store) = replica.membership().voters.iter().find(fit).copied() {
                 replica.transfer(store);
                 self.dirty.insert(id);
+                self.awake.insert(id);
             }
         }
     }

@@ -378,14 +378,33 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
     }
 
     pub(crate) fn transfer(&mut self, to: StoreId) {
+        self.busy();
         self.lease_barred = self.node.raft.term;
         self.node.transfer_leader(to.0);
     }
 
+    /// Has nearly all of the log, and for certain what made it a member.
     pub(crate) fn is_caught_up(&self, store: StoreId) -> bool {
-        let last = self.last_index();
-        let progress = self.node.raft.prs().get(store.0);
-        progress.is_some_and(|progress| progress.matched + CAUGHT_UP_ENTRIES >= last && progress.matched > 0)
+        let (last, member_since) = (self.last_index(), self.membership().index);
+        self.node.raft.prs().get(store.0).is_some_and(|progress| {
+            progress.matched > 0
+                && progress.matched + CAUGHT_UP_ENTRIES >= last
+                && progress.matched >= member_since
+        })
+    }
+
+    /// Whether entries that are not applied yet may make this replica a member.
+    pub(crate) fn may_be_added(&self) -> bool {
+        let log = &self.node.raft.raft_log;
+        let from = self.applied.index + 1;
+        if from > log.last_index() {
+            return false;
+        }
+        let context = raft::GetEntriesContext::empty(false);
+        let Ok(entries) = log.slice(from.max(log.first_index()), log.last_index() + 1, None, context) else {
+            return true;
+        };
+        entries.iter().any(|entry| adds(entry, self.me))
     }
 
     pub(crate) fn progress(&self) -> Vec<Progress> {
@@ -485,4 +504,14 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
 
 pub(crate) fn raft_failed(error: raft::Error) -> StorageError {
     StorageError::new(format!("raft: {error}"))
+}
+
+/// Whether an entry makes a store a member.
+fn adds(entry: &Entry, store: StoreId) -> bool {
+    entry.get_entry_type() == EntryType::EntryConfChangeV2
+        && ConfChangeV2::parse_from_bytes(&entry.data).is_ok_and(|change| {
+            change.changes.iter().any(|change| {
+                change.node_id == store.0 && change.get_change_type() != ConfChangeType::RemoveNode
+            })
+        })
 }

@@ -131,7 +131,8 @@ impl Registry {
         let kind = pb::StoreKind::StoreShuckle;
         let register = register(&self.me, self.replica.store, kind, offset, self.replica.led_groups());
         let time = self.replica.clock.now(self.me.wall(kernel));
-        let ops = vec![Op::RegisterStore(register), Op::Map(pb::ClusterMap { with_keys: false, known_version: 0 })];
+        let ops =
+            vec![Op::RegisterStore(register), Op::Map(pb::ClusterMap { with_keys: false, known_version: 0 })];
         self.line.ask(kernel, &self.me, &self.cluster, time, ops);
         let pause = if kernel.now < SECOND { self.line.pause().min(SECOND / 10) } else { self.line.pause() };
         self.me.timer(kernel, pause, Timer::Heartbeat);
