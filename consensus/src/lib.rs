@@ -32,6 +32,7 @@ mod open;
 mod peer_codec;
 mod places;
 mod reads;
+mod redo;
 mod runner;
 mod sled_state;
 mod snapshot_files;

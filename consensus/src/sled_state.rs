@@ -14,8 +14,12 @@ use eggs_machine::on_sled::SledTable;
 use eggs_machine::table::after;
 use eggs_machine::{Batch, Table};
 
+use crate::redo;
+
 /// Prefix under which the applied rows are, keyed by group.
 const APPLIED: u16 = u16::MAX;
+/// The tree, and its only row, with what the last turn changed.
+const REDO: &str = "redo";
 /// Pages sled keeps in memory.
 const CACHE_BYTES: u64 = 64 << 20;
 /// Rows deleted in one batch when a group is cleared.
@@ -26,6 +30,7 @@ pub(crate) struct SledState {
     directory: PathBuf,
     tables: BTreeMap<GroupId, SledTable>,
     applied: SledTable,
+    redo: sled::Tree,
     clean: bool,
 }
 
@@ -38,8 +43,38 @@ impl SledState {
         let db =
             config.open().map_err(|error| StorageError::of_state(format!("{}: {error}", state.display())))?;
         sync_directory(directory)?;
+        let redo = db
+            .open_tree(REDO)
+            .map_err(|error| StorageError::of_state(format!("{}: {error}", state.display())))?;
         let applied = SledTable::new((*db).clone(), APPLIED);
-        Ok(SledState { db, directory: directory.to_owned(), tables: BTreeMap::new(), applied, clean })
+        let mut opened =
+            SledState { db, directory: directory.to_owned(), tables: BTreeMap::new(), applied, redo, clean };
+        if !clean {
+            opened.mend()?;
+        }
+        Ok(opened)
+    }
+
+    /// Makes the changes of the last turn again where a crash came between them.
+    fn mend(&mut self) -> Result<(), StorageError> {
+        let row = self.redo.get(REDO).map_err(|error| StorageError::of_state(format!("state: {error}")))?;
+        let changes = row.and_then(|row| redo::decode(Bytes::copy_from_slice(&row)));
+        for redo::Change { before, commit } in changes.unwrap_or_default() {
+            // Of a group that had no state, or has none any more, there is nothing to mend.
+            let torn = self.applied(commit.group)?.is_some_and(|row| row.index == before);
+            if torn {
+                self.add(commit.group)?;
+                self.apply(&commit)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&self, commit: &GroupCommit) -> Result<(), StorageError> {
+        let key = Bytes::copy_from_slice(&commit.group.0.to_be_bytes());
+        let value = Bytes::copy_from_slice(&commit.applied.to_bytes());
+        self.table(commit.group).apply(&commit.batch).map_err(StorageError::from)?;
+        self.applied.apply(&Batch { changes: vec![(key, Some(value))] }).map_err(StorageError::from)
     }
 
     /// Reads every row, unless the files are as they were left: a page that cannot be read is found
@@ -71,9 +106,9 @@ impl SledState {
 
     /// Makes the state durable and leaves the marker that says so.
     pub(crate) fn close(self) -> Result<(), StorageError> {
-        let SledState { db, directory, tables, applied, .. } = self;
+        let SledState { db, directory, tables, applied, redo, .. } = self;
         db.flush().map_err(|error| StorageError::new(format!("state: {error}")))?;
-        drop((tables, applied));
+        drop((tables, applied, redo));
         drop(db);
         let state = directory.join("state");
         sync_tree(&state).map_err(|error| io_failed(&state, &error))?;
@@ -175,6 +210,15 @@ impl StateStore for SledState {
     }
 
     fn commit(&mut self, commits: Vec<GroupCommit>) -> Result<(), StorageError> {
+        let mut changes = Vec::with_capacity(commits.len());
+        for commit in &commits {
+            changes.push((self.applied(commit.group)?.map_or(0, |row| row.index), commit));
+        }
+        if let Some(row) = redo::encode(&changes) {
+            let written = self.redo.insert(REDO, row);
+            written.map_err(|error| StorageError::of_state(format!("state: {error}")))?;
+            return commits.iter().try_for_each(|commit| self.apply(commit));
+        }
         let mut staged = sled::Batch::default();
         for commit in commits {
             let key = Bytes::copy_from_slice(&commit.group.0.to_be_bytes());

@@ -157,7 +157,7 @@ impl AppliedRow {
 }
 
 /// What one turn changes in a group's state.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupCommit {
     pub group: GroupId,
     pub batch: Batch,
