@@ -194,6 +194,11 @@ impl Handle {
         self.shared.leader(group)
     }
 
+    /// Whether the replica here leads the group or follows somebody, whatever the map says.
+    pub fn hears_leader(&self, group: GroupId) -> bool {
+        self.shared.hears_leader(group)
+    }
+
     /// HOST:PORT of another store that leads a group, as far as it is known here: for hints.
     pub fn leader_address(&self, group: GroupId) -> Option<String> {
         self.shared.leader_address(group)

@@ -12,8 +12,8 @@ use tokio::sync::watch;
 
 use crate::inbox::{Inbox, News};
 
-/// What the map says is said again to the host this often: a replica may have come that did not exist before.
-const REPEAT_INTERVAL: Duration = Duration::from_secs(30);
+/// What the map says is said again to the host at most this often: a replica may have come that did not exist before.
+const REPEAT_INTERVAL: Duration = Duration::from_secs(20);
 
 /// The cluster a store is of, and what its stores know one another by.
 #[derive(Clone, PartialEq, Eq)]
@@ -109,6 +109,10 @@ impl Shared {
         }
         // The map may be older than what is known here: that it is not this store.
         leaders.told.get(&group).copied().filter(|&leader| leader != self.store)
+    }
+
+    pub(crate) fn hears_leader(&self, group: GroupId) -> bool {
+        self.leaders().here.get(&group).is_some_and(Option::is_some)
     }
 
     pub(crate) fn leader_address(&self, group: GroupId) -> Option<String> {

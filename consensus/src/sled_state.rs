@@ -1,4 +1,4 @@
-//! The state of all groups in one sled tree.
+//! The state of all groups in one sled tree, and what the last turn changed in another.
 //!
 //! sled's `flush` is not an fsync, so what it holds is verified row by row or rebuilt unless the marker
 //! of an orderly stop is there: only that stop fsyncs sled's files, and the marker holds their CRCs.
@@ -293,6 +293,75 @@ mod tests {
         assert_eq!(state.table(GroupId(0)).page(b"", b"", 10).unwrap(), []);
         assert_eq!(state.table(GroupId(257)).page(b"", b"", 10).unwrap().len(), 1);
         assert_eq!(prefix_end(&APPLIED.to_be_bytes()), b"");
+    }
+
+    /// The crash comes after every one of a turn's changes, and before the first.
+    #[test]
+    fn a_turn_that_a_crash_cut_is_made_whole() {
+        let groups = [GroupId(0), GroupId(257)];
+        let turn = |index: u64| -> Vec<GroupCommit> {
+            let of = |group: GroupId| {
+                let mut commit = commit(group, index);
+                let removed = Bytes::from(format!("only {}", index - 1));
+                let added = Bytes::from(format!("only {index}"));
+                commit.batch.changes.extend([(removed, None), (added, Some(Bytes::new()))]);
+                commit
+            };
+            groups.map(of).to_vec()
+        };
+        let before = turn(7);
+        let rows = |state: &SledState| groups.map(|group| state.table(group).page(b"", b"", 10).unwrap());
+        // One row of a change, or the applied row, is one write.
+        let writes = turn(8).iter().map(|commit| commit.batch.changes.len() + 1).sum::<usize>();
+        for cut in 0..=writes {
+            let directory = tempfile::tempdir().unwrap();
+            let mut state = open(directory.path());
+            state.commit(before.clone()).unwrap();
+            let turn = turn(8);
+            let changes: Vec<_> = turn.iter().map(|commit| (7, commit)).collect();
+            state.redo.insert(REDO, redo::encode(&changes).unwrap()).unwrap();
+            let mut left = cut;
+            for commit in &turn {
+                let changes: Vec<_> = commit.batch.changes.iter().take(left).cloned().collect();
+                left -= changes.len();
+                state.table(commit.group).apply(&Batch { changes }).unwrap();
+                if left > 0 {
+                    left -= 1;
+                    let row = Bytes::copy_from_slice(&commit.applied.to_bytes());
+                    let key = Bytes::copy_from_slice(&commit.group.0.to_be_bytes());
+                    state.applied.apply(&Batch { changes: vec![(key, Some(row))] }).unwrap();
+                } else {
+                    break;
+                }
+            }
+            drop(state);
+            let state = open(directory.path());
+            for group in groups {
+                assert_eq!(state.applied(group).unwrap().unwrap().index, 8, "{cut}");
+                assert_eq!(state.table(group).get(b"key").unwrap().unwrap(), "8", "{cut}");
+            }
+            let whole = tempfile::tempdir().unwrap();
+            let mut other = open(whole.path());
+            other.commit(before.clone()).unwrap();
+            other.commit(turn).unwrap();
+            assert_eq!(rows(&state), rows(&other), "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_row_of_an_older_turn_or_of_a_group_without_state_mends_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut state = open(directory.path());
+        state.commit(vec![commit(GroupId(0), 7)]).unwrap();
+        let old = [(5, &commit(GroupId(0), 6)), (7, &commit(GroupId(257), 8))]
+            .map(|(before, c)| (before, c.clone()));
+        let old: Vec<_> = old.iter().map(|(before, commit)| (*before, commit)).collect();
+        state.redo.insert(REDO, redo::encode(&old).unwrap()).unwrap();
+        drop(state);
+        let state = open(directory.path());
+        assert_eq!(state.applied(GroupId(0)).unwrap().unwrap().index, 7);
+        assert_eq!(state.applied(GroupId(257)).unwrap(), None);
+        assert_eq!(state.table(GroupId(257)).page(b"", b"", 10).unwrap(), []);
     }
 
     #[test]

@@ -180,7 +180,7 @@ where
         if now < self.next_tick {
             return Ok(false);
         }
-        self.next_tick = (self.next_tick + TICK).max(now + TICK / 2);
+        self.next_tick = (self.next_tick + TICK).max(now + TICK);
         self.host.tick()?;
         self.shared.set_clock_offset(self.host.clock_offset());
         Ok(true)
@@ -322,7 +322,7 @@ where
             }
         })?;
         if let Some(error) = self.host.take_snapshot_failure() {
-            tracing::warn!(host = self.name, %error, "a snapshot could not be taken: the log keeps growing until one can");
+            tracing::warn!(host = self.name, %error, "a snapshot could not be taken or installed: it is tried again, and the log keeps growing until then");
         }
         self.catch_up(&turn.answers)?;
         if !turn.answers.is_empty() {
@@ -444,7 +444,7 @@ where
 
     // ---- stopping ----
 
-    /// Gives each group led here to the voter that has most of its log.
+    /// Gives each group led here to a voter that is there and has its log.
     fn hand_over(&mut self) {
         self.host.leave();
     }

@@ -14,7 +14,7 @@
 //! - **SU-4** Of several shuckles one founds the cluster: the first of the list, and only when all the others
 //!   have said that they have none. One that does not answer may have it.
 //! - **SU-5** A map is answered by a leader that its replicas have confirmed since it was asked for, with what
-//!   was heard since it began to lead.
+//!   was heard since it began to lead; but that a map is unchanged, its leader says alone.
 
 mod joining;
 pub mod registry;

@@ -210,14 +210,14 @@ impl Registry {
         }
     }
 
-    /// For one who watches: whole only when it is another than the one it knows.
+    /// For one who watches: whole, and as of now, only when it is another than the one it knows.
     async fn map_unless(&self, op: pb::ClusterMap) -> Result<pb::ClusterMapReply, pb::Error> {
-        let map = self.map_here(op.with_keys).await?;
-        let (now, version) = (map.now, map.version);
-        if version == op.known_version {
+        let here = self.map_here(op.with_keys).await?;
+        if here.version == op.known_version {
+            let (now, version) = (here.now, here.version);
             return Ok(pb::ClusterMapReply { now, version, unchanged: true, ..Default::default() });
         }
-        Ok(map)
+        self.map(op.with_keys).await
     }
 
     /// Asks the cores on the consensus thread; what they find worth logging is logged first.

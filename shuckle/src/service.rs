@@ -394,12 +394,13 @@ impl Service {
         }
     }
 
-    /// While nobody leads: the peers that were listed may have moved since they last registered. Does not end.
+    /// While nobody leads, as the replica here knows: the peers that were listed may have moved since they last registered.
+    /// Does not end.
     async fn find_others(&self) {
         let handle = self.replica.handle();
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;
-            let Some(ours) = self.registry.cluster().filter(|_| handle.leader(GROUP).is_none()) else {
+            let Some(ours) = self.registry.cluster().filter(|_| !handle.hears_leader(GROUP)) else {
                 continue;
             };
             let found =

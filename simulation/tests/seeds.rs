@@ -85,7 +85,8 @@ fn without_faults_every_client_is_answered() {
         let options = Options { faults: false, replicas: Some(replicas), ..Options::default() };
         for seed in 1..=3 {
             let report = run(seed, &options).unwrap_or_else(|failure| panic!("{failure}"));
-            assert_eq!(report.crashes, 0);
+            // In the end one sleeping leader is killed, to see its group wake.
+            assert_eq!(report.crashes, u64::from(replicas > 1));
             assert_eq!(report.put_aside, 0);
             assert!(report.acknowledged > 200 && report.refused > 10, "{report}");
         }

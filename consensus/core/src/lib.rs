@@ -10,13 +10,14 @@
 //! Invariants:
 //! - **CO-1** An answer leaves only after the entry it answers is durable on a quorum and applied; a vote or
 //!   an acknowledgement leaves only after what it promises is durable here.
-//! - **CO-2** State rows, applied index, members and state hash of a group change in one batch.
+//! - **CO-2** State rows, applied index, members and state hash of a group change together: after a crash all
+//!   changes of a turn are there, or none.
 //! - **CO-3** A group's log is truncated only up to a snapshot of it that is durable and whose rows
 //!   were found to have the state hash they should.
 //! - **CO-4** State that was not stopped cleanly is used only after its rows were found to have its
 //!   state hash, and only when the log continues it; else it is rebuilt from snapshot and log.
 //! - **CO-5** A group at rest is not looked at: a turn costs by groups with work, not by groups. At rest
-//!   stores say one thing to each other, that they are there, not one for each group.
+//!   stores say one thing to each other, that they are there, not one for each group; who leads is compared with who is to lead every ten seconds.
 //! - **CO-6** The commands of a group are applied in log order, each exactly once.
 //! - **CO-7** A read is answered from state that was the leader's after the read came in: a quorum said so
 //!   since, or a lease says that nobody else can lead yet.
@@ -28,8 +29,9 @@
 //!   state hash; it wakes when anything is asked or said of it, and when a store it depends on falls silent or restarts.
 //! - **CO-11** A snapshot that came from another store is used only after every byte of it was verified and is
 //!   durable here.
-//! - **CO-12** A host whose clock is further off than the bound neither stands for election nor goes on leading
-//!   what others can lead.
+//! - **CO-12** A host whose clock is further off than the bound neither takes proposals that another could take
+//!   nor stands for election, unless nobody was elected for long: then it may have what no other log has, and
+//!   hands that over.
 
 mod group_log;
 mod host;

@@ -10,6 +10,7 @@ use raft::eraftpb::{self, MessageType};
 use crate::host::{ELECTION_TICKS, Host, HostError};
 use crate::peer::{Now, PeerBatch, PeerMessage};
 use crate::peers::Heard;
+use crate::replica::Replica;
 use crate::storage::{GroupId, LogStore, SnapshotStore, StateStore, StorageError};
 use crate::wanted::{Member, Step, next_step};
 
@@ -78,7 +79,9 @@ where
                 let (snapshots, peers) = (&mut self.snapshots, (&mut self.peers, self.ticks));
                 let piece = (offset, total, &bytes);
                 let taken = self.transfers.piece(id, from, (index, term), piece, snapshots, peers);
-                self.snapshot_failed = taken.err().map(|error| HostError { group: id, error });
+                if let Err(error) = taken {
+                    self.snapshot_failed = Some(HostError { group: id, error });
+                }
             }
         }
         Ok(())
@@ -111,7 +114,7 @@ where
             // What a log that was here before acknowledged, before it went, could be missed by whoever is elected.
             return Ok(());
         }
-        if vote && self.options.lease && just_opened && replica.applied.index > 1 {
+        if vote && self.options.lease && just_opened && replica.last_index() > 1 {
             // What was promised to a leader before the restart is not remembered: it may still have its lease.
             return Ok(());
         }
@@ -123,7 +126,7 @@ where
         if kind == MessageType::MsgTimeoutNow && !(may_lead && replica.has_a_say()) {
             return Ok(());
         }
-        if vote && replica.leader() == Some(from) {
+        if vote && replica.leader() == Some(from) && message.term > replica.node.raft.term {
             // Who led stands for election: it has given up.
             replica.leader_is_gone();
         }
@@ -246,19 +249,16 @@ where
                 continue;
             };
             let peers = &self.peers;
-            let member =
-                |store| Member { caught_up: replica.is_caught_up(store), alive: peers.is_staying(store) };
+            let member = |store| Member {
+                caught_up: replica.is_caught_up(store),
+                alive: peers.is_staying(store),
+                on_time: peers.may_lead(store),
+            };
             match next_step(self.options.store, replica.membership(), wanted, member) {
                 Step::Done => {
                     self.unsettled.remove(&id);
                 }
                 Step::Wait => {}
-                // Its clock is off. When it only is preferred, that can wait: the planner may choose another.
-                Step::Transfer(store) if !peers.may_lead(store) => {
-                    if wanted.voters.contains(&self.options.store) {
-                        self.unsettled.remove(&id);
-                    }
-                }
                 Step::Transfer(store) => {
                     if replica.node.raft.lead_transferee.is_none()
                         && self.ticks.is_multiple_of(TRANSFER_TICKS / 2)
@@ -266,13 +266,14 @@ where
                         replica.transfer(store);
                         // That it comes to nothing is noticed as time passes.
                         self.awake.insert(id);
+                        self.dirty.insert(id);
                     }
                 }
                 Step::Change(change) => {
                     replica.propose_change(change);
+                    self.dirty.insert(id);
                 }
             }
-            self.dirty.insert(id);
         }
     }
 
@@ -284,22 +285,26 @@ where
 
     /// Hands over all that others can lead.
     fn hand_over_all(&mut self) {
-        for (&id, replica) in &mut self.replicas {
-            if !replica.is_raft_leader() {
-                continue;
-            }
-            let fit = |&&store: &&StoreId| {
-                store != self.options.store
-                    && replica.is_caught_up(store)
-                    && self.peers.is_staying(store)
-                    && self.peers.may_lead(store)
-            };
-            if let Some(store) = replica.membership().voters.iter().find(fit).copied() {
+        let led = self.replicas.iter().filter(|(_, replica)| replica.is_raft_leader());
+        let heirs: Vec<_> = led.filter_map(|(&id, replica)| Some((id, self.heir(replica)?))).collect();
+        for (id, store) in heirs {
+            if let Some(replica) = self.replicas.get_mut(&id) {
                 replica.transfer(store);
                 self.dirty.insert(id);
                 self.awake.insert(id);
             }
         }
+    }
+
+    /// Who could lead in the place of this store.
+    pub(crate) fn heir(&self, replica: &Replica<M, L>) -> Option<StoreId> {
+        let fit = |&&store: &&StoreId| {
+            store != self.options.store
+                && replica.is_caught_up(store)
+                && self.peers.is_staying(store)
+                && self.peers.may_lead(store)
+        };
+        replica.membership().voters.iter().find(fit).copied()
     }
 
     fn serve(&mut self) -> Result<(), StorageError> {

@@ -154,14 +154,19 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
         self.membership().contains(self.me)
     }
 
-    /// Enough of those that stay know that this replica is removed. Before, none of them might be able to lead without
-    /// its vote.
+    /// Those that stay can go on without this replica, which was removed: another one leads, or enough of them know of the
+    /// removal. Before, none of them might be elected without its vote.
     pub(crate) fn is_known_to_be_gone(&self) -> bool {
         let (members, raft) = (self.membership(), &self.node.raft);
         let knows = |voter: &&StoreId| {
             raft.prs().get(voter.0).is_some_and(|progress| progress.committed_index >= members.index)
         };
-        !self.is_raft_leader() || members.voters.iter().filter(knows).count() >= members.quorum()
+        match self.leader() {
+            Some(leader) if leader == self.me => {
+                members.voters.iter().filter(knows).count() >= members.quorum()
+            }
+            leader => leader.is_some(),
+        }
     }
 
     pub(crate) fn leader(&self) -> Option<StoreId> {
@@ -201,13 +206,14 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
         self.node.raft.set_randomized_election_timeout(drawn);
     }
 
-    /// One tick of a replica that is awake. `may_campaign`: its clock is good.
-    pub(crate) fn tick(&mut self, may_campaign: bool) {
+    /// One tick of a replica that is awake. `may_lead`: its clock is good, and it is not about to stop.
+    pub(crate) fn tick(&mut self, may_lead: bool) {
         self.idle_ticks += 1;
         // When nobody else is elected for long, it may be that only this log has everything: it stands in order to
         // hand that over.
-        let needed = self.node.raft.election_elapsed >= LAST_RESORT_TICKS;
-        let stands = (may_campaign || needed) && self.has_a_say();
+        let raft = &self.node.raft;
+        let needed = raft.election_elapsed >= LAST_RESORT_TICKS + raft.randomized_election_timeout();
+        let stands = (may_lead || needed) && self.has_a_say();
         if !stands && !self.is_raft_leader() {
             // It does not stand, but time passes: a leader that is gone must not be stuck to.
             self.node.raft.election_elapsed += 1;
@@ -229,8 +235,10 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
     pub(crate) fn give_up(&mut self) {
         let term = self.node.raft.term;
         self.node.raft.become_follower(term, 0);
-        // A campaign of a voter that has a log cannot fail.
-        let _ = self.node.campaign();
+        if self.membership().voters.contains(&self.me) {
+            // A campaign of a voter that has a log cannot fail.
+            let _ = self.node.campaign();
+        }
         self.set_timeout();
     }
 

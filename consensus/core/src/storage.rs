@@ -126,7 +126,7 @@ pub trait LogStore: Send + Sync + 'static {
     fn truncate(&self, group: GroupId, first: u64) -> Result<(), StorageError>;
 }
 
-/// How far the state of a group is, stored in the same batch as the rows (CO-2).
+/// How far the state of a group is, changed together with the rows (CO-2).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AppliedRow {
     pub index: u64,
@@ -180,7 +180,7 @@ pub trait StateStore {
     /// Whether it was closed in order, so that its rows need no verification.
     fn closed_cleanly(&self) -> bool;
 
-    /// Applies all commits in one batch.
+    /// Makes all changes; after a crash all of a group's are there, or none (CO-2).
     fn commit(&mut self, commits: Vec<GroupCommit>) -> Result<(), StorageError>;
 
     /// Removes all of a group: the rows and the applied row.

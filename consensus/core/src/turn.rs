@@ -1,4 +1,4 @@
-//! One turn of a host: send, persist with one fsync, apply with one batch, answer.
+//! One turn of a host: send, persist with one fsync, apply as one change, answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -42,6 +42,8 @@ pub(crate) struct Member {
     pub caught_up: bool,
     /// Was heard of lately.
     pub alive: bool,
+    /// Its clock is good enough to lead.
+    pub on_time: bool,
 }
 
 /// The next step of the leader `me`. Grows before it shrinks, and never takes a step after which the voters
@@ -75,7 +77,9 @@ pub(crate) fn next_step(
     if waits {
         return Step::Wait;
     }
-    let lead = |&store: &StoreId| store != me && membership.voters.contains(&store) && fit(store);
+    let lead = |&store: &StoreId| {
+        store != me && membership.voters.contains(&store) && fit(store) && member(store).on_time
+    };
     let preferred = wanted.preferred.filter(|store| wanted.voters.contains(store)).filter(lead);
     if !wanted.voters.contains(&me) {
         // Who leads does not remove itself.
@@ -127,6 +131,7 @@ mod tests {
         next_step(ME, now, &wanted, |store| Member {
             alive: !dead.contains(&store.0),
             caught_up: !behind.contains(&store.0),
+            on_time: true,
         })
     }
 
@@ -200,7 +205,7 @@ mod tests {
         let alive = |store: StoreId| !dead.contains(&store.0);
         let mut leader = now.voters.iter().copied().find(|&store| alive(store)).unwrap();
         for _ in 0..40 {
-            let member = |store| Member { alive: alive(store), caught_up: alive(store) };
+            let member = |store| Member { alive: alive(store), caught_up: alive(store), on_time: true };
             match next_step(leader, &now, &wanted, member) {
                 Step::Done => {
                     assert_eq!((now.voters, now.learners), (wanted.voters, vec![]));

@@ -24,6 +24,8 @@ const HAND_OVER_MAX: Duration = Duration::from_secs(1);
 /// Between looks whether they have.
 const HAND_OVER_PAUSE: Duration = Duration::from_millis(20);
 
+/// Between two tellings of a map that has not changed.
+const REPEAT_INTERVAL: Duration = Duration::from_secs(30);
 /// Heartbeats out of turn while a change of members gets no further.
 const EAGER_BEATS: u32 = 20;
 
@@ -279,11 +281,14 @@ impl Replica {
     }
 }
 
+/// Does what each map says, and says it again now and then: a replica may have come that did not exist before.
 async fn follow(handle: &Handle, mut map: MapWatch) {
-    while map.changed().await {
-        handle.follow(map.get());
+    loop {
+        match tokio::time::timeout(REPEAT_INTERVAL, map.changed()).await {
+            Ok(true) | Err(_) => handle.follow(map.get()),
+            Ok(false) => std::future::pending::<()>().await,
+        }
     }
-    std::future::pending::<()>().await;
 }
 
 /// Whether the cluster keeps more than one replica, so that others have what a damaged log held.
