@@ -96,6 +96,18 @@ impl DataDirectory {
         Ok(read_format(path).map_err(error)?.and_then(|format| format.cluster))
     }
 
+    /// The id of the replicas in a directory of this `kind`; `None` for a new or absent one. Looks only.
+    ///
+    /// # Errors
+    /// As [`DataDirectory::peek`].
+    pub fn peek_store(path: &Path, kind: &str) -> Result<Option<StoreId>, DirectoryError> {
+        let error = |problem| DirectoryError { path: path.to_owned(), problem };
+        if !look(path, kind).map_err(error)? {
+            return Ok(None);
+        }
+        Ok(read_format(path).map_err(error)?.map(|format| format.store))
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -171,9 +171,22 @@ impl Registry {
             .consensus
             .local(|views: &Views<'_>, _| views.local(GROUP).map_or(Ok(None), eggs_shuckle_core::hello));
         let hello = rows.await.map_err(|error| self.stopping(&error))?.map_err(|error| storage(&error))?;
-        let hello = hello.ok_or_else(|| {
-            RegistryError::Busy.with(format_args!("this replica of cluster {cluster} has no rows yet"))
-        })?;
+        let store = self.inner.consensus.store().0;
+        let hello = match (hello, self.inner.joined.get()) {
+            (Some(hello), _) => hello,
+            // It holds no replica of the registry (any more), and knows from the others what it is part of.
+            (None, Some(joined)) => pb::HelloReply {
+                cluster_id: Bytes::copy_from_slice(&cluster.0),
+                version: PROTOCOL_VERSION,
+                replicas: joined.registry.replicas(),
+                created_at: 0,
+                store,
+            },
+            (None, None) => {
+                let what = format!("this replica of cluster {cluster} has no rows yet");
+                return Err(RegistryError::Busy.with(what));
+            }
+        };
         Ok(pb::HelloReply { store: self.inner.consensus.store().0, ..hello })
     }
 

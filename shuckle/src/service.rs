@@ -66,8 +66,7 @@ pub struct Config {
     /// Answer reads on the word of a lease.
     pub read_lease: bool,
     pub snapshot_bytes_per_second: u64,
-    /// How long after it began to lead the registry believes its rows about hosts it has not heard of:
-    /// [`Config::PATIENCE`], or zero when the same process holds all of the cluster.
+    /// How long after it began to lead the registry believes its rows about hosts it has not heard of.
     pub patience: Duration,
 }
 

@@ -1,17 +1,36 @@
 //! Groups, stores and hosts as people name them, and what the cluster map says of them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use eggs_proto::limits::SHARDS;
+use eggs_client::Client;
+use eggs_proto::limits::{SHARDS, STALE_AFTER};
 use eggs_proto::{GroupId, StoreId, pb};
 use eggs_shuckle_core::{groups_of, kind_name, kind_of};
 use serde::Serialize;
 
+use crate::context::failure;
 use crate::failure::{Failure, Outcome};
 
 /// What the commands that take groups accept, for their help.
 pub const GROUPS_HELP: &str =
     "0 to 255, a range as in 0-15, `crossdir`, `shuckle`, `all`; several with commas";
+
+/// Between looks at a registry that has not heard of everybody yet.
+const LISTEN_PAUSE: Duration = Duration::from_millis(200);
+
+/// The cluster map. A registry that has begun to lead a moment ago is given the time to hear of everybody: until then it
+/// believes of all that they are well.
+pub async fn heard_map(client: &Client) -> Result<pb::ClusterMapReply, Failure> {
+    let deadline = tokio::time::Instant::now() + STALE_AFTER + LISTEN_PAUSE;
+    loop {
+        let map = client.cluster_map().await.map_err(|error| failure("", error))?;
+        if !map.listening || tokio::time::Instant::now() >= deadline {
+            return Ok(map);
+        }
+        tokio::time::sleep(LISTEN_PAUSE).await;
+    }
+}
 
 /// Groups as typed: `7`, `0-15`, `1,2,crossdir`, `all`.
 #[derive(Debug, Clone, PartialEq, Eq)]

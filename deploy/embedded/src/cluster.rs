@@ -98,27 +98,33 @@ impl Cluster {
         }
     }
 
-    /// Opens every host. The first one's registry is opened first: it founds a new cluster, and the others are told
-    /// which it is.
+    /// Opens every host. Of a new cluster the first one's registry is opened first: it founds the cluster, and the others are
+    /// told which it is. Those of a complete one are opened side by side: one that is damaged asks the others.
     async fn open(
         common: Common,
         listeners: Vec<TcpListener>,
         mut directory: DataDirectory,
     ) -> Result<Cluster, StartError> {
-        let founds = !common.layout.complete;
-        let first = common.open_shuckle(0, founds).await?;
-        let id = match first.cluster().or(directory.cluster()) {
-            Some(id) => id,
-            None => return Err(StartError::Ended("the registry has no cluster".to_owned())),
+        let (first, id) = match directory.cluster().filter(|_| common.layout.complete) {
+            Some(id) => (None, id),
+            None => {
+                let first = common.open_shuckle(0, !common.layout.complete).await?;
+                let id = first.cluster();
+                let id = id.ok_or_else(|| StartError::Ended("the registry has no cluster".to_owned()))?;
+                (Some(first), id)
+            }
         };
         directory.claim(id)?;
-        let mut shuckles = vec![first];
-        for host in 1..common.layout.hosts {
-            shuckles.push(common.open_shuckle(host, false).await?);
-        }
-        let opening = (0..).zip(shuckles).zip(listeners).map(|((number, shuckle), listener)| {
+        let firsts = std::iter::once(first).chain(std::iter::repeat_with(|| None));
+        let opening = (0..).zip(firsts).zip(listeners).map(|((number, shuckle), listener)| {
             let common = &common;
-            async move { Host::start(common, number, id, shuckle, listener).await }
+            async move {
+                let shuckle = match shuckle {
+                    Some(shuckle) => shuckle,
+                    None => common.open_shuckle(number, false).await?,
+                };
+                Host::start(common, number, id, shuckle, listener).await
+            }
         });
         let mut hosts = Vec::new();
         let mut failure = None;

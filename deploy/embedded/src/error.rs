@@ -28,6 +28,12 @@ pub enum StartError {
     Io { path: PathBuf, error: io::Error },
     #[error("{} is missing: restore it, or start with another --data directory", .0.display())]
     PartMissing(PathBuf),
+    #[error(
+        "{} is a copy of {}: two replicas of one name would contradict each other. Empty one of them, and it is filled \
+         again from the others",
+        path.display(), original.display()
+    )]
+    Copy { path: PathBuf, original: PathBuf },
     #[error("--disks {asked}: a cluster in one process has 1 to {DISKS_MAX} disks")]
     DiskCount { asked: usize },
     #[error("--disks {asked}: the cluster in {} has {held} disks, and none can be taken away like this", path.display())]

@@ -67,8 +67,7 @@ impl Common {
             read_lease: self.read_lease,
             snapshot_bytes_per_second: SNAPSHOT_BYTES_PER_SECOND,
             replace_after: eggs_shuckle::Config::REPLACE_AFTER,
-            // Whoever is not heard of now is not there.
-            patience: Duration::ZERO,
+            patience: eggs_shuckle::Config::PATIENCE,
         };
         Ok(eggs_shuckle::Service::open(config).await?)
     }

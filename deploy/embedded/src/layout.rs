@@ -1,5 +1,6 @@
 //! Where the parts of each host are, and whether what is there may be used.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use eggs_blockd::DiskConfig;
@@ -81,8 +82,14 @@ impl Layout {
     pub fn check(&self, cluster: Option<ClusterId>) -> Result<(), StartError> {
         for part in PARTS {
             let mut missing = Vec::new();
+            let mut stores = BTreeMap::new();
             for host in 0..self.hosts {
                 let path = self.folder(host).join(part);
+                if let Some(store) = DataDirectory::peek_store(&path, part)?
+                    && let Some(original) = stores.insert(store, path.clone())
+                {
+                    return Err(StartError::Copy { path, original });
+                }
                 let own = DataDirectory::peek(&path, part)?;
                 if let (Some(own), Some(wanted)) = (own, cluster)
                     && own != wanted

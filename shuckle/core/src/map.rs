@@ -33,8 +33,9 @@ impl Health {
                 replicas.entry(place.leader).or_default().1 += 1;
             }
         }
-        let stores = schema::stores(view)?.into_iter();
-        let stores = stores.map(|(id, row)| {
+        let rows = schema::stores(view)?;
+        let mut unheard = rows.iter().any(|(id, _)| self.is_awaited(*id));
+        let stores = rows.into_iter().map(|(id, row)| {
             let (replicas, leaders) = replicas.get(&id.0).copied().unwrap_or_default();
             pb::StoreInfo { replicas, leaders, ..self.store_info(id, row, now) }
         });
@@ -44,8 +45,9 @@ impl Health {
             let seen = hosts.entry(&service.address).or_default();
             *seen = service.last_seen.max(*seen);
         }
-        let services = schema::block_services(view)?.into_iter();
-        let block_services = services.map(|(id, row)| {
+        let services = schema::block_services(view)?;
+        unheard |= services.iter().any(|(id, _)| !self.services.contains_key(id));
+        let block_services = services.into_iter().map(|(id, row)| {
             let host_seen = hosts.get(row.address.as_str()).copied().unwrap_or_default();
             self.block_service_info(id, row, host_seen, now, with_keys)
         });
@@ -58,6 +60,7 @@ impl Health {
             now: now.0,
             version: 0,
             unchanged: false,
+            listening: unheard && self.patient(now),
         })
     }
 

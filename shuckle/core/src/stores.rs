@@ -212,6 +212,11 @@ impl Health {
         }
     }
 
+    /// Not heard of since the start, and not known to be gone.
+    pub(crate) fn is_awaited(&self, id: StoreId) -> bool {
+        !self.stores.contains_key(&id) && !self.replaced.contains_key(&id)
+    }
+
     /// Heard of lately.
     pub(crate) fn heard(&self, id: StoreId, now: Time) -> Option<&StoreHealth> {
         self.stores.get(&id).filter(|_| self.alive(id, now))

@@ -8,8 +8,9 @@ use eggs_proto::{BlockServiceId, Time, flags};
 use serde::Serialize;
 
 use crate::cli::JsonFlag;
-use crate::context::{Context, failure};
+use crate::context::Context;
 use crate::failure::Outcome;
+use crate::members::heard_map;
 use crate::output::{json_time, percent, size, table, table_text};
 use crate::policies::class_name;
 use crate::times;
@@ -88,7 +89,7 @@ impl JsonDisk {
 impl Df {
     pub async fn run(self, context: &Context) -> Outcome {
         let client = context.client().await?;
-        let map = client.cluster_map().await.map_err(|error| failure("", error))?;
+        let map = heard_map(&client).await?;
         let mut disks = map.block_services;
         in_order(&mut disks);
         let classes = classes(&disks);

@@ -69,6 +69,11 @@ struct Node {
 
 impl Get {
     pub async fn run(self, context: &Context) -> Outcome {
+        if self.destination.as_os_str() == "-" {
+            let words =
+                "get writes files: `eggsctl cat` writes to standard output, ./- is a file of that name";
+            return Err(Failure::Usage(words.to_owned()));
+        }
         let client = context.client().await?;
         let (progress, _shown) = Progress::start();
         let getter = Arc::new(GetTree {

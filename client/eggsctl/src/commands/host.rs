@@ -8,8 +8,9 @@ use eggs_shuckle_core::{hosts, kind_name};
 use serde::Serialize;
 
 use crate::cli::JsonFlag;
-use crate::context::{Context, failure};
+use crate::context::Context;
 use crate::failure::Outcome;
+use crate::members::heard_map;
 use crate::output::{json_time, table, table_text};
 use crate::times;
 
@@ -75,7 +76,7 @@ impl Host {
             None => self.list.json.json,
         };
         let client = context.client().await?;
-        let map = client.cluster_map().await.map_err(|error| failure("", error))?;
+        let map = heard_map(&client).await?;
         let mut out = context.out();
         if json {
             out.json(&json_hosts(&map))?;

@@ -10,9 +10,9 @@ use serde::Serialize;
 use super::df::{JsonDisk, disk_table, in_order};
 use super::host::{JsonHost, host_table, json_hosts};
 use crate::cli::JsonFlag;
-use crate::context::{Context, failure};
+use crate::context::Context;
 use crate::failure::{Failure, Outcome};
-use crate::members::{View, is_settled};
+use crate::members::{View, heard_map, is_settled};
 
 /// Print the health of the cluster: replicas, leaders, hosts, disks
 ///
@@ -90,7 +90,7 @@ struct JsonService {
 impl Status {
     pub async fn run(self, context: &Context) -> Outcome {
         let client = context.client().await?;
-        let mut map = client.cluster_map().await.map_err(|error| failure("", error))?;
+        let mut map = heard_map(&client).await?;
         in_order(&mut map.block_services);
         let (summary, groups) = (summarize(&map), groups(&map));
         let mut out = context.out();
