@@ -93,7 +93,8 @@ impl Load {
             setup.mkdir_all(&wanted.root).await.expect("the load's directory");
             let mut workers = Vec::new();
             for number in 0..wanted.clients {
-                let other = clients[(number + 1) % wanted.clients].clone();
+                // As patient as this one.
+                let other = clients[(number + 2) % wanted.clients].clone();
                 let home = format!("{}/c{number}", wanted.root);
                 workers.push(Worker::new(number, clients[number].clone(), other, setup.clone(), home).await);
             }
