@@ -78,7 +78,7 @@ fn target_of(shard: ShardId, op: &shard_request::Op) -> Target {
 }
 
 impl Shared {
-    fn patience(&self) -> Patience {
+    pub fn patience(&self) -> Patience {
         Patience::new(self.options.timeout)
     }
 

@@ -31,6 +31,7 @@ mod error;
 mod listing;
 mod map;
 mod members;
+mod moves;
 mod names;
 mod path;
 mod reader;

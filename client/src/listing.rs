@@ -11,7 +11,10 @@ use futures_util::{StreamExt, stream};
 
 use crate::Client;
 use crate::error::{ClientError, Result};
+use crate::moves::Moves;
+use crate::path::Path;
 use crate::types::{Entry, ListOptions, Metadata};
+use crate::walk::{Start, Want};
 
 /// A directory listing; entries come in the order of the names' bytes (in the dead map, deaths of one name
 /// in order of time).
@@ -114,14 +117,31 @@ impl Listing {
             None if !reply.more => self.ended = true,
             _ => return Err(ClientError::protocol("a page of a listing does not follow the one before")),
         }
+        let mut moves = Moves::new(&self.client, self.options.at);
         let mut entries = Vec::with_capacity(reply.entries.len());
         for entry in reply.entries {
-            entries.push(entry_of(entry)?);
+            if entry.locked_by == 0 || self.is_there(&entry, &mut moves).await? {
+                entries.push(entry_of(entry)?);
+            }
         }
         if self.options.attributes {
             self.complete(&mut entries).await?;
         }
         Ok(entries)
+    }
+
+    /// Whether a name that a move has locked is there.
+    async fn is_there(&self, entry: &pb::Entry, moves: &mut Moves) -> Result<bool> {
+        if let Some(gone) = moves.is_gone(&self.client, entry.locked_by).await? {
+            return Ok(!gone);
+        }
+        let path = Path { names: vec![entry.name.clone()], ..Path::default() };
+        let want = Want { at: self.options.at, ..Want::default() };
+        match self.client.walk(&Start::at(self.directory), path, want, &self.what).await {
+            Ok(walked) => Ok(walked.inode.0 == entry.target),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Attributes of inodes of other shards.

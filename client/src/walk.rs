@@ -6,6 +6,7 @@ use eggs_proto::{InodeId, ServiceError, ShardError, Time, pb, policy};
 
 use crate::Client;
 use crate::error::{ClientError, Refusal, Result};
+use crate::moves::Moves;
 use crate::path::Path;
 use crate::types::{Metadata, Policies, Resolved};
 
@@ -45,7 +46,12 @@ pub(crate) struct Start {
 
 impl Start {
     pub fn root() -> Start {
-        Start { inode: InodeId::ROOT, policies: Policies::default() }
+        Start::at(InodeId::ROOT)
+    }
+
+    /// Nothing is inherited there.
+    pub fn at(inode: InodeId) -> Start {
+        Start { inode, policies: Policies::default() }
     }
 }
 
@@ -109,12 +115,13 @@ impl Client {
             policies: start.policies.clone(),
         };
         let mut consumed = 0;
-        // Each round gets further or ends: a name at least, or the attributes where the names end.
+        let mut moves = Moves::new(self, want.at);
+        // Each round gets further or ends: a name at least, what became of a move, or the attributes where the names end.
         loop {
             let names = &path.names[consumed..];
             let names = &names[..names.len().min(WALK_COMPONENTS_MAX)];
             let reply = self
-                .walk_once(walked.inode, names, want)
+                .walk_once(walked.inode, names, want, &moves)
                 .await?
                 .map_err(|error| ClientError::from_shard(&error, what))?;
             let step = reply.consumed as usize;
@@ -131,6 +138,10 @@ impl Client {
             walked.policies = policy::inherit(reply.policies.unwrap_or_default(), &walked.policies);
             (walked.attributes, walked.spans) = (reply.attributes, reply.spans);
             walked.all_spans = reply.all_spans;
+            if reply.locked_by != 0 {
+                moves.is_gone(self, reply.locked_by).await?;
+                continue;
+            }
             if walked.inode.is_symlink() && (consumed < path.names.len() || want.follow) {
                 return Ok((walked, consumed));
             }
@@ -154,6 +165,7 @@ impl Client {
         start: InodeId,
         names: &[bytes::Bytes],
         want: Want,
+        moves: &Moves,
     ) -> Result<Result<pb::WalkReply, pb::Error>> {
         let op = shard_request::Op::Walk(pb::Walk {
             start: start.0,
@@ -161,6 +173,8 @@ impl Client {
             at: want.at.0,
             want_attributes: want.attributes || want.spans,
             want_spans: want.spans,
+            moved: moves.moved.clone(),
+            not_moved: moves.not_moved.clone(),
         });
         match self.shared.shard_read(start.shard(), op).await? {
             Ok(shard_reply::Result::Walk(reply)) => Ok(Ok(reply)),

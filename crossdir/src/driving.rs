@@ -46,6 +46,8 @@ pub(crate) enum Event {
     /// Wait for the answer; `None` when the driver does not know the transaction (any more). Without an
     /// answer: this store does not lead, or leads no more.
     Wait(TransactionId, oneshot::Sender<Option<pb::CrossdirReply>>),
+    /// What has become of a move; answered when it is certain. Without an answer: as of `Wait`.
+    Resolve(TransactionId, oneshot::Sender<pb::ResolveMoveReply>),
     List(oneshot::Sender<Vec<pb::TransactionInfo>>),
 }
 
@@ -79,6 +81,7 @@ pub(crate) async fn drive(
         driver: None,
         recover_at: None,
         waiting: BTreeMap::new(),
+        resolving: Vec::new(),
         driving,
         consensus,
         shards,
@@ -113,6 +116,8 @@ struct Task {
     /// This store leads, and a driver is to be made.
     recover_at: Option<Time>,
     waiting: BTreeMap<TransactionId, Vec<oneshot::Sender<Option<pb::CrossdirReply>>>>,
+    /// Those who met a move that is being decided.
+    resolving: Vec<(TransactionId, oneshot::Sender<pb::ResolveMoveReply>)>,
     driving: Driving,
     consensus: Handle,
     shards: Shards,
@@ -148,6 +153,14 @@ impl Task {
                 }
             }
             Event::Wait(transaction, answer) => self.wait(transaction, answer),
+            Event::Resolve(transaction, answer) => {
+                if let Some(driver) = &self.driver {
+                    match driver.resolve(transaction).reply() {
+                        Some(reply) => drop(answer.send(reply)),
+                        None => self.resolving.push((transaction, answer)),
+                    }
+                }
+            }
             Event::List(answer) => {
                 if let Some(driver) = &self.driver {
                     let _ = answer.send(driver.list(LIST_MAX));
@@ -182,6 +195,7 @@ impl Task {
         self.driver = None;
         // They ask whoever leads.
         self.waiting.clear();
+        self.resolving.clear();
         self.driving.unfinished.store(0, Ordering::Relaxed);
     }
 
@@ -219,6 +233,20 @@ impl Task {
         let Some(driver) = &mut self.driver else { return };
         let outputs = driver.step(input, self.stopwatch.now());
         self.perform(outputs);
+        self.resolve();
+    }
+
+    /// Answers those who wait for a move that is decided by now.
+    fn resolve(&mut self) {
+        let Some(driver) = &self.driver else { return };
+        let decided = self.resolving.extract_if(.., |(transaction, answer)| {
+            answer.is_closed() || driver.resolve(*transaction).reply().is_some()
+        });
+        for (transaction, answer) in decided {
+            if let Some(reply) = driver.resolve(transaction).reply() {
+                let _ = answer.send(reply);
+            }
+        }
     }
 
     fn wait(&mut self, transaction: TransactionId, answer: oneshot::Sender<Option<pb::CrossdirReply>>) {

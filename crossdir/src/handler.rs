@@ -66,6 +66,7 @@ impl Handler {
                 let transactions = self.ask(Event::List).await?;
                 Ok(Answer::ListTransactions(pb::ListTransactionsReply { transactions }))
             }
+            Op::ResolveMove(op) => self.resolve(TransactionId(op.transaction)).await.map(Answer::ResolveMove),
             op => self.transaction(op, SessionId(header.session), header.sequence, shards).await,
         }
     }
@@ -140,6 +141,18 @@ impl Handler {
         reply.result.ok_or_else(|| internal(&"an answer without result"))
     }
 
+    /// What has become of a move. This store leads at some moment after it was asked, so no other has decided
+    /// something before that this driver does not know.
+    async fn resolve(&self, transaction: TransactionId) -> Result<pb::ResolveMoveReply, pb::Error> {
+        self.agreed(self.consensus.read(vec![GROUP], |_, _| ())).await?;
+        let asked = self.ask(|answer| Event::Resolve(transaction, answer));
+        match tokio::time::timeout(WAIT_MAX, asked).await {
+            Ok(reply) => reply,
+            Err(_) => Err(CrossdirError::InProgress
+                .with(format_args!("transaction {} moves the name, and waits for a shard", transaction.0))),
+        }
+    }
+
     /// The answer to a call whose transaction is over and gone from the driver.
     async fn known(&self, session: SessionId, sequence: u64) -> Result<pb::CrossdirReply, pb::Error> {
         let read = self.consensus.read(vec![GROUP], move |views, _| {
@@ -203,7 +216,7 @@ fn intent(op: &Op) -> Option<Intent> {
         Op::Mkdir(op) => Some(Intent::Mkdir(op.clone())),
         Op::Rmdir(op) => Some(Intent::Rmdir(op.clone())),
         Op::Move(op) => Some(Intent::Move(op.clone())),
-        Op::ListTransactions(_) => None,
+        Op::ListTransactions(_) | Op::ResolveMove(_) => None,
     }
 }
 
@@ -227,5 +240,6 @@ fn op_name(op: &Op) -> &'static str {
         Op::Rmdir(_) => "rmdir",
         Op::Move(_) => "move",
         Op::ListTransactions(_) => "list_transactions",
+        Op::ResolveMove(_) => "resolve_move",
     }
 }

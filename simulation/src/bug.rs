@@ -56,6 +56,8 @@ bugs! {
     ForgetDeadMap = "forget-dead-map";
     /// A shard's clock now and then goes back.
     ClockGoesBack = "clock-goes-back";
+    /// Readers believe a name that a move has locked.
+    UnresolvedMoves = "unresolved-moves";
     /// The coordinator does not take up what it had begun before it stopped.
     NoRecovery = "no-recovery";
     /// A block service proves a block before it is durable.

@@ -19,7 +19,7 @@ use eggs_proto::{CrossdirError, InodeId, ServiceError, ShardError, ShardId, Time
 use self::ending::{Ended, Forgetting};
 use crate::locks::{Locks, Resource};
 use crate::machine::{self, Effect};
-use crate::transaction::{Next, Outcome, Request, Steps, steps_of, waits};
+use crate::transaction::{Moved, Next, Outcome, Request, Steps, steps_of, waits};
 
 /// Transactions waiting for one lock; more are told Busy, so that one stuck directory does not
 /// fill the coordinator.
@@ -86,6 +86,31 @@ pub enum Output {
     },
 }
 
+/// What has become of a move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MoveState {
+    /// Nothing is locked by it any more, or ever was.
+    Over,
+    NotMade,
+    /// Both names changed at this instant.
+    Made(Time),
+    /// It is at the step that decides, or may have been.
+    Undecided,
+}
+
+impl MoveState {
+    /// `None`: not certain yet.
+    pub fn reply(self) -> Option<pb::ResolveMoveReply> {
+        let (outcome, moved_at) = match self {
+            MoveState::Over => (pb::MoveOutcome::MoveOver, 0),
+            MoveState::NotMade => (pb::MoveOutcome::MoveNotMade, 0),
+            MoveState::Made(at) => (pb::MoveOutcome::MoveMade, at.0),
+            MoveState::Undecided => return None,
+        };
+        Some(pb::ResolveMoveReply { outcome: outcome.into(), moved_at })
+    }
+}
+
 /// The volatile half of the coordinator.
 #[derive(Debug)]
 pub struct Driver {
@@ -117,6 +142,8 @@ struct Running {
     phase: Phase,
     /// Retired already, by an earlier driver: to be dropped as soon as it has its locks.
     gone: bool,
+    /// Begun by an earlier driver, which may have come further.
+    recovered: bool,
 }
 
 #[derive(Debug)]
@@ -190,7 +217,7 @@ impl Driver {
         };
         let mut out = Vec::new();
         for pending in machine::unfinished(view)? {
-            driver.begin(pending.transaction, &pending.begin, pending.started_at, now, &mut out);
+            driver.begin(pending.transaction, &pending.begin, (pending.started_at, true), now, &mut out);
         }
         for (transaction, (pending, reply)) in machine::finished_not_retired(view)? {
             let steps = steps_of(transaction, &pending.begin);
@@ -224,7 +251,7 @@ impl Driver {
                 // Older ones came with the view this driver was made from.
                 if transaction > self.newest {
                     self.newest = transaction;
-                    self.begin(transaction, &begin, started_at, now, &mut out);
+                    self.begin(transaction, &begin, (started_at, false), now, &mut out);
                 }
             }
             Input::Effect(Effect::Finished(finished)) => self.finished(&finished, now, &mut out),
@@ -253,6 +280,20 @@ impl Driver {
     /// Not finished yet: its answer is still to come, or to be recorded.
     pub fn is_running(&self, transaction: TransactionId) -> bool {
         self.running.contains_key(&transaction)
+    }
+
+    /// What has become of a move, for one who has found an edge locked by it; right as of a moment at which the caller knows
+    /// that this is the only driver.
+    pub fn resolve(&self, transaction: TransactionId) -> MoveState {
+        let Some(running) = self.running.get(&transaction) else { return MoveState::Over };
+        let over = matches!(running.phase, Phase::Over { .. });
+        match running.steps.moved() {
+            Moved::At(at) => MoveState::Made(at),
+            Moved::Perhaps => MoveState::Undecided,
+            Moved::NotYet | Moved::Never if over => MoveState::Over,
+            Moved::NotYet if running.recovered => MoveState::Undecided,
+            Moved::NotYet | Moved::Never => MoveState::NotMade,
+        }
     }
 
     /// Transactions not finished.
@@ -284,13 +325,14 @@ impl Driver {
         &mut self,
         transaction: TransactionId,
         begin: &pb::BeginTransaction,
-        started_at: Time,
+        (started_at, recovered): (Time, bool),
         now: Time,
         out: &mut Vec<Output>,
     ) {
         let Some(steps) = steps_of(transaction, begin) else { return };
         let (locks, shards) = (steps.locks(), steps.shards());
-        let running = Running { steps, started_at, shards, answer: None, phase: Phase::Queued, gone: false };
+        let phase = Phase::Queued;
+        let running = Running { steps, started_at, shards, answer: None, phase, gone: false, recovered };
         self.running.insert(transaction, running);
         if self.locks.acquire(transaction, locks) {
             self.start(transaction, now, out);

@@ -39,7 +39,9 @@ pub fn prepare<T: Table + ?Sized>(
             check_move(entry)?;
             (Intent::Move(entry.clone()), ShardId(0))
         }
-        Op::ListTransactions(_) => return Err(CrossdirError::Malformed.with("not an operation")),
+        Op::ListTransactions(_) | Op::ResolveMove(_) => {
+            return Err(CrossdirError::Malformed.with("not an operation"));
+        }
     };
     match machine::answer(view, session, sequence) {
         Ok(Answer::Stale) => return Err(CrossdirError::StaleSession.bare()),

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use eggs_machine::{Table, TableError};
-use eggs_proto::{InodeId, ServiceError, ShardError, TransactionId, pb};
+use eggs_proto::{InodeId, ServiceError, ShardError, Time, TransactionId, pb};
 
 use crate::context::{Context, Stop, check_name};
 use crate::schema;
@@ -38,6 +38,8 @@ impl<T: Table + ?Sized> Context<'_, '_, T> {
         let replace = pb::Replace::try_from(replace)
             .map_err(|_| ShardError::Malformed.with(format_args!("replace {replace}")))?;
         let Some(old) = self.edge(directory, name)? else { return Ok(None) };
+        // Locked, it may have been moved away already.
+        not_locked(&old, name, transaction)?;
         let refusal = match (replace, target.is_directory(), InodeId(old.target).is_directory()) {
             (pb::Replace::Refuse, ..) | (_, true, true) => Some(ShardError::Exists),
             (_, false, true) => Some(ShardError::IsDirectory),
@@ -47,7 +49,6 @@ impl<T: Table + ?Sized> Context<'_, '_, T> {
         if let Some(refusal) = refusal {
             return Err(refusal.with(quoted(name)).into());
         }
-        not_locked(&old, name, transaction)?;
         Ok(Some(old))
     }
 
@@ -79,8 +80,19 @@ impl<T: Table + ?Sized> Context<'_, '_, T> {
         old: &pb::EdgeRow,
         owned: bool,
     ) -> Result<(), TableError> {
+        self.bury_at(directory, name, old, owned, self.time)
+    }
+
+    fn bury_at(
+        &mut self,
+        directory: InodeId,
+        name: &[u8],
+        old: &pb::EdgeRow,
+        owned: bool,
+        died_at: Time,
+    ) -> Result<(), TableError> {
         let row = pb::DeadEdgeRow { target: old.target, created_at: old.created_at, owned };
-        self.put(schema::dead_key(directory, name, self.time), &row)
+        self.put(schema::dead_key(directory, name, died_at), &row)
     }
 
     /// Moves the living edge to the dead map.
@@ -91,7 +103,19 @@ impl<T: Table + ?Sized> Context<'_, '_, T> {
         old: &pb::EdgeRow,
         owned: bool,
     ) -> Result<(), TableError> {
-        self.bury(directory, name, old, owned)?;
+        self.unlink_at(directory, name, old, owned, self.time)
+    }
+
+    /// As [`unlink`](Context::unlink), at an instant that has been: the edge was locked since before.
+    pub fn unlink_at(
+        &mut self,
+        directory: InodeId,
+        name: &[u8],
+        old: &pb::EdgeRow,
+        owned: bool,
+        died_at: Time,
+    ) -> Result<(), TableError> {
+        self.bury_at(directory, name, old, owned, died_at)?;
         self.tx.delete(schema::living_key(directory, name))
     }
 }
@@ -108,6 +132,15 @@ pub(crate) fn quoted(name: &[u8]) -> String {
     format!("'{}'", name.escape_ascii())
 }
 
+/// An edge that was visible at an instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub target: InodeId,
+    pub created_at: u64,
+    /// Not 0: a move that may have taken it away by that instant.
+    pub locked_by: u64,
+}
+
 /// The living or dead edge of a name that was visible at an instant (`at` 0: now).
 ///
 /// The living edge is visible from `created_at` on. Before that, the first death after the instant
@@ -116,13 +149,17 @@ pub(crate) fn resolve<T: Table + ?Sized>(
     table: &T,
     directory: InodeId,
     name: &[u8],
-    at: eggs_proto::Time,
-) -> Result<Option<(InodeId, u64)>, TableError> {
+    at: Time,
+) -> Result<Option<Seen>, TableError> {
     let living: Option<pb::EdgeRow> = schema::get(table, &schema::living_key(directory, name))?;
     if at.is_unset() || living.is_some_and(|edge| edge.created_at <= at.0) {
-        return Ok(living.map(|edge| (InodeId(edge.target), edge.created_at)));
+        return Ok(living.map(|edge| Seen {
+            target: InodeId(edge.target),
+            created_at: edge.created_at,
+            locked_by: edge.transaction,
+        }));
     }
-    if at == eggs_proto::Time::MAX {
+    if at == Time::MAX {
         return Ok(None);
     }
     let from = schema::dead_key(directory, name, at.next());
@@ -130,5 +167,6 @@ pub(crate) fn resolve<T: Table + ?Sized>(
     let first = table.page(&from, &to, 1)?.into_iter().next();
     let edge: Option<pb::DeadEdgeRow> =
         first.map(|(_, value): (Bytes, Bytes)| schema::decode(value)).transpose()?;
-    Ok(edge.filter(|edge| edge.created_at <= at.0).map(|edge| (InodeId(edge.target), edge.created_at)))
+    let edge = edge.filter(|edge| edge.created_at <= at.0);
+    Ok(edge.map(|edge| Seen { target: InodeId(edge.target), created_at: edge.created_at, locked_by: 0 }))
 }

@@ -162,6 +162,7 @@ impl<'a, T: Table + ?Sized> Page<'a, T> {
                 died_at: died_at.0,
                 owned: edge.owned,
                 attributes: None,
+                locked_by: 0,
             };
             if !self.add(entry)? {
                 break;
@@ -197,7 +198,8 @@ impl<'a, T: Table + ?Sized> Page<'a, T> {
 }
 
 fn living_entry(name: Bytes, edge: &pb::EdgeRow) -> pb::Entry {
-    pb::Entry { name, target: edge.target, created_at: edge.created_at, ..Default::default() }
+    let (target, created_at, locked_by) = (edge.target, edge.created_at, edge.transaction);
+    pb::Entry { name, target, created_at, locked_by, ..Default::default() }
 }
 
 fn living_name(key: &Bytes) -> Result<Bytes, TableError> {

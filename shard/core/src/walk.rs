@@ -5,7 +5,7 @@ use eggs_proto::limits::{PAGE_ENTRIES_MAX, WALK_COMPONENTS_MAX};
 use eggs_proto::{InodeId, ServiceError, ShardError, ShardId, Time, pb, policy};
 
 use crate::context::check_name;
-use crate::edges::{quoted, resolve};
+use crate::edges::{Seen, quoted, resolve};
 use crate::{read, schema};
 
 /// Spans are a help, not the point of a walk: no more than this many bytes of them.
@@ -37,8 +37,12 @@ pub fn walk<'a, T: Table + ?Sized + 'a>(
     let mut led = true;
     for name in &walk.components {
         let here = InodeId(reply.inode);
-        let stopped = match next(view, here, directory.is_some(), name, Time(walk.at))? {
-            Ok((target, created_at)) => {
+        let stopped = match next(view, here, directory.is_some(), name, walk)? {
+            Ok(Seen { locked_by, .. }) if locked_by != 0 => {
+                reply.locked_by = locked_by;
+                break;
+            }
+            Ok(Seen { target, created_at, .. }) => {
                 reply.consumed += 1;
                 reply.inode = target.0;
                 reply.directory = here.0;
@@ -79,21 +83,27 @@ fn enter<T: Table + ?Sized>(
     Ok(row)
 }
 
-/// The edge under `name`, or why there is no way.
+/// The edge under `name`, locked only by moves the asker knows nothing of; or why there is no way.
 fn next<T: Table + ?Sized>(
     view: &T,
     here: InodeId,
     exists: bool,
     name: &[u8],
-    at: Time,
-) -> Result<Result<(InodeId, u64), pb::Error>, TableError> {
+    walk: &pb::Walk,
+) -> Result<Result<Seen, pb::Error>, TableError> {
     if !here.is_directory() {
         return Ok(Err(ShardError::NotDirectory.with(format_args!("inode {here}"))));
     }
     if let Err(error) = check_name(name) {
         return Ok(Err(error));
     }
-    let edge = if exists { resolve(view, here, name, at)? } else { None };
+    let mut edge = if exists { resolve(view, here, name, Time(walk.at))? } else { None };
+    if let Some(seen) = &mut edge
+        && walk.not_moved.contains(&seen.locked_by)
+    {
+        seen.locked_by = 0;
+    }
+    let edge = edge.filter(|seen| seen.locked_by == 0 || !walk.moved.contains(&seen.locked_by));
     Ok(edge.ok_or_else(|| ShardError::NotFound.with(quoted(name))))
 }
 

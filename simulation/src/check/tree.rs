@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use eggs_proto::{InodeId, pb};
 
-use super::facts::Facts;
+use super::facts::{Facts, Version};
 use crate::history::Edge;
 use crate::world::World;
 
@@ -22,6 +22,7 @@ pub(crate) fn check(world: &World, facts: &Facts, wrong: &mut Vec<String>) {
         }
     }
     directories(facts, &living, wrong);
+    one_name_at_a_time(facts, wrong);
     for (target, edges) in &living {
         if edges.len() > 1 {
             wrong.push(format!("{target} has several living names: {edges:?}"));
@@ -47,6 +48,32 @@ pub(crate) fn check(world: &World, facts: &Facts, wrong: &mut Vec<String>) {
         wrong.push(format!("shard {shard} still remembers transaction {transaction}"));
     }
     coordinator(world, wrong);
+}
+
+/// What was moved had one name at every instant from its first to its last: the old one goes as the new one comes.
+fn one_name_at_a_time(facts: &Facts, wrong: &mut Vec<String>) {
+    let mut names: BTreeMap<InodeId, Vec<(&Edge, &Version)>> = BTreeMap::new();
+    for (edge, versions) in &facts.versions {
+        for version in versions {
+            names.entry(version.target).or_default().push((edge, version));
+        }
+    }
+    for (target, mut names) in names {
+        names.sort_by_key(|(_, version)| version.created_at);
+        for pair in names.windows(2) {
+            let ((old, before), (new, after)) = (pair[0], pair[1]);
+            match before.died {
+                Some((died_at, false)) if died_at == after.created_at => {}
+                died => wrong.push(format!(
+                    "{target} was {old:?} until {died:?}, and {new:?} from {:?}",
+                    after.created_at
+                )),
+            }
+        }
+        if let Some((edge, Version { died: Some((died_at, false)), .. })) = names.last() {
+            wrong.push(format!("{target} was moved from {edge:?} at {died_at:?}, and has no name since"));
+        }
+    }
 }
 
 fn directories(facts: &Facts, living: &BTreeMap<InodeId, Vec<&Edge>>, wrong: &mut Vec<String>) {

@@ -17,6 +17,7 @@ use eggs_proto::{
 use rand::RngCore;
 
 use super::port::Port;
+use crate::bug::Bug;
 use crate::kernel::{MILLISECOND, NodeId, Rpc, SECOND};
 use crate::nodes::{decode, encode, leader_in, node_at, request_header, store_in};
 
@@ -312,6 +313,72 @@ impl Calls {
             other => {
                 let what = format!("{ops:?} of shard {shard} was answered {first:?}, and again {other:?}");
                 self.complaints.borrow_mut().push(what);
+            }
+        }
+    }
+
+    /// Whether the move that locks a name had taken it away by an instant (`None`: by now); `None`: it is over, look again.
+    pub async fn is_moved(
+        &self,
+        transaction: u64,
+        at: Option<Time>,
+        until: u64,
+    ) -> Result<Option<bool>, GaveUp> {
+        let op = pb::crossdir_request::Op::ResolveMove(pb::ResolveMove { transaction });
+        match self.crossdir_in((SessionId(0), 0), &op, until).await? {
+            Ok(CrossdirAnswer::ResolveMove(reply)) => Ok(match reply.outcome() {
+                pb::MoveOutcome::MoveOver => None,
+                pb::MoveOutcome::MoveNotMade => Some(false),
+                pb::MoveOutcome::MoveMade => Some(at.is_none_or(|at| reply.moved_at <= at.0)),
+            }),
+            other => {
+                self.complaints.borrow_mut().push(format!("a move was resolved with {other:?}"));
+                Err(GaveUp)
+            }
+        }
+    }
+
+    /// Whether an entry of a listing is there, which may be locked by a move.
+    pub async fn is_listed(
+        &self,
+        entry: &pb::Entry,
+        directory: u64,
+        at: u64,
+        until: u64,
+    ) -> Result<bool, GaveUp> {
+        if entry.locked_by == 0 || self.port.cluster.bug == Some(Bug::UnresolvedMoves) {
+            return Ok(true);
+        }
+        let instant = (at != 0).then_some(Time(at));
+        if let Some(moved) = self.is_moved(entry.locked_by, instant, until).await? {
+            return Ok(!moved);
+        }
+        let components = vec![entry.name.clone()];
+        let walk = pb::Walk { start: directory, components, at, ..pb::Walk::default() };
+        match self.walk(walk, until).await? {
+            Ok(ShardAnswer::Walk(reply)) => Ok(reply.stopped.is_none() && reply.inode == entry.target),
+            _ => Ok(false),
+        }
+    }
+
+    /// Walks, asking what became of the moves it meets.
+    pub async fn walk(
+        &self,
+        mut walk: pb::Walk,
+        until: u64,
+    ) -> Result<Result<ShardAnswer, ShardError>, GaveUp> {
+        let at = (walk.at != 0).then_some(Time(walk.at));
+        loop {
+            let shard = eggs_proto::InodeId(walk.start).shard();
+            let answer = self.shard(shard, pb::shard_request::Op::Walk(walk.clone()), None, until).await?;
+            let Ok(ShardAnswer::Walk(pb::WalkReply { locked_by, .. })) = answer else { return Ok(answer) };
+            if locked_by == 0 || self.port.cluster.bug == Some(Bug::UnresolvedMoves) {
+                return Ok(answer);
+            }
+            match self.is_moved(locked_by, at, until).await? {
+                Some(true) => walk.moved.push(locked_by),
+                Some(false) => walk.not_moved.push(locked_by),
+                None => self.port.sleep(5 * MILLISECOND).await,
             }
         }
     }

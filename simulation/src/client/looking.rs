@@ -23,15 +23,15 @@ impl Workload {
         attributes: bool,
     ) -> Option<pb::WalkReply> {
         let id = self.begin(format!("walk {edge:?} at {at:?}"), Vec::new());
-        let walk = pb::shard_request::Op::Walk(pb::Walk {
+        let walk = pb::Walk {
             start: edge.directory.0,
             components: vec![edge.name.clone()],
             at: at.map_or(0, |at| at.0),
             want_attributes: attributes,
-            want_spans: false,
-        });
+            ..pb::Walk::default()
+        };
         let until = self.calls.patience();
-        let Ok(answer) = self.calls.shard(edge.directory.shard(), walk, None, until).await else {
+        let Ok(answer) = self.calls.walk(walk, until).await else {
             self.gave_up(id);
             return None;
         };
@@ -79,6 +79,10 @@ impl Workload {
                 ..pb::Walk::default()
             });
             match self.calls.shard_at(node, shard, walk).await {
+                // What it says depends on the coordinator.
+                Some(ShardAnswer::Walk(reply)) if reply.locked_by != 0 => {
+                    self.end(id, Outcome::Refused, Vec::new());
+                }
                 Some(ShardAnswer::Walk(reply)) => {
                     self.end_walk(id, edge, None, reply);
                 }
@@ -133,10 +137,24 @@ impl Workload {
     }
 
     pub(super) async fn list_page(&self, id: u32, op: pb::List) -> Option<Result<pb::ListReply, ShardError>> {
-        let shard = InodeId(op.directory).shard();
+        let (shard, directory, at) = (InodeId(op.directory).shard(), op.directory, op.at);
         let until = self.calls.patience();
         match self.calls.shard(shard, pb::shard_request::Op::List(op), None, until).await {
-            Ok(Ok(ShardAnswer::List(reply))) => Some(Ok(reply)),
+            Ok(Ok(ShardAnswer::List(mut reply))) => {
+                let mut entries = Vec::new();
+                for entry in reply.entries {
+                    match self.calls.is_listed(&entry, directory, at, until).await {
+                        Ok(true) => entries.push(entry),
+                        Ok(false) => {}
+                        Err(GaveUp) => {
+                            self.gave_up(id);
+                            return None;
+                        }
+                    }
+                }
+                reply.entries = entries;
+                Some(Ok(reply))
+            }
             Ok(Err(error)) => Some(Err(error)),
             Ok(Ok(_)) => {
                 self.fail(id, "another reply to List");
@@ -226,13 +244,13 @@ impl Workload {
         let until = self.calls.patience();
         let (mut here, mut rest) = (start, &path[..]);
         let claim = loop {
-            let walk = pb::shard_request::Op::Walk(pb::Walk {
+            let walk = pb::Walk {
                 start: here.0,
                 components: rest.to_vec(),
                 at: at.map_or(0, |at| at.0),
                 ..pb::Walk::default()
-            });
-            let reply = match self.calls.shard(here.shard(), walk, None, until).await {
+            };
+            let reply = match self.calls.walk(walk, until).await {
                 Ok(Ok(ShardAnswer::Walk(reply))) if reply.consumed as usize <= rest.len() => reply,
                 Err(GaveUp) => return self.gave_up(id),
                 other => return self.fail(id, &format!("answered {other:?}")),

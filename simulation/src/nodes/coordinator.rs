@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use eggs_consensus_core::{GroupId, Role};
+use eggs_consensus_core::{Grant, GroupId, ReadTicket, Role};
 use eggs_crossdir_core::{Answer as Known, CrossdirMachine, Driver, Input, Output, Received, prepare};
 use eggs_machine::MemoryTable;
 use eggs_machine::group::Applied;
@@ -34,6 +34,8 @@ pub(crate) struct Coordinator {
     /// While it leads.
     pub driver: Option<Driver>,
     waiting: BTreeMap<TransactionId, Vec<Waiter>>,
+    /// Who asks what became of a move; with what has to be confirmed first.
+    resolving: Vec<(Option<ReadTicket>, TransactionId, Waiter)>,
     /// Requests to shards, by the tag on the network.
     asked: BTreeMap<u64, (Asked, ShardId)>,
     /// Deadlines of waiting callers.
@@ -62,6 +64,7 @@ impl Coordinator {
             others: BTreeMap::new(),
             driver: None,
             waiting: BTreeMap::new(),
+            resolving: Vec::new(),
             asked: BTreeMap::new(),
             deadlines: BTreeMap::new(),
             places: BTreeMap::new(),
@@ -119,6 +122,16 @@ impl Coordinator {
         if let Op::ListTransactions(_) = op {
             let transactions = self.driver.as_ref().map(|driver| driver.list(1000)).unwrap_or_default();
             return Ok(Some(Answer::ListTransactions(pb::ListTransactionsReply { transactions })));
+        }
+        if let Op::ResolveMove(op) = op {
+            let ticket = match self.replica.read(kernel, &self.me, GROUP) {
+                None => return Ok(Some(self.not_leader())),
+                Some(Grant::Now) => None,
+                Some(Grant::Later(ticket)) => Some(ticket),
+            };
+            self.resolving.push((ticket, TransactionId(op.transaction), waiter));
+            self.resolve(kernel);
+            return Ok(None);
         }
         let alive: Vec<ShardId> =
             self.places.iter().filter(|(_, (_, alive))| *alive).map(|(&shard, _)| shard).collect();
@@ -178,7 +191,31 @@ impl Coordinator {
             let answer = self.not_leader();
             self.answer(kernel, waiter, answer);
         }
+        for (ticket, ..) in &mut self.resolving {
+            *ticket = ticket.filter(|ticket| !turned.confirmed.contains(ticket));
+        }
+        let lost = |ticket: &Option<ReadTicket>| ticket.is_some_and(|ticket| turned.lost.contains(&ticket));
+        let lost: Vec<_> = self.resolving.extract_if(.., |(ticket, ..)| lost(ticket)).collect();
+        for (_, _, waiter) in lost {
+            let answer = self.not_leader();
+            self.answer(kernel, waiter, answer);
+        }
+        self.resolve(kernel);
         Ok(())
+    }
+
+    /// Answers those who wait for a move that is decided by now.
+    fn resolve(&mut self, kernel: &mut Kernel) {
+        let Some(driver) = &self.driver else { return };
+        let reply = |transaction: &TransactionId| driver.resolve(*transaction).reply();
+        let decided = self
+            .resolving
+            .extract_if(.., |(ticket, transaction, _)| ticket.is_none() && reply(transaction).is_some());
+        let decided: Vec<_> =
+            decided.filter_map(|(_, transaction, waiter)| Some((waiter, reply(&transaction)?))).collect();
+        for (waiter, reply) in decided {
+            self.answer(kernel, waiter, Answer::ResolveMove(reply));
+        }
     }
 
     /// Others go on with what this one had begun.
@@ -187,7 +224,8 @@ impl Coordinator {
         self.asked.clear();
         self.deadlines.clear();
         self.tick_at = None;
-        for waiter in std::mem::take(&mut self.waiting).into_values().flatten() {
+        let resolving = std::mem::take(&mut self.resolving).into_iter().map(|(_, _, waiter)| waiter);
+        for waiter in resolving.chain(std::mem::take(&mut self.waiting).into_values().flatten()) {
             let answer = self.not_leader();
             self.answer(kernel, waiter, answer);
         }
@@ -232,6 +270,7 @@ impl Coordinator {
         if let Some(driver) = &mut self.driver {
             let outputs = driver.step(input, now);
             self.perform(kernel, outputs)?;
+            self.resolve(kernel);
         }
         Ok(())
     }
@@ -384,6 +423,7 @@ impl Daemon for Coordinator {
     fn crash(&mut self, kernel: &mut Kernel) -> Result<(), String> {
         self.driver = None;
         self.waiting.clear();
+        self.resolving.clear();
         self.asked.clear();
         self.deadlines.clear();
         self.places.clear();

@@ -41,6 +41,19 @@ pub(crate) enum Next {
     Finish(pb::CrossdirReply),
 }
 
+/// What has become of a move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moved {
+    /// It has not come to the step that decides.
+    NotYet,
+    /// It was refused, or is no move.
+    Never,
+    /// It is being decided.
+    Perhaps,
+    /// Both names changed at this instant.
+    At(Time),
+}
+
 /// A transaction on its way.
 pub(crate) trait Steps: Debug {
     fn kind(&self) -> &'static str;
@@ -56,6 +69,10 @@ pub(crate) trait Steps: Debug {
     fn first(&self) -> Request;
     /// The outcome of the last request.
     fn next(&mut self, outcome: Outcome) -> Next;
+    /// Whether the old name of a move is still what there is to see.
+    fn moved(&self) -> Moved {
+        Moved::Never
+    }
     /// For people: the step it is at.
     fn step(&self) -> &'static str;
 }

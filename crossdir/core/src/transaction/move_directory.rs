@@ -17,6 +17,8 @@
 //! a directory in it, so it cannot be removed; the new parent is locked. Files, mkdir and rmdir
 //! need no tree lock, therefore.
 //!
+//! The move is made at the instant of 3, and answered before 5, as that of a file ([`super::move_file`]).
+//!
 //! 1 is the one step that no shard remembers. So that a repetition after a crash comes to the same
 //! answer the tree stays locked until the answer is recorded (XD-8): no other move can have changed
 //! the ancestors, and this one's own SetOwner does not (the target is not among them).
@@ -24,11 +26,11 @@
 use std::collections::BTreeSet;
 
 use eggs_proto::limits::DEPTH_MAX;
-use eggs_proto::{CrossdirError, InodeId, ShardId, TransactionId, pb};
+use eggs_proto::{CrossdirError, InodeId, ShardId, Time, TransactionId, pb};
 use pb::write_op::Op;
 
 use super::move_file::Edges;
-use super::{Next, Outcome, Request, Steps, impossible, refusal, refused, reply};
+use super::{Moved, Next, Outcome, Request, Steps, impossible, refusal, refused, reply};
 use crate::locks::{LockSet, Mode, Resource};
 
 #[derive(Debug)]
@@ -45,9 +47,10 @@ enum State {
     },
     Locking,
     Linking,
-    SettingOwner,
+    /// When the new name came.
+    SettingOwner(Time),
     /// What to answer then.
-    Unlinking(pb::CrossdirReply),
+    Unlinking(pb::CrossdirReply, Time),
     Unlocking(pb::CrossdirReply),
 }
 
@@ -128,15 +131,15 @@ impl Steps for MoveDirectory {
                 self.state = State::Linking;
                 Next::Step(self.edges.link())
             }
-            (State::Linking, Outcome::Linked { .. }) => {
-                self.state = State::SettingOwner;
+            (State::Linking, Outcome::Linked { link, .. }) => {
+                self.state = State::SettingOwner(Time(link.created_at));
                 Next::Step(self.set_owner())
             }
             (State::Linking, Outcome::Refused(error, message)) => {
                 self.state = State::Unlocking(refused(error, message));
                 Next::Step(self.edges.unlock())
             }
-            (State::SettingOwner, outcome) => {
+            (&State::SettingOwner(moved_at), outcome) => {
                 let answer = match outcome {
                     Outcome::Done { .. } | Outcome::Linked { .. } => {
                         reply(pb::crossdir_reply::Result::Move(pb::MoveReply { replaced: 0 }))
@@ -144,14 +147,23 @@ impl Steps for MoveDirectory {
                     // Going on leaves one edge, not two; fsck finds the owner.
                     other => impossible(self.edges.transaction, self.step(), &other),
                 };
-                self.state = State::Unlinking(answer);
-                Next::Step(self.edges.unlink())
+                self.state = State::Unlinking(answer.clone(), moved_at);
+                Next::AnswerThen(answer, self.edges.unlink(moved_at))
             }
             (
-                State::Unlinking(answer) | State::Unlocking(answer),
+                State::Unlinking(answer, _) | State::Unlocking(answer),
                 Outcome::Done { .. } | Outcome::Linked { .. },
             ) => Next::Finish(answer.clone()),
             (_, outcome) => Next::Finish(impossible(self.edges.transaction, self.step(), &outcome)),
+        }
+    }
+
+    fn moved(&self) -> Moved {
+        match self.state {
+            State::Checking { .. } | State::Locking => Moved::NotYet,
+            State::Unlocking(_) => Moved::Never,
+            State::Linking => Moved::Perhaps,
+            State::SettingOwner(at) | State::Unlinking(_, at) => Moved::At(at),
         }
     }
 
@@ -160,8 +172,8 @@ impl Steps for MoveDirectory {
             State::Checking { .. } => "checking for loops",
             State::Locking => "locking the old name",
             State::Linking => "linking the new name",
-            State::SettingOwner => "setting the owner",
-            State::Unlinking(_) => "unlinking the old name",
+            State::SettingOwner(_) => "setting the owner",
+            State::Unlinking(..) => "unlinking the old name",
             State::Unlocking(_) => "unlocking the old name",
         }
     }

@@ -7,15 +7,18 @@
 //! | 3. when 2 was refused: UnlockEdge old/name | old directory's | |
 //! | 3. else: UnlinkEdge old/name (not owned: the file lives on) | old directory's | |
 //!
-//! Locks: both edges exclusive, both directories shared. Answered after 3 either way: the caller
-//! finds the old name gone, or unlocked.
+//! Locks: both edges exclusive, both directories shared.
+//!
+//! The move is made at the instant of 2: 3 records it as that of the old name's death, and whoever meets the old name
+//! locked asks the coordinator, so nobody sees the file twice, or nowhere, at any instant. That is why a move that
+//! is made is answered before 3. A refused one is answered after: the caller finds the old name unlocked.
 
 use std::collections::BTreeSet;
 
-use eggs_proto::{InodeId, ShardId, TransactionId, pb};
+use eggs_proto::{InodeId, ShardId, Time, TransactionId, pb};
 use pb::write_op::Op;
 
-use super::{Next, Outcome, Request, Steps, impossible, refused, reply};
+use super::{Moved, Next, Outcome, Request, Steps, impossible, refused, reply};
 use crate::locks::{LockSet, Mode, Resource};
 
 #[derive(Debug)]
@@ -28,7 +31,8 @@ pub(super) struct MoveFile {
 enum State {
     Locking,
     Linking,
-    Unlinking { replaced: u64 },
+    /// What to answer, and when the new name came.
+    Unlinking(pb::CrossdirReply, Time),
     Unlocking(pb::CrossdirReply),
 }
 
@@ -64,21 +68,30 @@ impl Steps for MoveFile {
             }
             (State::Locking, Outcome::Refused(error, message)) => Next::Finish(refused(error, message)),
             (State::Linking, Outcome::Linked { link, .. }) => {
-                self.state = State::Unlinking { replaced: link.replaced };
-                Next::Step(self.edges.unlink())
+                let moved = pb::MoveReply { replaced: link.replaced };
+                let answer = reply(pb::crossdir_reply::Result::Move(moved));
+                let moved_at = Time(link.created_at);
+                self.state = State::Unlinking(answer.clone(), moved_at);
+                Next::AnswerThen(answer, self.edges.unlink(moved_at))
             }
             (State::Linking, Outcome::Refused(error, message)) => {
                 self.state = State::Unlocking(refused(error, message));
                 Next::Step(self.edges.unlock())
             }
-            (State::Unlinking { replaced }, Outcome::Done { .. } | Outcome::Linked { .. }) => {
-                let moved = pb::MoveReply { replaced: *replaced };
-                Next::Finish(reply(pb::crossdir_reply::Result::Move(moved)))
-            }
-            (State::Unlocking(answer), Outcome::Done { .. } | Outcome::Linked { .. }) => {
-                Next::Finish(answer.clone())
-            }
+            (
+                State::Unlinking(answer, _) | State::Unlocking(answer),
+                Outcome::Done { .. } | Outcome::Linked { .. },
+            ) => Next::Finish(answer.clone()),
             (_, outcome) => Next::Finish(impossible(self.edges.transaction, self.step(), &outcome)),
+        }
+    }
+
+    fn moved(&self) -> Moved {
+        match self.state {
+            State::Locking => Moved::NotYet,
+            State::Unlocking(_) => Moved::Never,
+            State::Linking => Moved::Perhaps,
+            State::Unlinking(_, at) => Moved::At(at),
         }
     }
 
@@ -86,7 +99,7 @@ impl Steps for MoveFile {
         match self.state {
             State::Locking => "locking the old name",
             State::Linking => "linking the new name",
-            State::Unlinking { .. } => "unlinking the old name",
+            State::Unlinking(..) => "unlinking the old name",
             State::Unlocking(_) => "unlocking the old name",
         }
     }
@@ -155,13 +168,15 @@ impl Edges {
         Request::Write(self.new_directory().shard(), Op::LinkEdge(step))
     }
 
-    pub(super) fn unlink(&self) -> Request {
+    /// The old name dies at the instant the new one came.
+    pub(super) fn unlink(&self, moved_at: Time) -> Request {
         let step = pb::UnlinkEdge {
             transaction: self.transaction.0,
             directory: self.op.old_directory,
             name: self.op.old_name.clone(),
             target: self.op.target,
             owned: false,
+            died_at: moved_at.0,
         };
         Request::Write(self.old_directory().shard(), Op::UnlinkEdge(step))
     }

@@ -51,6 +51,7 @@ impl Rmdir {
             name: self.op.name.clone(),
             target: self.op.target,
             owned: true,
+            died_at: 0,
         };
         Request::Write(self.parent().shard(), Op::UnlinkEdge(step))
     }
