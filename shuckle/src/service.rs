@@ -66,7 +66,8 @@ pub struct Config {
     /// Answer reads on the word of a lease.
     pub read_lease: bool,
     pub snapshot_bytes_per_second: u64,
-    /// How long after it began to lead the registry believes its rows about hosts it has not heard of.
+    /// How long after it began to lead the registry believes its rows about hosts it has not heard of:
+    /// [`Config::PATIENCE`], or zero when the same process holds all of the cluster.
     pub patience: Duration,
 }
 

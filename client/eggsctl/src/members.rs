@@ -20,7 +20,7 @@ pub const GROUPS_HELP: &str =
 const LISTEN_PAUSE: Duration = Duration::from_millis(200);
 
 /// The cluster map. A registry that has begun to lead a moment ago is given the time to hear of everybody: until then it
-/// believes of all that they are well.
+/// can only guess how they are.
 pub async fn heard_map(client: &Client) -> Result<pb::ClusterMapReply, Failure> {
     let deadline = tokio::time::Instant::now() + STALE_AFTER + LISTEN_PAUSE;
     loop {

@@ -34,7 +34,7 @@
 //! - **XD-8** What a transaction decides by looking at more than the shards' memory of it stays locked
 //!   until its answer is durable (today: the no-loops check, under the tree lock).
 //! - **XD-9** A caller is answered once: when the outcome is certain and nothing is left that the caller
-//!   could meet. An uncertain outcome is never answered; the step is repeated.
+//!   could tell from its being done (XD-12). An uncertain outcome is never answered; the step is repeated.
 //! - **XD-10** A step of a transaction never runs after the shard forgot it: the floor that goes with
 //!   `ForgetTransactions` is the oldest unfinished transaction; those above it are forgotten only when
 //!   they have been finished for longer than a message can be late.

@@ -69,7 +69,7 @@ impl Model {
                 self.edges.remove(&(op.parent, op.name.to_vec()));
             }
             Op::Move(op) => self.rename(op)?,
-            Op::ListTransactions(_) => unreachable!("not begun"),
+            Op::ListTransactions(_) | Op::ResolveMove(_) => unreachable!("not begun"),
         }
         Ok(())
     }

@@ -67,7 +67,8 @@ impl Common {
             read_lease: self.read_lease,
             snapshot_bytes_per_second: SNAPSHOT_BYTES_PER_SECOND,
             replace_after: eggs_shuckle::Config::REPLACE_AFTER,
-            patience: eggs_shuckle::Config::PATIENCE,
+            // Whoever is not heard of now is not there; and started again, it may be at another port.
+            patience: Duration::ZERO,
         };
         Ok(eggs_shuckle::Service::open(config).await?)
     }

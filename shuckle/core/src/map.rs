@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use eggs_machine::{Table, TableError};
+use eggs_proto::limits::STALE_AFTER;
 use eggs_proto::{BlockServiceId, GroupId, StoreId, Time, flags, pb};
 
 use crate::health::{Health, Reports};
@@ -60,7 +61,7 @@ impl Health {
             now: now.0,
             version: 0,
             unchanged: false,
-            listening: unheard && self.patient(now),
+            listening: unheard && now.since(self.started_at) < STALE_AFTER,
         })
     }
 

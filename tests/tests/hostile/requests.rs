@@ -299,6 +299,7 @@ impl Requests {
                 new_name: self.name(),
                 replace: self.rng.random_range(-1..3),
             }),
+            4 => Op::ResolveMove(pb::ResolveMove { transaction: self.rng.random() }),
             _ => Op::ListTransactions(pb::ListTransactions {}),
         };
         pb::CrossdirRequest { header, op: self.rng.random_bool(0.98).then_some(op) }

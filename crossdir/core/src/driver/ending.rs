@@ -13,8 +13,8 @@ use crate::transaction::Outcome;
 
 /// Transactions named in one `ForgetTransactions`.
 pub const FORGET_BATCH: usize = 256;
-/// How long the first for a shard waits for more.
-pub const FORGET_DELAY: Duration = Duration::from_millis(50);
+/// How long the first for a shard waits for more: nobody waits for it, and over many shards only time fills a batch.
+pub const FORGET_DELAY: Duration = Duration::from_millis(1000);
 /// No message is later than this: a transaction finished for longer may be forgotten although an older
 /// one is stuck (XD-10). The shell gives its requests deadlines far below. It is an assumption only
 /// for what finished above a stuck transaction; below the floor the shards refuse whatever comes.
