@@ -22,6 +22,8 @@ pub struct Load<'a> {
 pub struct Worker {
     pub client: Client,
     pub directory: Directory,
+    /// Of the directory.
+    pub path: String,
     pub number: u32,
 }
 
@@ -68,15 +70,31 @@ impl<'a> Load<'a> {
         F: Fn(Arc<Worker>, u64) -> Done + Clone + Send + 'static,
         Done: Future<Output = Result<()>> + Send,
     {
-        let workers = self.workers(&format!("{}/{name}", self.root), clients, place).await?;
+        let workers = self.workers(name, clients, place).await?;
+        let run = self.all(&workers, u64::MAX, Some(self.run_time), operation).await;
+        run.with_context(|| name.to_owned())
+    }
+
+    /// Lets all workers do `operation`, each so often at most, and for so long at most.
+    pub async fn all<F, Done>(
+        &self,
+        workers: &[Arc<Worker>],
+        times: u64,
+        time: Option<Duration>,
+        operation: F,
+    ) -> Result<Run>
+    where
+        F: Fn(Arc<Worker>, u64) -> Done + Clone + Send + 'static,
+        Done: Future<Output = Result<()>> + Send,
+    {
         let (cpu, began) = (self.cluster.cpu()?, Instant::now());
-        let until = began + self.run_time;
+        let until = time.map(|time| began + time);
         let mut tasks = tokio::task::JoinSet::new();
-        for worker in workers {
+        for worker in workers.iter().cloned() {
             let operation = operation.clone();
             tasks.spawn(async move {
                 let mut done = 0;
-                while Instant::now() < until {
+                while done < times && until.is_none_or(|until| Instant::now() < until) {
                     operation(worker.clone(), done).await?;
                     done += 1;
                 }
@@ -85,13 +103,14 @@ impl<'a> Load<'a> {
         }
         let mut operations = 0;
         while let Some(done) = tasks.join_next().await {
-            operations += done?.with_context(|| name.to_owned())?;
+            operations += done??;
         }
         Ok(Run { operations, sample: sample(operations, began, self.cluster.cpu()? - cpu) })
     }
 
-    /// Directories made, connections open: what follows is the operation alone.
-    async fn workers(&self, parent: &str, clients: u32, place: Place) -> Result<Vec<Arc<Worker>>> {
+    /// Directories made below a new one of this name, connections open: what follows is the operation alone.
+    pub async fn workers(&self, name: &str, clients: u32, place: Place) -> Result<Vec<Arc<Worker>>> {
+        let parent = &format!("{}/{name}", self.root);
         self.clients[0].mkdir(parent, None).await?;
         let mut workers = Vec::new();
         for (number, client) in (0..clients).zip(&self.clients) {
@@ -104,7 +123,7 @@ impl<'a> Load<'a> {
                 }
             };
             let directory = client.directory(&path).await?;
-            workers.push(Arc::new(Worker { client: client.clone(), directory, number }));
+            workers.push(Arc::new(Worker { client: client.clone(), directory, path, number }));
         }
         Ok(workers)
     }

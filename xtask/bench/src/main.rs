@@ -5,10 +5,11 @@
 //! their meaning: figures are compared over months. docs/HACKING.md says what every row is.
 //!
 //! Reading order: this file, `cluster` (the process under test), `measure` (CPU, medians), `report` (rows, floors, table),
-//! `load` (clients at work), then the suites `start`, `meta`, `data`, `replicated`, and `raw` (what the machine itself
+//! `load` (clients at work), then the suites `start`, `meta`, `crossdir`, `data`, `replicated`, and `raw` (what the machine itself
 //! can do).
 
 mod cluster;
+mod crossdir;
 mod data;
 mod floors;
 mod load;
@@ -47,7 +48,7 @@ struct Bench {
     /// Make the scratch directory of the cluster in here (the disk that is measured) instead of the system's
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Load a cluster that runs already (meta and data): its CPU is not seen
+    /// Load a cluster that runs already (meta, crossdir and data): its CPU is not seen
     #[arg(long, value_name = "HOST:PORT")]
     addr: Option<String>,
     /// The program that is the cluster [default: the eggsctl beside this program]
@@ -61,6 +62,8 @@ enum Suite {
     Start,
     /// Names: create, mkdir, stat, list, rename, unlink
     Meta,
+    /// Operations on more than one directory: mkdir, rmdir, moves of files and directories
+    Crossdir,
     /// Contents: one large file in and out, beside what the disk and the loopback can do
     Data,
     /// Names with three replicas beside names with one, and what three replicas cost at rest
@@ -72,6 +75,7 @@ impl Suite {
         match self {
             Suite::Start => "start",
             Suite::Meta => "meta",
+            Suite::Crossdir => "crossdir",
             Suite::Data => "data",
             Suite::Replicated => "replicated",
         }
@@ -122,6 +126,7 @@ impl Bench {
             match self.suite {
                 Suite::Start => start::run(&setup, &mut report).await,
                 Suite::Meta => meta::run(&setup, &mut report).await,
+                Suite::Crossdir => crossdir::run(&setup, &mut report).await,
                 Suite::Data => data::run(&setup, &mut report).await,
                 Suite::Replicated => replicated::run(&setup, &mut report).await,
             }
