@@ -135,7 +135,7 @@ impl Listing {
         if let Some(gone) = moves.is_gone(&self.client, entry.locked_by).await? {
             return Ok(!gone);
         }
-        let path = Path { names: vec![entry.name.clone()], ..Path::default() };
+        let path = Path { names: vec![entry.name.clone()] };
         let want = Want { at: self.options.at, ..Want::default() };
         match self.client.walk(&Start::at(self.directory), path, want, &self.what).await {
             Ok(walked) => Ok(walked.inode.0 == entry.target),

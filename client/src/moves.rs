@@ -47,11 +47,8 @@ impl Moves {
                 return Ok(None);
             }
         };
-        if gone {
-            self.moved.push(transaction)
-        } else {
-            self.not_moved.push(transaction)
-        }
+        let known = if gone { &mut self.moved } else { &mut self.not_moved };
+        known.push(transaction);
         Ok(Some(gone))
     }
 }

@@ -60,7 +60,7 @@ fn nothing_is_ever_in_two_places() {
             if thing.starts_with("dir") {
                 client.mkdir(&path, None).await.unwrap();
             } else {
-                client.put_bytes(&path, b"contents", CreateOptions::default()).await.unwrap();
+                client.put_bytes(&path, "contents".into(), &CreateOptions::default()).await.unwrap();
             }
         }
         let began = client.now();

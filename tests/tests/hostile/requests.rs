@@ -231,6 +231,7 @@ impl Requests {
                 name,
                 target: file,
                 owned: true,
+                died_at: self.u64(),
             }),
             19 => WriteOp::SetOwner(pb::SetOwner { transaction, directory, owner }),
             20 => WriteOp::ForgetTransactions(pb::ForgetTransactions {
@@ -258,6 +259,8 @@ impl Requests {
                 at: self.u64(),
                 want_attributes: true,
                 want_spans: true,
+                moved: self.many(Self::u64),
+                not_moved: self.many(Self::u64),
             }),
             1 => Op::Stat(pb::Stat { inode: self.inode() }),
             2 => Op::GetSpans(pb::GetSpans { file: self.inode(), offset: self.u64(), limit: self.u32() }),

@@ -73,7 +73,7 @@ pub async fn run(setup: &Setup, report: &mut Report) -> Result<()> {
         for rows in MOVE_FILE {
             let make = |worker: Arc<Worker>, _| async move {
                 let (here, _) = sides(&worker, 0).await?;
-                worker.client.put_bytes(here, Bytes::new(), CreateOptions::default()).await?;
+                worker.client.put_bytes(here, Bytes::new(), &CreateOptions::default()).await?;
                 Ok(())
             };
             measure(setup, report, &load, rows, clients, (1, make), (u64::MAX, to_and_fro)).await?;

@@ -29,6 +29,7 @@ fn healthy() -> Ruin {
         name: "gone".into(),
         target: removed,
         owned: true,
+        died_at: 0,
     }));
     let file = shard.put(directory, "f", b"old");
     shard.put(directory, "f", b"new");

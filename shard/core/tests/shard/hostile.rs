@@ -174,7 +174,14 @@ fn steps() -> impl Strategy<Value = Op> {
         ),
         (transaction(), ids(), names(), ids(), any::<bool>()).prop_map(
             |(transaction, directory, name, target, owned)| {
-                Op::UnlinkEdge(pb::UnlinkEdge { transaction, directory, name, target, owned })
+                Op::UnlinkEdge(pb::UnlinkEdge {
+                    transaction,
+                    directory,
+                    name,
+                    target,
+                    owned,
+                    died_at: target,
+                })
             }
         ),
         (transaction(), ids(), ids()).prop_map(|(transaction, directory, owner)| {
@@ -215,7 +222,14 @@ fn reads() -> impl Strategy<Value = Read> {
         (ids(), numbers()).prop_map(|(after_file, limit)| Read::ListEden(pb::ListEden { after_file, limit })),
         (names(), numbers()).prop_map(|(cursor, limit_rows)| Read::Check(pb::Check { cursor, limit_rows })),
         (ids(), prop::collection::vec(names(), 0..4), times()).prop_map(|(start, components, at)| {
-            Read::Walk(pb::Walk { start, components, at, want_attributes: true, want_spans: true })
+            Read::Walk(pb::Walk {
+                start,
+                components,
+                at,
+                want_attributes: true,
+                want_spans: true,
+                ..pb::Walk::default()
+            })
         }),
     ]
 }

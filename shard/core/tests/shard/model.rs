@@ -319,6 +319,7 @@ impl World {
             name: name.into(),
             target,
             owned,
+            died_at: 0,
         });
         let (time, answer) = self.shard.one(op.clone());
         answer.unwrap();

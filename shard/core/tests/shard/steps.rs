@@ -22,7 +22,7 @@ fn link_edge(transaction: u64, directory: u64, name: &str, target: u64, replace:
 
 fn unlink_edge(transaction: u64, directory: u64, name: &str, target: u64, owned: bool) -> Op {
     let name = name.to_owned().into();
-    Op::UnlinkEdge(pb::UnlinkEdge { transaction, directory, name, target, owned })
+    Op::UnlinkEdge(pb::UnlinkEdge { transaction, directory, name, target, owned, died_at: 0 })
 }
 
 fn remove(transaction: u64, directory: u64, owner: u64) -> Op {
@@ -153,6 +153,52 @@ fn an_empty_directory_is_removed_and_takes_nothing_more() {
     assert_eq!(shard.walk(&walk(created, "f")).unwrap().consumed, 2);
     assert_eq!(shard.walk(&walk(0, "f")).unwrap().consumed, 0);
     shard.verify();
+}
+
+/// Whoever reads a name that a move has locked is told so, and what is known of the move decides; in the end the name
+/// has died when the move says.
+#[test]
+fn a_locked_name_is_what_became_of_the_move() {
+    let mut shard = Shard::default();
+    let file = shard.put(ROOT, "f", b"contents");
+    let (locked, _) = shard.one(lock(7, "f", file));
+    let walk = pb::Walk { start: ROOT, components: vec!["f".into()], ..Default::default() };
+    let reply = shard.walk(&walk).unwrap();
+    assert_eq!((reply.consumed, reply.locked_by, reply.stopped), (0, 7, None));
+    assert_eq!(shard.list(pb::List { directory: ROOT, ..Default::default() })[0].locked_by, 7);
+    let stayed = pb::Walk { not_moved: vec![7], ..walk.clone() };
+    assert_eq!(shard.walk(&stayed).unwrap().inode, file);
+    let gone = shard.walk(&pb::Walk { moved: vec![7], ..walk.clone() }).unwrap();
+    assert_eq!(gone.stopped.unwrap().code, ShardError::NotFound.code());
+    // It may be gone already: not even that it exists is said.
+    let put = put_small(ROOT, "f", b"", pb::Replace::Refuse);
+    assert_eq!(shard.refused(put), ShardError::Locked);
+    let unlink = |died_at: u64| {
+        let (transaction, directory, name) = (7, ROOT, "f".into());
+        Op::UnlinkEdge(pb::UnlinkEdge { transaction, directory, name, target: file, owned: false, died_at })
+    };
+    shard.put(ROOT, "g", b"later");
+    let moved_at = locked.0 + 1;
+    shard.ok(unlink(moved_at));
+    let dead = &shard.list(pb::List { directory: ROOT, dead: true, ..Default::default() })[0];
+    assert_eq!((dead.died_at, dead.owned), (moved_at, false));
+    for (at, there) in [(moved_at - 1, true), (moved_at, false)] {
+        let reply = shard.walk(&pb::Walk { at, ..walk.clone() }).unwrap();
+        assert_eq!((reply.consumed == 1, reply.locked_by), (there, 0), "{at}");
+    }
+}
+
+#[test]
+fn no_name_dies_before_it_was_or_in_times_to_come() {
+    let mut shard = Shard::default();
+    let file = shard.put(ROOT, "f", b"");
+    let created = shard.list(pb::List { directory: ROOT, ..Default::default() })[0].created_at;
+    for (n, died_at) in [1, created, u64::MAX].into_iter().enumerate() {
+        let transaction = 7 + n as u64;
+        let (directory, name, target) = (ROOT, "f".into(), file);
+        let op = pb::UnlinkEdge { transaction, directory, name, target, owned: false, died_at };
+        assert_eq!(shard.refused(Op::UnlinkEdge(op)), ShardError::Malformed);
+    }
 }
 
 #[test]
