@@ -89,7 +89,7 @@ impl JsonDisk {
 impl Df {
     pub async fn run(self, context: &Context) -> Outcome {
         let client = context.client().await?;
-        let map = heard_map(&client).await?;
+        let map = heard_map(client).await?;
         let mut disks = map.block_services;
         in_order(&mut disks);
         let classes = classes(&disks);

@@ -76,7 +76,7 @@ impl Host {
             None => self.list.json.json,
         };
         let client = context.client().await?;
-        let map = heard_map(&client).await?;
+        let map = heard_map(client).await?;
         let mut out = context.out();
         if json {
             out.json(&json_hosts(&map))?;

@@ -90,7 +90,7 @@ struct JsonService {
 impl Status {
     pub async fn run(self, context: &Context) -> Outcome {
         let client = context.client().await?;
-        let mut map = heard_map(&client).await?;
+        let mut map = heard_map(client).await?;
         in_order(&mut map.block_services);
         let (summary, groups) = (summarize(&map), groups(&map));
         let mut out = context.out();
