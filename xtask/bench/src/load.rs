@@ -90,8 +90,8 @@ impl<'a> Load<'a> {
         let (cpu, began) = (self.cluster.cpu()?, Instant::now());
         let until = time.map(|time| began + time);
         let mut tasks = tokio::task::JoinSet::new();
-        for worker in workers.iter().cloned() {
-            let operation = operation.clone();
+        for worker in workers {
+            let (worker, operation) = (Arc::clone(worker), operation.clone());
             tasks.spawn(async move {
                 let mut done = 0;
                 while done < times && until.is_none_or(|until| Instant::now() < until) {
