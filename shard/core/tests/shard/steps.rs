@@ -2,7 +2,7 @@
 
 use eggs_proto::pb::write_op::Op;
 use eggs_proto::pb::write_result::Result as Answer;
-use eggs_proto::{InodeId, InodeType, ShardError, ShardId, Time, pb};
+use eggs_proto::{InodeId, InodeType, ServiceError, ShardError, ShardId, Time, pb};
 
 use crate::support::*;
 
