@@ -270,10 +270,10 @@ impl Registry {
 
     async fn not_leader(&self, leader: Option<String>) -> pb::Error {
         let leader = leader.or_else(|| self.inner.consensus.leader_address(GROUP)).unwrap_or_default();
+        // What the map says of a leader the replica here does not hear is old.
+        let unheard = leader.is_empty() || !self.inner.consensus.hears_leader(GROUP);
         let error = match self.inner.quorum.unled(GROUP).await {
-            Some(why) if leader.is_empty() => {
-                RegistryError::NotLeader.with(format_args!("the registry: {why}"))
-            }
+            Some(why) if unheard => RegistryError::NotLeader.with(format_args!("the registry: {why}")),
             _ => RegistryError::NotLeader.bare(),
         };
         pb::Error { leader, ..error }
