@@ -126,13 +126,19 @@ pub(crate) fn no_file_is_missing(log: &Path) -> Result<(), ConsensusError> {
 pub(crate) fn verify(log: &Path) -> Result<(u64, u64), ConsensusError> {
     let mut moved = (0, 0);
     for kind in [APPENDED, MOVED] {
-        for (number, path) in files(log, kind)? {
+        let files = files(log, kind)?;
+        let newest = files.last().map(|(number, _)| *number);
+        for (number, path) in files {
             let failed = |error| io_failed(&path, &error);
             let bytes = fs::read(&path).map_err(failed)?;
             match whole_until(&bytes) {
-                // Space that was taken ahead is zeros; what was acknowledged and is missing shows in the number of the
-                // last write.
-                Ok(end) if bytes[end..].iter().all(|&byte| byte == 0) => {}
+                Ok(end) if end == bytes.len() => {}
+                // Where it is appended, space that was taken ahead is zeros; what was acknowledged and is missing there
+                // shows in the number of the last write. Anywhere else nothing would show it.
+                Ok(end)
+                    if kind == APPENDED
+                        && Some(number) == newest
+                        && bytes[end..].iter().all(|&byte| byte == 0) => {}
                 Ok(at) => return Err(damaged(&path, at, "is no record")),
                 Err(at) => return Err(damaged(&path, at, "has a wrong checksum")),
             }
@@ -207,6 +213,29 @@ fn io_failed(path: &Path, error: &io::Error) -> ConsensusError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A log of two files of each kind, each no more than its header, with zeros behind some.
+    fn log_with_zeros(zeros: &[&str]) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["1.raftlog", "2.raftlog", "1.rewrite", "2.rewrite"] {
+            let mut bytes = vec![7; FILE_HEADER_BYTES];
+            if zeros.contains(&name) {
+                bytes.extend([0; 4096]);
+            }
+            fs::write(directory.path().join(name), bytes).unwrap();
+        }
+        directory
+    }
+
+    #[test]
+    fn zeros_are_room_only_where_the_log_is_appended() {
+        verify(log_with_zeros(&[]).path()).unwrap();
+        verify(log_with_zeros(&["2.raftlog"]).path()).unwrap();
+        for lost in ["1.raftlog", "1.rewrite", "2.rewrite"] {
+            let verified = verify(log_with_zeros(&[lost]).path());
+            assert!(matches!(verified, Err(ConsensusError::Damaged(_))), "{lost}: {verified:?}");
+        }
+    }
 
     #[test]
     fn golden_mark() {

@@ -1,8 +1,8 @@
 //! A whole cluster in one deterministic thread: every core, under faults, from one seed.
 //!
 //! Reading order: [`kernel`] (virtual clock, event queue, network), [`replica`] and [`disk`] (what a crash
-//! leaves), `nodes/` (each daemon's shell in plain calls), `client/` (workload), [`world`] (the loop) and
-//! [`faults`], `check/` (what must hold; `check/edges.rs` says how a history is checked), [`bug`] (bugs planted to
+//! leaves), `nodes/` (each daemon's shell in plain calls), `client/` (workload), [`world`] (the loop),
+//! [`faults`] and [`settling`] (how it comes to rest), `check/` (what must hold; `check/edges.rs` says how a history is checked), [`bug`] (bugs planted to
 //! see the checkers find them).
 //!
 //! One seed makes one run: the same seed and options give the same events in the same order, which the
@@ -19,6 +19,7 @@ mod kernel;
 mod nodes;
 mod oracle;
 mod replica;
+mod settling;
 mod trace;
 mod world;
 

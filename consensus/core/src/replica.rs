@@ -25,6 +25,8 @@ use crate::wanted::Change;
 const CAUGHT_UP_ENTRIES: u64 = 256;
 /// A replica that should not lead stands for election when for this long nobody else was elected.
 const LAST_RESORT_TICKS: usize = 10 * ELECTION_TICKS;
+/// Bytes of the log looked through at once.
+const SCANNED_BYTES: u64 = 1 << 20;
 /// Read rounds of one group in flight; more reads wait for the next.
 const READ_ROUNDS_MAX: usize = 16;
 
@@ -404,15 +406,17 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
     /// Whether entries that are not applied yet may make this replica a member.
     pub(crate) fn may_be_added(&self) -> bool {
         let log = &self.node.raft.raft_log;
-        let from = self.applied.index + 1;
-        if from > log.last_index() {
-            return false;
+        let (mut from, end) = ((self.applied.index + 1).max(log.first_index()), log.last_index() + 1);
+        while from < end {
+            let context = raft::GetEntriesContext::empty(false);
+            match log.slice(from, end, SCANNED_BYTES, context) {
+                Ok(entries) if entries.iter().any(|entry| adds(entry, self.me)) => return true,
+                Ok(entries) if !entries.is_empty() => from += entries.len() as u64,
+                // Not to be read: nobody knows.
+                _ => return true,
+            }
         }
-        let context = raft::GetEntriesContext::empty(false);
-        let Ok(entries) = log.slice(from.max(log.first_index()), log.last_index() + 1, None, context) else {
-            return true;
-        };
-        entries.iter().any(|entry| adds(entry, self.me))
+        false
     }
 
     pub(crate) fn progress(&self) -> Vec<Progress> {

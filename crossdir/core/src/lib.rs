@@ -38,10 +38,10 @@
 //! - **XD-10** A step of a transaction never runs after the shard forgot it: the floor that goes with
 //!   `ForgetTransactions` is the oldest unfinished transaction; those above it are forgotten only when
 //!   they have been finished for longer than a message can be late.
-//! - **XD-12** At every instant a moved inode has exactly one name: the old one dies at the instant the new one
-//!   comes, and while the old one is locked who reads it asks what became of the move.
 //! - **XD-11** After a transaction, whatever crashed on the way, the namespace is as if it had run at one
 //!   go, or not at all.
+//! - **XD-12** At every instant a moved inode has exactly one name: the old one dies at the instant the new one
+//!   comes, and while the old one is locked who reads it asks what became of the move.
 
 pub mod driver;
 pub mod locks;

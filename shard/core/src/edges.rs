@@ -61,7 +61,7 @@ impl<T: Table + ?Sized> Context<'_, '_, T> {
         old: Option<&pb::EdgeRow>,
     ) -> Result<pb::write_result::Result, TableError> {
         if let Some(old) = old {
-            self.bury(directory, name, old, true)?;
+            self.bury(directory, name, old, true, self.time)?;
         }
         let row = pb::EdgeRow { target: target.0, created_at: self.time.0, transaction: 0 };
         self.put(schema::living_key(directory, name), &row)?;
@@ -72,18 +72,8 @@ impl<T: Table + ?Sized> Context<'_, '_, T> {
         }))
     }
 
-    /// Records the death of `old` now. The caller removes or overwrites the living edge.
-    pub fn bury(
-        &mut self,
-        directory: InodeId,
-        name: &[u8],
-        old: &pb::EdgeRow,
-        owned: bool,
-    ) -> Result<(), TableError> {
-        self.bury_at(directory, name, old, owned, self.time)
-    }
-
-    fn bury_at(
+    /// Records the death of `old`. The caller removes or overwrites the living edge.
+    fn bury(
         &mut self,
         directory: InodeId,
         name: &[u8],
@@ -95,19 +85,8 @@ impl<T: Table + ?Sized> Context<'_, '_, T> {
         self.put(schema::dead_key(directory, name, died_at), &row)
     }
 
-    /// Moves the living edge to the dead map.
+    /// Moves the living edge to the dead map: now, or as of an instant since which nobody could read it as living.
     pub fn unlink(
-        &mut self,
-        directory: InodeId,
-        name: &[u8],
-        old: &pb::EdgeRow,
-        owned: bool,
-    ) -> Result<(), TableError> {
-        self.unlink_at(directory, name, old, owned, self.time)
-    }
-
-    /// As [`unlink`](Context::unlink), at an instant that has been: the edge was locked since before.
-    pub fn unlink_at(
         &mut self,
         directory: InodeId,
         name: &[u8],
@@ -115,7 +94,7 @@ impl<T: Table + ?Sized> Context<'_, '_, T> {
         owned: bool,
         died_at: Time,
     ) -> Result<(), TableError> {
-        self.bury_at(directory, name, old, owned, died_at)?;
+        self.bury(directory, name, old, owned, died_at)?;
         self.tx.delete(schema::living_key(directory, name))
     }
 }

@@ -16,7 +16,7 @@ pub(crate) fn apply<T: Table + ?Sized>(context: &mut Context<'_, '_, T>, op: &pb
     let target = InodeId(edge.target);
     let old = context.replaceable(directory, &op.new_name, target, op.replace, TransactionId(0))?;
     // The inode lives on under its new name.
-    context.unlink(directory, &op.old_name, &edge, false)?;
+    context.unlink(directory, &op.old_name, &edge, false, context.time)?;
     let reply = context.link(directory, &op.new_name, target, old.as_ref())?;
     context.touch(directory, row)?;
     Ok(reply)

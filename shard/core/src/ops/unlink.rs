@@ -15,7 +15,7 @@ pub(crate) fn apply<T: Table + ?Sized>(context: &mut Context<'_, '_, T>, op: &pb
     if InodeId(edge.target).is_directory() {
         return Err(ShardError::IsDirectory.with(quoted(&op.name)).into());
     }
-    context.unlink(directory, &op.name, &edge, true)?;
+    context.unlink(directory, &op.name, &edge, true, context.time)?;
     context.touch(directory, row)?;
     done()
 }

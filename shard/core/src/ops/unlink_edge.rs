@@ -19,7 +19,7 @@ pub(crate) fn apply<T: Table + ?Sized>(context: &mut Context<'_, '_, T>, op: &pb
         at if at.0 > edge.created_at && at <= context.time => at,
         at => return Err(ShardError::Malformed.with(format_args!("a death at {}", at.0)).into()),
     };
-    context.unlink_at(directory, &op.name, &edge, op.owned, died_at)?;
+    context.unlink(directory, &op.name, &edge, op.owned, died_at)?;
     context.touch(directory, row)?;
     done()
 }
