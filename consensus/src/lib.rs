@@ -21,8 +21,8 @@
 //! - **CS-3** A read is answered by a run that saw only groups confirmed since it was asked for.
 //! - **CS-4** What peers and clients send is bounded where it waits; what does not fit is refused (`Busy`), dropped (messages to
 //!   peers), or not read from its stream (messages from peers).
-//! - **CS-5** A store whose groups have no other members sleeps until it is asked; otherwise time passes once per tick, never in
-//!   bursts.
+//! - **CS-5** A store whose groups have no other members sleeps until it is asked, once its state is written; otherwise time passes
+//!   once per tick, never in bursts.
 
 mod handle;
 mod inbox;
@@ -32,7 +32,7 @@ mod open;
 mod peer_codec;
 mod places;
 mod reads;
-mod redo;
+mod recent_rows;
 mod runner;
 mod sled_state;
 mod snapshot_files;

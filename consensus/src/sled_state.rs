@@ -1,12 +1,14 @@
-//! The state of all groups in one sled tree, and what the last turn changed in another.
+//! The state of all groups in one sled tree, with what changed in the last second still in memory.
 //!
+//! Each group is written as a batch of sled's with its applied row: what a crash leaves is an earlier state of it.
 //! sled's `flush` is not an fsync, so what it holds is verified row by row or rebuilt unless the marker
 //! of an orderly stop is there: only that stop fsyncs sled's files, and the marker holds their CRCs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use eggs_consensus_core::{AppliedRow, GroupCommit, GroupId, StateStore, StorageError};
@@ -14,23 +16,29 @@ use eggs_machine::on_sled::SledTable;
 use eggs_machine::table::after;
 use eggs_machine::{Batch, Table};
 
-use crate::redo;
+use crate::recent_rows::RecentRows;
 
 /// Prefix under which the applied rows are, keyed by group.
 const APPLIED: u16 = u16::MAX;
-/// The tree, and its only row, with what the last turn changed.
-const REDO: &str = "redo";
 /// Pages sled keeps in memory.
 const CACHE_BYTES: u64 = 64 << 20;
 /// Rows deleted in one batch when a group is cleared.
 const CLEAR_ROWS: usize = 4096;
+/// A group with more than this of changes in memory is written at once: about a millisecond of work, and after a crash
+/// some hundreds of commands to apply again.
+const GROUP_BYTES_MAX: usize = 64 << 10;
+/// Changes stay in memory no longer than this.
+const WRITE_AFTER: Duration = Duration::from_secs(1);
 
 pub(crate) struct SledState {
     db: sled::Db,
     directory: PathBuf,
-    tables: BTreeMap<GroupId, SledTable>,
+    tables: BTreeMap<GroupId, RecentRows>,
+    /// For groups that were never added.
+    nothing: RecentRows,
     applied: SledTable,
-    redo: sled::Tree,
+    /// Groups with changes in memory, by the time of their first; those written since are still in it.
+    changed: VecDeque<(Instant, GroupId)>,
     clean: bool,
 }
 
@@ -43,38 +51,46 @@ impl SledState {
         let db =
             config.open().map_err(|error| StorageError::of_state(format!("{}: {error}", state.display())))?;
         sync_directory(directory)?;
-        let redo = db
-            .open_tree(REDO)
-            .map_err(|error| StorageError::of_state(format!("{}: {error}", state.display())))?;
         let applied = SledTable::new((*db).clone(), APPLIED);
-        let mut opened =
-            SledState { db, directory: directory.to_owned(), tables: BTreeMap::new(), applied, redo, clean };
-        if !clean {
-            opened.mend()?;
-        }
-        Ok(opened)
+        let nothing = RecentRows::new(applied.clone(), None);
+        let (directory, tables, changed) = (directory.to_owned(), BTreeMap::new(), VecDeque::new());
+        Ok(SledState { db, directory, tables, nothing, applied, changed, clean })
     }
 
-    /// Makes the changes of the last turn again where a crash came between them.
-    fn mend(&mut self) -> Result<(), StorageError> {
-        let row = self.redo.get(REDO).map_err(|error| StorageError::of_state(format!("state: {error}")))?;
-        let changes = row.and_then(|row| redo::decode(Bytes::copy_from_slice(&row)));
-        for redo::Change { before, commit } in changes.unwrap_or_default() {
-            // Of a group that had no state, or has none any more, there is nothing to mend.
-            let torn = self.applied(commit.group)?.is_some_and(|row| row.index == before);
-            if torn {
-                self.add(commit.group)?;
-                self.apply(&commit)?;
+    /// When [`SledState::write_due`] has something to do.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.changed.front().map(|&(since, _)| since + WRITE_AFTER)
+    }
+
+    /// Writes the group whose changes have been in memory the longest, if that is long enough.
+    pub(crate) fn write_due(&mut self, now: Instant) -> Result<(), StorageError> {
+        while let Some(&(since, group)) = self.changed.front()
+            && since + WRITE_AFTER <= now
+        {
+            self.changed.pop_front();
+            if self.table(group).since() == Some(since) {
+                return self.write(group);
             }
         }
         Ok(())
     }
 
-    fn apply(&self, commit: &GroupCommit) -> Result<(), StorageError> {
-        let key = Bytes::copy_from_slice(&commit.group.0.to_be_bytes());
-        let value = Bytes::copy_from_slice(&commit.applied.to_bytes());
-        self.table(commit.group).apply(&commit.batch).map_err(StorageError::from)?;
-        self.applied.apply(&Batch { changes: vec![(key, Some(value))] }).map_err(StorageError::from)
+    fn write_all(&mut self) -> Result<(), StorageError> {
+        while let Some((_, group)) = self.changed.pop_front() {
+            self.write(group)?;
+        }
+        Ok(())
+    }
+
+    /// A group's changes become sled's.
+    fn write(&mut self, group: GroupId) -> Result<(), StorageError> {
+        let Some(table) = self.tables.get_mut(&group) else { return Ok(()) };
+        let Some((batch, applied)) = table.take() else { return Ok(()) };
+        let row = (applied_key(group), Some(Bytes::from(applied.to_bytes())));
+        let mut staged = sled::Batch::default();
+        table.below().stage(batch, &mut staged);
+        self.applied.stage(Batch { changes: vec![row] }, &mut staged);
+        self.db.apply_batch(staged).map_err(|error| StorageError::of_state(format!("state: {error}")))
     }
 
     /// Reads every row, unless the files are as they were left: a page that cannot be read is found
@@ -105,10 +121,11 @@ impl SledState {
     }
 
     /// Makes the state durable and leaves the marker that says so.
-    pub(crate) fn close(self) -> Result<(), StorageError> {
-        let SledState { db, directory, tables, applied, redo, .. } = self;
+    pub(crate) fn close(mut self) -> Result<(), StorageError> {
+        self.write_all()?;
+        let SledState { db, directory, tables, nothing, applied, .. } = self;
         db.flush().map_err(|error| StorageError::new(format!("state: {error}")))?;
-        drop((tables, applied, redo));
+        drop((tables, nothing, applied));
         drop(db);
         let state = directory.join("state");
         sync_tree(&state).map_err(|error| io_failed(&state, &error))?;
@@ -119,6 +136,10 @@ impl SledState {
         written.map_err(|error| io_failed(&marker, &error))?;
         sync_directory(&directory)
     }
+}
+
+fn applied_key(group: GroupId) -> Bytes {
+    Bytes::copy_from_slice(&group.0.to_be_bytes())
 }
 
 fn clean_marker(directory: &Path) -> PathBuf {
@@ -187,22 +208,25 @@ fn sync_tree(path: &Path) -> io::Result<()> {
 }
 
 impl StateStore for SledState {
-    type Table = SledTable;
+    type Table = RecentRows;
 
     fn add(&mut self, group: GroupId) -> Result<(), StorageError> {
+        if self.tables.contains_key(&group) {
+            return Ok(());
+        }
+        let row = self.applied.get(&applied_key(group))?;
+        let applied = row.and_then(|bytes| AppliedRow::from_bytes(&bytes));
         let tree: sled::Tree = (*self.db).clone();
-        self.tables.entry(group).or_insert_with(|| SledTable::new(tree, group.0));
+        self.tables.insert(group, RecentRows::new(SledTable::new(tree, group.0), applied));
         Ok(())
     }
 
-    fn table(&self, group: GroupId) -> &SledTable {
-        // Only groups that were added are ever asked for; any other has no rows anywhere.
-        self.tables.get(&group).unwrap_or(&self.applied)
+    fn table(&self, group: GroupId) -> &RecentRows {
+        self.tables.get(&group).unwrap_or(&self.nothing)
     }
 
     fn applied(&self, group: GroupId) -> Result<Option<AppliedRow>, StorageError> {
-        let row = self.applied.get(&group.0.to_be_bytes())?;
-        Ok(row.and_then(|bytes| AppliedRow::from_bytes(&bytes)))
+        Ok(self.table(group).applied().cloned())
     }
 
     fn closed_cleanly(&self) -> bool {
@@ -210,31 +234,27 @@ impl StateStore for SledState {
     }
 
     fn commit(&mut self, commits: Vec<GroupCommit>) -> Result<(), StorageError> {
-        let mut changes = Vec::with_capacity(commits.len());
-        for commit in &commits {
-            changes.push((self.applied(commit.group)?.map_or(0, |row| row.index), commit));
-        }
-        if let Some(row) = redo::encode(&changes) {
-            let written = self.redo.insert(REDO, row);
-            written.map_err(|error| StorageError::of_state(format!("state: {error}")))?;
-            return commits.iter().try_for_each(|commit| self.apply(commit));
-        }
-        let mut staged = sled::Batch::default();
+        let now = Instant::now();
         for commit in commits {
-            let key = Bytes::copy_from_slice(&commit.group.0.to_be_bytes());
-            let value = Bytes::copy_from_slice(&commit.applied.to_bytes());
-            self.table(commit.group).stage(commit.batch, &mut staged);
-            self.applied.stage(Batch { changes: vec![(key, Some(value))] }, &mut staged);
+            let group = commit.group;
+            let Some(table) = self.tables.get_mut(&group) else { continue };
+            if table.commit(commit, now) {
+                self.changed.push_back((now, group));
+            }
+            if table.bytes() > GROUP_BYTES_MAX {
+                self.write(group)?;
+            }
         }
-        self.db.apply_batch(staged).map_err(|error| StorageError::of_state(format!("state: {error}")))
+        Ok(())
     }
 
     fn clear(&mut self, group: GroupId) -> Result<(), StorageError> {
-        let row = Bytes::copy_from_slice(&group.0.to_be_bytes());
+        let Some(table) = self.tables.get_mut(&group) else { return Ok(()) };
+        table.forget();
+        let table = table.below().clone();
         let mut staged = sled::Batch::default();
-        self.applied.stage(Batch { changes: vec![(row, None)] }, &mut staged);
+        self.applied.stage(Batch { changes: vec![(applied_key(group), None)] }, &mut staged);
         self.db.apply_batch(staged).map_err(|error| StorageError::of_state(format!("state: {error}")))?;
-        let table = self.table(group).clone();
         let mut from = Vec::new();
         loop {
             let rows = table.page(&from, &[], CLEAR_ROWS)?;
@@ -295,73 +315,68 @@ mod tests {
         assert_eq!(prefix_end(&APPLIED.to_be_bytes()), b"");
     }
 
-    /// The crash comes after every one of a turn's changes, and before the first.
+    /// All of it, or the state before it.
     #[test]
-    fn a_turn_that_a_crash_cut_is_made_whole() {
+    fn a_crash_keeps_of_each_group_what_was_written_last() {
+        let directory = tempfile::tempdir().unwrap();
         let groups = [GroupId(0), GroupId(257)];
-        let turn = |index: u64| -> Vec<GroupCommit> {
-            let of = |group: GroupId| {
-                let mut commit = commit(group, index);
-                let removed = Bytes::from(format!("only {}", index - 1));
-                let added = Bytes::from(format!("only {index}"));
-                commit.batch.changes.extend([(removed, None), (added, Some(Bytes::new()))]);
-                commit
-            };
-            groups.map(of).to_vec()
-        };
-        let before = turn(7);
-        let rows = |state: &SledState| groups.map(|group| state.table(group).page(b"", b"", 10).unwrap());
-        // One row of a change, or the applied row, is one write.
-        let writes = turn(8).iter().map(|commit| commit.batch.changes.len() + 1).sum::<usize>();
-        for cut in 0..=writes {
-            let directory = tempfile::tempdir().unwrap();
-            let mut state = open(directory.path());
-            state.commit(before.clone()).unwrap();
-            let turn = turn(8);
-            let changes: Vec<_> = turn.iter().map(|commit| (7, commit)).collect();
-            state.redo.insert(REDO, redo::encode(&changes).unwrap()).unwrap();
-            let mut left = cut;
-            for commit in &turn {
-                let changes: Vec<_> = commit.batch.changes.iter().take(left).cloned().collect();
-                left -= changes.len();
-                state.table(commit.group).apply(&Batch { changes }).unwrap();
-                if left > 0 {
-                    left -= 1;
-                    let row = Bytes::copy_from_slice(&commit.applied.to_bytes());
-                    let key = Bytes::copy_from_slice(&commit.group.0.to_be_bytes());
-                    state.applied.apply(&Batch { changes: vec![(key, Some(row))] }).unwrap();
-                } else {
-                    break;
-                }
-            }
-            drop(state);
-            let state = open(directory.path());
-            for group in groups {
-                assert_eq!(state.applied(group).unwrap().unwrap().index, 8, "{cut}");
-                assert_eq!(state.table(group).get(b"key").unwrap().unwrap(), "8", "{cut}");
-            }
-            let whole = tempfile::tempdir().unwrap();
-            let mut other = open(whole.path());
-            other.commit(before.clone()).unwrap();
-            other.commit(turn).unwrap();
-            assert_eq!(rows(&state), rows(&other), "{cut}");
+        let mut state = open(directory.path());
+        let start = Instant::now();
+        for index in 7..=9 {
+            state.commit(groups.map(|group| commit(group, index)).to_vec()).unwrap();
         }
+        let due = state.due().unwrap();
+        assert!(due >= start + WRITE_AFTER && due <= Instant::now() + WRITE_AFTER);
+        state.write_due(due - Duration::from_nanos(1)).unwrap();
+        assert_eq!(state.due(), Some(due));
+        // One group at a time.
+        state.write_due(due).unwrap();
+        state.commit(vec![commit(GroupId(0), 10)]).unwrap();
+        assert_eq!(state.table(GroupId(0)).get(b"key").unwrap().unwrap(), "10");
+        assert_eq!(state.table(GroupId(257)).get(b"key").unwrap().unwrap(), "9");
+        drop(state);
+        let state = open(directory.path());
+        assert_eq!(state.applied(GroupId(0)).unwrap().unwrap().index, 9);
+        assert_eq!(state.table(GroupId(0)).get(b"key").unwrap().unwrap(), "9");
+        assert_eq!(state.applied(GroupId(257)).unwrap(), None);
+        assert_eq!(state.table(GroupId(257)).get(b"key").unwrap(), None);
     }
 
     #[test]
-    fn a_row_of_an_older_turn_or_of_a_group_without_state_mends_nothing() {
+    fn what_waits_is_bounded_in_time_and_bytes() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut state = open(directory.path());
+        for index in 1..=10_000 {
+            let mut commit = commit(GroupId(0), index);
+            commit.batch.changes.push((Bytes::from(format!("{index}")), Some(Bytes::from(vec![0; 100]))));
+            state.commit(vec![commit]).unwrap();
+            assert!(state.table(GroupId(0)).bytes() <= GROUP_BYTES_MAX);
+        }
+        let mut now = Instant::now() + WRITE_AFTER;
+        while let Some(due) = state.due() {
+            now = now.max(due);
+            state.write_due(now).unwrap();
+        }
+        drop(state);
+        let state = open(directory.path());
+        assert_eq!(state.applied(GroupId(0)).unwrap().unwrap().index, 10_000);
+        assert_eq!(state.table(GroupId(0)).page(b"", b"", 20_000).unwrap().len(), 10_001);
+    }
+
+    #[test]
+    fn a_cleared_group_stays_cleared() {
         let directory = tempfile::tempdir().unwrap();
         let mut state = open(directory.path());
         state.commit(vec![commit(GroupId(0), 7)]).unwrap();
-        let old = [(5, &commit(GroupId(0), 6)), (7, &commit(GroupId(257), 8))]
-            .map(|(before, c)| (before, c.clone()));
-        let old: Vec<_> = old.iter().map(|(before, commit)| (*before, commit)).collect();
-        state.redo.insert(REDO, redo::encode(&old).unwrap()).unwrap();
+        state.write_all().unwrap();
+        state.commit(vec![commit(GroupId(0), 8)]).unwrap();
+        state.clear(GroupId(0)).unwrap();
+        assert_eq!(state.table(GroupId(0)).get(b"key").unwrap(), None);
+        state.write_all().unwrap();
         drop(state);
         let state = open(directory.path());
-        assert_eq!(state.applied(GroupId(0)).unwrap().unwrap().index, 7);
-        assert_eq!(state.applied(GroupId(257)).unwrap(), None);
-        assert_eq!(state.table(GroupId(257)).page(b"", b"", 10).unwrap(), []);
+        assert_eq!(state.applied(GroupId(0)).unwrap(), None);
+        assert_eq!(state.table(GroupId(0)).page(b"", b"", 10).unwrap(), []);
     }
 
     #[test]

@@ -111,6 +111,7 @@ where
             if busy || self.host.has_work() {
                 self.turn()?;
             }
+            self.write_state()?;
             self.gauges();
             if stop && stop_at.is_none() {
                 self.hand_over();
@@ -128,10 +129,7 @@ where
             return Some(Instant::now());
         }
         let tick = self.host.needs_ticks().then_some(self.next_tick);
-        match (tick, stop_at) {
-            (Some(tick), Some(stop)) => Some(tick.min(stop)),
-            (tick, stop) => tick.or(stop),
-        }
+        [tick, stop_at, self.host.state().due()].into_iter().flatten().min()
     }
 
     fn now(&self) -> Now {
@@ -423,6 +421,12 @@ where
             }
         });
         self.purging = purging.ok();
+    }
+
+    /// Changes of the state that have been in memory long enough.
+    fn write_state(&mut self) -> Result<(), HostError> {
+        let written = self.host.state_mut().write_due(Instant::now());
+        written.map_err(|error| HostError { group: GroupId(0), error })
     }
 
     fn gauges(&mut self) {

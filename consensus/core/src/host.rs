@@ -431,6 +431,10 @@ where
         (self.log, self.state, self.snapshots)
     }
 
+    pub fn state(&self) -> &S {
+        &self.state
+    }
+
     pub fn state_mut(&mut self) -> &mut S {
         &mut self.state
     }

@@ -29,21 +29,6 @@ impl SledTable {
         }
     }
 
-    /// Makes the changes one by one, in their order: a crash may keep the first of them only.
-    ///
-    /// # Errors
-    /// When sled fails.
-    pub fn apply(&self, batch: &Batch) -> Result<(), TableError> {
-        for (key, value) in &batch.changes {
-            match value {
-                Some(value) => self.tree.insert(self.key(key), &value[..]),
-                None => self.tree.remove(self.key(key)),
-            }
-            .map_err(failed)?;
-        }
-        Ok(())
-    }
-
     fn key(&self, key: &[u8]) -> Vec<u8> {
         [&self.prefix, key].concat()
     }

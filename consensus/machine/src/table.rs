@@ -55,6 +55,54 @@ pub fn scan(
     }
 }
 
+/// A page of `table` as it is with changes on top: `changes` are those with `from <= key < to`, in order; `None`
+/// deletes.
+pub fn page_under<'a, T: Table + ?Sized>(
+    table: &T,
+    changes: impl Iterator<Item = (&'a Bytes, Option<&'a Bytes>)>,
+    from: &[u8],
+    to: &[u8],
+    limit: usize,
+) -> Result<Vec<Row>, TableError> {
+    let mut changes = changes.peekable();
+    if changes.peek().is_none() {
+        return table.page(from, to, limit);
+    }
+    let mut merged = Vec::with_capacity(limit);
+    let mut from = from.to_vec();
+    loop {
+        let below = table.page(&from, to, limit)?;
+        // Beyond the last row of a full page the table has rows that were not seen.
+        let more = (below.len() == limit).then(|| below.last().map(|(last, _)| last.clone())).flatten();
+        let mut below = below.into_iter().peekable();
+        while merged.len() < limit {
+            let change = match (below.peek(), changes.peek()) {
+                (None, None) => return Ok(merged),
+                (Some(_), None) => false,
+                (None, Some((key, _))) => {
+                    if more.as_ref().is_some_and(|seen| *key > seen) {
+                        break;
+                    }
+                    true
+                }
+                (Some((row, _)), Some((key, _))) => *key <= row,
+            };
+            if !change {
+                merged.extend(below.next());
+                continue;
+            }
+            if let Some((key, value)) = changes.next() {
+                below.next_if(|(row, _)| row == key);
+                merged.extend(value.map(|value| (key.clone(), value.clone())));
+            }
+        }
+        match more {
+            Some(seen) if merged.len() < limit => from = after(&seen),
+            _ => return Ok(merged),
+        }
+    }
+}
+
 /// The smallest key after `key`.
 pub fn after(key: &[u8]) -> Vec<u8> {
     let mut next = Vec::with_capacity(key.len() + 1);

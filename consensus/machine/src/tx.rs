@@ -7,7 +7,7 @@ use std::ops::Bound;
 use bytes::Bytes;
 
 use crate::hash::StateHash;
-use crate::table::{Batch, Row, Table, TableError};
+use crate::table::{Batch, Row, Table, TableError, page_under};
 
 /// Reads its own writes; nothing reaches the table until [`Tx::finish`] turns it into a batch.
 ///
@@ -96,45 +96,8 @@ impl<T: Table + ?Sized> Table for Tx<'_, T> {
             return Ok(Vec::new());
         }
         let end = if to.is_empty() { Bound::Unbounded } else { Bound::Excluded(to) };
-        let writes: Vec<_> = self.writes.range::<[u8], _>((Bound::Included(from), end)).collect();
-        if writes.is_empty() {
-            return self.table.page(from, to, limit);
-        }
-        // Every deleted row may hide one of the table's.
-        let hidden = writes.iter().filter(|(_, write)| write.now.is_none()).count();
-        let asked = limit + hidden;
-        let below = self.table.page(from, to, asked)?;
-        // Beyond the last row of a full page the table has rows we have not seen.
-        let horizon = (below.len() == asked).then(|| below[below.len() - 1].0.clone());
-        let mut merged = Vec::with_capacity(limit.min(below.len() + writes.len()));
-        let mut below = below.into_iter().peekable();
-        let mut writes = writes.into_iter().peekable();
-        while merged.len() < limit {
-            let take_write = match (below.peek(), writes.peek()) {
-                (None, None) => break,
-                (Some(_), None) => false,
-                (None, Some((key, _))) => {
-                    if horizon.as_ref().is_some_and(|horizon| *key > horizon) {
-                        break;
-                    }
-                    true
-                }
-                (Some((row, _)), Some((key, _))) => *key <= row,
-            };
-            if !take_write {
-                merged.extend(below.next());
-                continue;
-            }
-            if let Some((key, write)) = writes.next() {
-                if below.peek().is_some_and(|(row, _)| row == key) {
-                    below.next();
-                }
-                if let Some(now) = &write.now {
-                    merged.push((key.clone(), now.clone()));
-                }
-            }
-        }
-        Ok(merged)
+        let writes = self.writes.range::<[u8], _>((Bound::Included(from), end));
+        page_under(self.table, writes.map(|(key, write)| (key, write.now.as_ref())), from, to, limit)
     }
 }
 
