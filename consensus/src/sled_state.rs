@@ -24,11 +24,13 @@ const APPLIED: u16 = u16::MAX;
 const CACHE_BYTES: u64 = 64 << 20;
 /// Rows deleted in one batch when a group is cleared.
 const CLEAR_ROWS: usize = 4096;
-/// A group with more than this of changes in memory is written at once: about a millisecond of work, and after a crash
-/// some hundreds of commands to apply again.
-const GROUP_BYTES_MAX: usize = 64 << 10;
+/// Bytes of changes in memory; the oldest are written when there are more. After a crash what they come from is
+/// applied again: some ten thousand commands.
+const BYTES_MAX: usize = 16 << 20;
+/// Of one group: writing more would take the consensus thread too long.
+const GROUP_BYTES_MAX: usize = 256 << 10;
 /// Changes stay in memory no longer than this.
-const WRITE_AFTER: Duration = Duration::from_secs(1);
+const WRITE_AFTER: Duration = Duration::from_secs(5);
 
 pub(crate) struct SledState {
     db: sled::Db,
@@ -39,6 +41,8 @@ pub(crate) struct SledState {
     applied: SledTable,
     /// Groups with changes in memory, by the time of their first; those written since are still in it.
     changed: VecDeque<(Instant, GroupId)>,
+    /// Of all changes in memory.
+    bytes: usize,
     clean: bool,
 }
 
@@ -54,7 +58,7 @@ impl SledState {
         let applied = SledTable::new((*db).clone(), APPLIED);
         let nothing = RecentRows::new(applied.clone(), None);
         let (directory, tables, changed) = (directory.to_owned(), BTreeMap::new(), VecDeque::new());
-        Ok(SledState { db, directory, tables, nothing, applied, changed, clean })
+        Ok(SledState { db, directory, tables, nothing, applied, changed, bytes: 0, clean })
     }
 
     /// When [`SledState::write_due`] has something to do.
@@ -64,10 +68,15 @@ impl SledState {
 
     /// Writes the group whose changes have been in memory the longest, if that is long enough.
     pub(crate) fn write_due(&mut self, now: Instant) -> Result<(), StorageError> {
-        while let Some(&(since, group)) = self.changed.front()
-            && since + WRITE_AFTER <= now
-        {
-            self.changed.pop_front();
+        if self.due().is_some_and(|due| due <= now) {
+            self.write_oldest()?;
+        }
+        Ok(())
+    }
+
+    fn write_oldest(&mut self) -> Result<(), StorageError> {
+        while let Some((since, group)) = self.changed.pop_front() {
+            // Otherwise it was written for its size.
             if self.table(group).since() == Some(since) {
                 return self.write(group);
             }
@@ -85,6 +94,7 @@ impl SledState {
     /// A group's changes become sled's.
     fn write(&mut self, group: GroupId) -> Result<(), StorageError> {
         let Some(table) = self.tables.get_mut(&group) else { return Ok(()) };
+        self.bytes -= table.bytes();
         let Some((batch, applied)) = table.take() else { return Ok(()) };
         let row = (applied_key(group), Some(Bytes::from(applied.to_bytes())));
         let mut staged = sled::Batch::default();
@@ -238,18 +248,24 @@ impl StateStore for SledState {
         for commit in commits {
             let group = commit.group;
             let Some(table) = self.tables.get_mut(&group) else { continue };
+            self.bytes -= table.bytes();
             if table.commit(commit, now) {
                 self.changed.push_back((now, group));
             }
+            self.bytes += table.bytes();
             if table.bytes() > GROUP_BYTES_MAX {
                 self.write(group)?;
             }
+        }
+        if self.bytes > BYTES_MAX {
+            self.write_oldest()?;
         }
         Ok(())
     }
 
     fn clear(&mut self, group: GroupId) -> Result<(), StorageError> {
         let Some(table) = self.tables.get_mut(&group) else { return Ok(()) };
+        self.bytes -= table.bytes();
         table.forget();
         let table = table.below().clone();
         let mut staged = sled::Batch::default();
