@@ -9,9 +9,9 @@ use crate::server::{CONNECTION_WINDOW, FRAME_BYTES_MAX, STREAM_WINDOW};
 /// Connecting within a cluster takes a round trip. Longer than this, the packets are lost: a fresh attempt gets through
 /// sooner than the kernel's ever slower repetitions.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Without keep-alive a channel stays broken after a partition heals (measured; see HACKING). A channel that is not
+/// Without keep-alive a channel stays broken after a partition heals (measured). A channel that is not
 /// answered for the two together is given up and opened anew.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_millis(500);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_millis(1000);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_millis(1000);
 
 /// An address that is none.
