@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use eggs_machine::{Machine, Outcome, Table, TableError, Tx};
 use eggs_proto::limits::SESSION_TTL;
-use eggs_proto::{CrossdirError, ServiceError, SessionId, Time, TransactionId, pb};
+use eggs_proto::{CrossdirError, InodeId, ServiceError, SessionId, Time, TransactionId, pb};
 use prost::Message;
 
 use crate::schema;
@@ -27,6 +27,10 @@ pub enum Effect {
     Finished(Vec<TransactionId>),
     /// They are gone.
     Retired(Vec<TransactionId>),
+    /// Only the clearances of this driver count from here on.
+    TakenOver(u64),
+    /// These moves of directories may go on.
+    Cleared(Vec<TransactionId>),
 }
 
 /// What is known of a call.
@@ -59,6 +63,8 @@ impl Machine for CrossdirMachine {
             Some(Command::Begin(begin)) if begin.op.is_some() => begin_transaction(tx, time, begin),
             Some(Command::Finish(finish)) => finish_transactions(tx, finish),
             Some(Command::Retire(retire)) => retire_transactions(tx, retire),
+            Some(Command::TakeOver(take_over)) => take_over_by(tx, take_over.driver),
+            Some(Command::Clear(clear)) => clear_moves(tx, clear),
             _ => Ok(refused(CrossdirError::Malformed)),
         }
     }
@@ -79,8 +85,9 @@ fn begin_transaction<T: Table + ?Sized>(
             return Ok(refused(CrossdirError::StaleSession));
         }
     }
-    let transaction = schema::next_transaction(tx)?;
-    let meta = pb::CrossdirMetaRow { next_transaction: transaction.0 + 1 };
+    let mut meta = schema::meta(tx)?;
+    let transaction = TransactionId(meta.next_transaction);
+    meta.next_transaction += 1;
     tx.put(schema::META, meta.encode_to_vec())?;
     let row = pb::CrossdirTransactionRow {
         begin: begin.encode_to_vec().into(),
@@ -88,6 +95,7 @@ fn begin_transaction<T: Table + ?Sized>(
         session: begin.session,
         sequence: begin.sequence,
         reply: None,
+        cleared: None,
     };
     tx.put(schema::transaction_key(transaction), row.encode_to_vec())?;
     if session.0 != 0 {
@@ -103,6 +111,33 @@ fn begin_transaction<T: Table + ?Sized>(
         tx.put(schema::session_key(session), row.encode_to_vec())?;
     }
     Ok(accepted(transaction, vec![Effect::Begun { transaction, begin, started_at: time }]))
+}
+
+fn take_over_by<T: Table + ?Sized>(tx: &mut Tx<'_, T>, driver: u64) -> Result<Outcome<Effect>, TableError> {
+    let meta = pb::CrossdirMetaRow { driver, ..schema::meta(tx)? };
+    tx.put(schema::META, meta.encode_to_vec())?;
+    Ok(Outcome { reply: Bytes::new(), effects: vec![Effect::TakenOver(driver)] })
+}
+
+/// XD-8: of a driver that has been replaced nothing counts.
+fn clear_moves<T: Table + ?Sized>(
+    tx: &mut Tx<'_, T>,
+    clear: pb::ClearMoves,
+) -> Result<Outcome<Effect>, TableError> {
+    let mut cleared = Vec::with_capacity(clear.moves.len());
+    if schema::meta(tx)?.driver != clear.driver {
+        return Ok(Outcome { reply: Bytes::new(), effects: Vec::new() });
+    }
+    for entry in clear.moves {
+        let transaction = TransactionId(entry.transaction);
+        let Some(mut row) = schema::transaction(tx, transaction)? else { continue };
+        if row.reply.is_none() {
+            row.cleared = Some(entry);
+            tx.put(schema::transaction_key(transaction), row.encode_to_vec())?;
+            cleared.push(transaction);
+        }
+    }
+    Ok(Outcome { reply: Bytes::new(), effects: vec![Effect::Cleared(cleared)] })
 }
 
 /// The first answer stays (XD-2): a later, different one would be a bug of the driver.
@@ -224,6 +259,8 @@ pub struct Pending {
     pub transaction: TransactionId,
     pub begin: pb::BeginTransaction,
     pub started_at: Time,
+    /// Of a move of a directory that may go on: the ancestors of its new directory, which is the first of them.
+    pub cleared: Option<Vec<InodeId>>,
 }
 
 /// Begun and without an answer, in the order they were begun.
@@ -250,7 +287,8 @@ fn pending<T: Table + ?Sized>(view: &T) -> Result<Vec<(Pending, Option<pb::Cross
     rows.into_iter()
         .map(|(transaction, row)| {
             let begin = schema::decode(&row.begin, "intent of a transaction")?;
-            Ok((Pending { transaction, begin, started_at: Time(row.started_at) }, row.reply))
+            let cleared = row.cleared.map(|entry| entry.ancestors.into_iter().map(InodeId).collect());
+            Ok((Pending { transaction, begin, started_at: Time(row.started_at), cleared }, row.reply))
         })
         .collect()
 }
