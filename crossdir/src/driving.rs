@@ -205,7 +205,7 @@ impl Task {
     async fn recover(&mut self) -> Result<(), String> {
         let now = self.stopwatch.now();
         let consensus = self.consensus.clone();
-        let take_over = Bytes::from(Driver::take_over(now).encode_to_vec());
+        let take_over = Bytes::from(Driver::take_over().encode_to_vec());
         let read = async move {
             consensus.write(GROUP, SessionId(0), 0, move |_, _| Ok(take_over)).await?;
             let view = consensus

@@ -118,7 +118,7 @@ impl MoveState {
 /// The volatile half of the coordinator.
 #[derive(Debug)]
 pub struct Driver {
-    /// As the machine knows it.
+    /// Its number.
     id: u64,
     locks: Locks,
     moves: Moves,
@@ -150,8 +150,8 @@ struct Running {
     answer: Option<pb::CrossdirReply>,
     /// To be answered once it is recorded.
     recorded_answer: Option<pb::CrossdirReply>,
-    /// Of a move of a directory: the ancestors of its new directory, as they were when it was cleared.
-    ancestors: Vec<InodeId>,
+    /// A move of a directory that may go on.
+    cleared: bool,
     phase: Phase,
     /// Retired already, by an earlier driver: to be dropped as soon as it has its locks.
     gone: bool,
@@ -214,10 +214,9 @@ fn backoff(attempts: u32) -> Duration {
 
 impl Driver {
     /// What is to be logged, without a session, before a driver is made: from then on nothing an earlier driver has decided
-    /// is recorded any more (XD-8). `now` as in [`Driver::recover`].
-    pub fn take_over(now: Time) -> pb::CrossdirCommand {
-        let take_over = pb::TakeOver { driver: now.0 };
-        pb::CrossdirCommand { command: Some(pb::crossdir_command::Command::TakeOver(take_over)) }
+    /// is recorded any more (XD-8).
+    pub fn take_over() -> pb::CrossdirCommand {
+        pb::CrossdirCommand { command: Some(pb::crossdir_command::Command::TakeOver(pb::TakeOver {})) }
     }
 
     /// A driver for what `view` says is not over, and the requests it begins with. `now` must be later
@@ -247,7 +246,7 @@ impl Driver {
         };
         let mut out = Vec::new();
         let mut unfinished = machine::unfinished(view)?;
-        unfinished.sort_by_key(|pending| (pending.cleared.is_none(), pending.transaction));
+        unfinished.sort_by_key(|pending| (!pending.cleared, pending.transaction));
         for pending in unfinished {
             driver.begin(pending, true, now, &mut out);
         }
@@ -286,7 +285,7 @@ impl Driver {
                 if transaction > self.newest {
                     self.newest = transaction;
                     self.begin(
-                        Pending { transaction, begin, started_at, cleared: None },
+                        Pending { transaction, begin, started_at, cleared: false },
                         false,
                         now,
                         &mut out,
@@ -296,7 +295,7 @@ impl Driver {
             Input::Effect(Effect::Finished(finished)) => self.finished(&finished, now, &mut out),
             Input::Effect(Effect::Retired(retired)) => self.retired(&retired, now, &mut out),
             Input::Effect(Effect::Cleared(cleared)) => self.cleared(&cleared, now, &mut out),
-            Input::Effect(Effect::TakenOver(driver)) if driver != self.id => out.push(Output::Replaced),
+            Input::Effect(Effect::TakenOver(driver)) if driver > self.id => out.push(Output::Replaced),
             Input::Effect(Effect::TakenOver(_)) => {}
             Input::Write { tag, received } => self.on_write(tag, received, now, &mut out),
             Input::Stat { tag, received } => self.on_stat(tag, received, now, &mut out),
@@ -368,21 +367,21 @@ impl Driver {
         let Pending { transaction, begin, started_at, cleared } = pending;
         let Some(steps) = steps_of(transaction, &begin) else { return };
         let (locks, shards) = (steps.locks(), steps.shards());
-        let (owned, was_cleared) = (steps.owned(), cleared.is_some());
+        let owned = steps.owned();
         let running = Running {
             steps,
             started_at,
             shards,
             answer: None,
             recorded_answer: None,
-            ancestors: cleared.unwrap_or_default(),
+            cleared,
             phase: Phase::Queued,
             gone: false,
             // Nothing of a move comes to the shards before it is cleared.
-            recovered: recovered && (owned.is_none() || was_cleared),
+            recovered: recovered && (owned.is_none() || cleared),
         };
-        if was_cleared {
-            self.restore_clear(transaction, &running);
+        if let Some(target) = owned.filter(|_| cleared) {
+            self.moves.restore(transaction, target);
         }
         self.running.insert(transaction, running);
         if self.locks.acquire(transaction, locks) {
@@ -396,8 +395,7 @@ impl Driver {
         if running.gone {
             return self.drop_gone(transaction, now, out);
         }
-        let cleared = !running.ancestors.is_empty();
-        match cleared.then(|| running.steps.clear()).flatten() {
+        match running.cleared.then(|| running.steps.clear()).flatten() {
             Some(request) => self.ask(transaction, request, now, out),
             None => self.begin_steps(transaction, now, out),
         }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use eggs_machine::{Machine, Outcome, Table, TableError, Tx};
 use eggs_proto::limits::SESSION_TTL;
-use eggs_proto::{CrossdirError, InodeId, ServiceError, SessionId, Time, TransactionId, pb};
+use eggs_proto::{CrossdirError, ServiceError, SessionId, Time, TransactionId, pb};
 use prost::Message;
 
 use crate::schema;
@@ -27,7 +27,7 @@ pub enum Effect {
     Finished(Vec<TransactionId>),
     /// They are gone.
     Retired(Vec<TransactionId>),
-    /// Only the clearances of this driver count from here on.
+    /// There is another driver, with this number.
     TakenOver(u64),
     /// These moves of directories may go on.
     Cleared(Vec<TransactionId>),
@@ -63,7 +63,7 @@ impl Machine for CrossdirMachine {
             Some(Command::Begin(begin)) if begin.op.is_some() => begin_transaction(tx, time, begin),
             Some(Command::Finish(finish)) => finish_transactions(tx, finish),
             Some(Command::Retire(retire)) => retire_transactions(tx, retire),
-            Some(Command::TakeOver(take_over)) => take_over_by(tx, take_over.driver),
+            Some(Command::TakeOver(pb::TakeOver {})) => take_over(tx),
             Some(Command::Clear(clear)) => clear_moves(tx, clear),
             _ => Ok(refused(CrossdirError::Malformed)),
         }
@@ -95,7 +95,7 @@ fn begin_transaction<T: Table + ?Sized>(
         session: begin.session,
         sequence: begin.sequence,
         reply: None,
-        cleared: None,
+        cleared: false,
     };
     tx.put(schema::transaction_key(transaction), row.encode_to_vec())?;
     if session.0 != 0 {
@@ -113,26 +113,25 @@ fn begin_transaction<T: Table + ?Sized>(
     Ok(accepted(transaction, vec![Effect::Begun { transaction, begin, started_at: time }]))
 }
 
-fn take_over_by<T: Table + ?Sized>(tx: &mut Tx<'_, T>, driver: u64) -> Result<Outcome<Effect>, TableError> {
-    let meta = pb::CrossdirMetaRow { driver, ..schema::meta(tx)? };
+fn take_over<T: Table + ?Sized>(tx: &mut Tx<'_, T>) -> Result<Outcome<Effect>, TableError> {
+    let mut meta = schema::meta(tx)?;
+    meta.driver += 1;
     tx.put(schema::META, meta.encode_to_vec())?;
-    Ok(Outcome { reply: Bytes::new(), effects: vec![Effect::TakenOver(driver)] })
+    Ok(Outcome { reply: Bytes::new(), effects: vec![Effect::TakenOver(meta.driver)] })
 }
 
-/// XD-8: of a driver that has been replaced nothing counts.
 fn clear_moves<T: Table + ?Sized>(
     tx: &mut Tx<'_, T>,
     clear: pb::ClearMoves,
 ) -> Result<Outcome<Effect>, TableError> {
-    let mut cleared = Vec::with_capacity(clear.moves.len());
+    let mut cleared = Vec::with_capacity(clear.transactions.len());
     if schema::meta(tx)?.driver != clear.driver {
-        return Ok(Outcome { reply: Bytes::new(), effects: Vec::new() });
+        return Ok(nothing());
     }
-    for entry in clear.moves {
-        let transaction = TransactionId(entry.transaction);
+    for transaction in clear.transactions.into_iter().map(TransactionId) {
         let Some(mut row) = schema::transaction(tx, transaction)? else { continue };
         if row.reply.is_none() {
-            row.cleared = Some(entry);
+            row.cleared = true;
             tx.put(schema::transaction_key(transaction), row.encode_to_vec())?;
             cleared.push(transaction);
         }
@@ -140,11 +139,19 @@ fn clear_moves<T: Table + ?Sized>(
     Ok(Outcome { reply: Bytes::new(), effects: vec![Effect::Cleared(cleared)] })
 }
 
+/// XD-8: what a driver says that has been replaced.
+fn nothing() -> Outcome<Effect> {
+    Outcome { reply: Bytes::new(), effects: Vec::new() }
+}
+
 /// The first answer stays (XD-2): a later, different one would be a bug of the driver.
 fn finish_transactions<T: Table + ?Sized>(
     tx: &mut Tx<'_, T>,
     finish: pb::FinishTransactions,
 ) -> Result<Outcome<Effect>, TableError> {
+    if schema::meta(tx)?.driver != finish.driver {
+        return Ok(nothing());
+    }
     let mut finished = Vec::with_capacity(finish.transactions.len());
     for pb::FinishedTransaction { transaction, reply } in finish.transactions {
         let transaction = TransactionId(transaction);
@@ -259,8 +266,8 @@ pub struct Pending {
     pub transaction: TransactionId,
     pub begin: pb::BeginTransaction,
     pub started_at: Time,
-    /// Of a move of a directory that may go on: the ancestors of its new directory, which is the first of them.
-    pub cleared: Option<Vec<InodeId>>,
+    /// A move of a directory that may go on.
+    pub cleared: bool,
 }
 
 /// Begun and without an answer, in the order they were begun.
@@ -287,8 +294,8 @@ fn pending<T: Table + ?Sized>(view: &T) -> Result<Vec<(Pending, Option<pb::Cross
     rows.into_iter()
         .map(|(transaction, row)| {
             let begin = schema::decode(&row.begin, "intent of a transaction")?;
-            let cleared = row.cleared.map(|entry| entry.ancestors.into_iter().map(InodeId).collect());
-            Ok((Pending { transaction, begin, started_at: Time(row.started_at), cleared }, row.reply))
+            let (started_at, cleared) = (Time(row.started_at), row.cleared);
+            Ok((Pending { transaction, begin, started_at, cleared }, row.reply))
         })
         .collect()
 }

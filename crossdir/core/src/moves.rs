@@ -1,13 +1,16 @@
 //! Which moves of directories may run at once (XD-8).
 //!
-//! A move changes who owns its target, and relies on who the ancestors of its new directory are: its target must not be
-//! among them. So two moves are in each other's way when the target of one is among the ancestors of the other. A move
-//! reads its ancestors one by one while others run; it is *clear* to go on when what it has read is still so and no move
-//! that is clear, and not over, is in its way. Until it is over, later ones that would be in its way wait; so what it has
-//! read stays so, and no two moves can make a loop together.
+//! A move gives its target another owner, and must make no loop: its target must not be among the ancestors of its new
+//! directory. It reads these one by one, while others run, and is *clear* to go on when what it has read is so: no other
+//! move that is clear and not over has one of the ancestors for its target, and none was over since the reading began.
 //!
-//! Whoever waits keeps its place: a later move that is in the way of one that waits, waits behind it. Waiting is for
-//! clear moves and for earlier ones only, so it ends.
+//! Why that is enough. Suppose there were a loop, and take of the moves that made a part of it the one that was cleared
+//! last. The ancestors it had read led to the root and did not have its target among them. So on the way from its new
+//! directory round to its target there is a first one of these ancestors that got another owner later, by another of
+//! those moves. That one was not cleared later; so it was clear and not over then, and had an ancestor for its target.
+//!
+//! Whoever waits keeps its place: a later move that would change what it relies on waits behind it. Waiting is for clear
+//! moves and for earlier ones only, so it ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,19 +24,9 @@ pub(crate) struct Claim {
     pub(crate) ancestors: Vec<InodeId>,
 }
 
-impl Claim {
-    fn relies_on(&self, other: &Claim) -> bool {
-        self.ancestors.contains(&other.target)
-    }
-
-    fn is_in_the_way_of(&self, other: &Claim) -> bool {
-        self.relies_on(other) || other.relies_on(self)
-    }
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Leave {
-    /// What was read is so, and stays so until [`Moves::over`].
+    /// What was read is so.
     Clear,
     /// [`Moves::over`] of another says when to read again.
     Wait,
@@ -43,7 +36,8 @@ pub(crate) enum Leave {
 
 #[derive(Debug, Default)]
 pub(crate) struct Moves {
-    clear: BTreeMap<TransactionId, Claim>,
+    /// Clear and not over, and their targets.
+    clear: BTreeMap<TransactionId, InodeId>,
     /// As they last read it.
     waiting: BTreeMap<TransactionId, Claim>,
     /// Those that read, and what got another owner meanwhile.
@@ -57,31 +51,31 @@ impl Moves {
     }
 
     /// It was clear for an earlier driver, and may have begun.
-    pub(crate) fn restore(&mut self, transaction: TransactionId, claim: Claim) {
-        self.clear.insert(transaction, claim);
+    pub(crate) fn restore(&mut self, transaction: TransactionId, target: InodeId) {
+        self.clear.insert(transaction, target);
     }
 
-    /// The ancestors are read, and the move would go on.
+    /// The ancestors are read, and the move would go on; it counts as clear from here on.
     pub(crate) fn go_on(&mut self, transaction: TransactionId, claim: Claim) -> Leave {
-        let blocked = self.clear.values().any(|other| claim.is_in_the_way_of(other));
-        let leave = self.settle(transaction, &claim, blocked || self.waits_behind(transaction, &claim));
+        let behind = self.waits_behind(transaction, claim.target);
+        let target = claim.target;
+        let leave = self.settle(transaction, claim, behind);
         if leave == Leave::Clear {
             self.waiting.remove(&transaction);
-            self.clear.insert(transaction, claim);
+            self.clear.insert(transaction, target);
         }
         leave
     }
 
-    /// What is read so far says that the move cannot be: clear to say so. It holds nobody up from here on.
-    pub(crate) fn refuse(&mut self, transaction: TransactionId, claim: &Claim) -> Leave {
-        let blocked = self.clear.values().any(|other| claim.relies_on(other));
-        self.settle(transaction, claim, blocked)
+    /// What is read so far says that the move cannot be: clear to say so.
+    pub(crate) fn refuse(&mut self, transaction: TransactionId, claim: Claim) -> Leave {
+        self.settle(transaction, claim, false)
     }
 
-    fn settle(&mut self, transaction: TransactionId, claim: &Claim, blocked: bool) -> Leave {
+    fn settle(&mut self, transaction: TransactionId, claim: Claim, behind: bool) -> Leave {
         let changed = self.reading.remove(&transaction).unwrap_or_default();
-        if blocked {
-            self.waiting.insert(transaction, claim.clone());
+        if behind || self.is_blocked(&claim) {
+            self.waiting.insert(transaction, claim);
             return Leave::Wait;
         }
         if claim.ancestors.iter().any(|ancestor| changed.contains(ancestor)) {
@@ -91,27 +85,29 @@ impl Moves {
         Leave::Clear
     }
 
-    fn waits_behind(&self, transaction: TransactionId, claim: &Claim) -> bool {
-        self.waiting.range(..transaction).any(|(_, earlier)| claim.is_in_the_way_of(earlier))
+    fn is_blocked(&self, claim: &Claim) -> bool {
+        self.clear.values().any(|target| claim.ancestors.contains(target))
+    }
+
+    fn waits_behind(&self, transaction: TransactionId, target: InodeId) -> bool {
+        self.waiting.range(..transaction).any(|(_, earlier)| earlier.ancestors.contains(&target))
     }
 
     /// It holds nobody up any more. Answers who has to read again, in the order they came: they are reading now.
     pub(crate) fn over(&mut self, transaction: TransactionId) -> Vec<TransactionId> {
         self.reading.remove(&transaction);
-        let waited = self.waiting.remove(&transaction);
+        let waited = self.waiting.remove(&transaction).is_some();
         let ran = self.clear.remove(&transaction);
-        if let Some(ran) = &ran {
-            for changed in self.reading.values_mut() {
-                changed.insert(ran.target);
-            }
+        for changed in self.reading.values_mut() {
+            changed.extend(ran);
         }
-        if ran.is_none() && waited.is_none() {
+        if !waited && ran.is_none() {
             return Vec::new();
         }
         let free = |(&id, waiting): (&TransactionId, &Claim)| {
             let free = !self.reading.contains_key(&id)
-                && !self.clear.values().any(|other| waiting.is_in_the_way_of(other))
-                && !self.waits_behind(id, waiting);
+                && !self.is_blocked(waiting)
+                && !self.waits_behind(id, waiting.target);
             free.then_some(id)
         };
         let free: Vec<TransactionId> = self.waiting.iter().filter_map(free).collect();

@@ -35,8 +35,8 @@ pub(crate) struct Coordinator {
     line: RegistryLine,
     /// While it leads.
     pub driver: Option<Driver>,
-    /// It leads, and a driver is made once this command of it is applied.
-    taking_over: Option<pb::CrossdirCommand>,
+    /// It leads, and a driver is made once it is recorded that there is another one.
+    taking_over: bool,
     waiting: BTreeMap<TransactionId, Vec<Waiter>>,
     /// Who asks what became of a move; with what has to be confirmed first.
     resolving: Vec<(Option<ReadTicket>, TransactionId, Waiter)>,
@@ -67,7 +67,7 @@ impl Coordinator {
             line: RegistryLine::default(),
             others: BTreeMap::new(),
             driver: None,
-            taking_over: None,
+            taking_over: false,
             waiting: BTreeMap::new(),
             resolving: Vec::new(),
             asked: BTreeMap::new(),
@@ -178,8 +178,7 @@ impl Coordinator {
                 return Err(Stop::Storage("an entry without session was repeated".to_owned()));
             };
             for effect in outcome.effects {
-                let taken = self.taking_over.take_if(|command| took_over(command, &effect)).is_some();
-                if taken {
+                if self.taking_over && matches!(effect, Effect::TakenOver(_)) {
                     // What the driver takes up is the state after all of this turn.
                     self.recover(kernel).map_err(Stop::Storage)?;
                 }
@@ -227,7 +226,7 @@ impl Coordinator {
     /// Others go on with what this one had begun.
     fn resign(&mut self, kernel: &mut Kernel) {
         self.driver = None;
-        self.taking_over = None;
+        self.taking_over = false;
         self.asked.clear();
         self.deadlines.clear();
         self.tick_at = None;
@@ -323,10 +322,8 @@ impl Coordinator {
     }
 
     fn take_over(&mut self, kernel: &mut Kernel) -> Result<(), Stop> {
-        let command = Driver::take_over(self.now(kernel));
-        self.propose(kernel, &command)?;
-        self.taking_over = Some(command);
-        Ok(())
+        self.taking_over = true;
+        self.propose(kernel, &Driver::take_over())
     }
 
     fn schedule_tick(&mut self, kernel: &mut Kernel) {
@@ -392,7 +389,7 @@ impl Coordinator {
     }
 
     fn heartbeat(&mut self, kernel: &mut Kernel) -> Result<(), Stop> {
-        if self.taking_over.is_some() {
+        if self.taking_over {
             // What was proposed may have been lost.
             self.take_over(kernel)?;
         }
@@ -433,14 +430,10 @@ impl Coordinator {
         let Some(view) = self.view() else { return Err("the coordinator has no leader".to_owned()) };
         let view = if self.cluster.bug == Some(Bug::NoRecovery) { &empty } else { view };
         let (driver, outputs) = Driver::recover(view, now).map_err(|error| error.to_string())?;
+        self.taking_over = false;
         self.driver = Some(driver);
         self.perform(kernel, outputs).map_err(|Stop::Storage(error)| error)
     }
-}
-
-fn took_over(command: &pb::CrossdirCommand, effect: &Effect) -> bool {
-    let Some(pb::crossdir_command::Command::TakeOver(take_over)) = &command.command else { return false };
-    *effect == Effect::TakenOver(take_over.driver)
 }
 
 impl Daemon for Coordinator {
@@ -452,7 +445,7 @@ impl Daemon for Coordinator {
 
     fn crash(&mut self, kernel: &mut Kernel) -> Result<(), String> {
         self.driver = None;
-        self.taking_over = None;
+        self.taking_over = false;
         self.waiting.clear();
         self.resolving.clear();
         self.asked.clear();

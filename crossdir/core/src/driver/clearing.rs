@@ -17,19 +17,21 @@ impl Driver {
     ) {
         let Some(running) = self.running.get_mut(&transaction) else { return };
         let leave = match &reply {
-            None => self.moves.go_on(transaction, claim.clone()),
-            Some(_) => self.moves.refuse(transaction, &claim),
+            None => self.moves.go_on(transaction, claim),
+            Some(_) => self.moves.refuse(transaction, claim),
         };
         match (leave, reply) {
             (Leave::Clear, None) => {
-                running.ancestors = claim.ancestors;
                 running.phase = Phase::Clearing { proposed_at: None };
                 self.to_clear.push(transaction);
             }
-            // No shard remembers why: were it told now, it could end otherwise after a crash.
+            // No shard remembers why: were it told or its locks given away now, it could end otherwise after a crash.
             (Leave::Clear, Some(reply)) => {
                 running.recorded_answer = Some(reply);
-                self.over(transaction, now, out);
+                running.phase = Phase::Over { proposed_at: None };
+                self.move_over(transaction, now, out);
+                self.to_finish.push_back(transaction);
+                self.collect_finish(now, out);
             }
             (Leave::Wait, _) => running.phase = Phase::InTheWay,
             (Leave::ReadAgain, _) => {
@@ -41,17 +43,16 @@ impl Driver {
 
     /// One record for all that became clear in a step.
     pub(super) fn propose_clear(&mut self, now: Time, out: &mut Vec<Output>) {
-        let mut moves = Vec::with_capacity(self.to_clear.len());
+        let mut transactions = Vec::with_capacity(self.to_clear.len());
         for transaction in std::mem::take(&mut self.to_clear) {
             let Some(running) = self.running.get_mut(&transaction) else { continue };
             running.phase = Phase::Clearing { proposed_at: Some(now) };
-            let ancestors = running.ancestors.iter().map(|inode| inode.0).collect();
-            moves.push(pb::ClearedMove { transaction: transaction.0, ancestors });
+            transactions.push(transaction.0);
             let again = now.saturating_add(RECORD_TIMEOUT);
             self.timers.insert((again, Timer::ClearProposal(transaction)));
         }
-        if !moves.is_empty() {
-            let clear = pb::ClearMoves { driver: self.id, moves };
+        if !transactions.is_empty() {
+            let clear = pb::ClearMoves { driver: self.id, transactions };
             let command = Some(pb::crossdir_command::Command::Clear(clear));
             out.push(Output::Propose(pb::CrossdirCommand { command }));
         }
@@ -74,15 +75,9 @@ impl Driver {
             // Told twice, when it goes on already.
             let Some(at) = running.clear_timer() else { continue };
             let Some(request) = running.steps.clear() else { continue };
+            running.cleared = true;
             self.timers.remove(&(at, Timer::ClearProposal(transaction)));
             self.ask(transaction, request, now, out);
-        }
-    }
-
-    /// An earlier driver had recorded it.
-    pub(super) fn restore_clear(&mut self, transaction: TransactionId, running: &Running) {
-        if let Some(target) = running.steps.owned() {
-            self.moves.restore(transaction, Claim { target, ancestors: running.ancestors.clone() });
         }
     }
 

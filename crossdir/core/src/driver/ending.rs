@@ -123,7 +123,7 @@ impl Driver {
                 });
             }
             if !batch.is_empty() {
-                let finish = pb::FinishTransactions { transactions: batch };
+                let finish = pb::FinishTransactions { transactions: batch, driver: self.id };
                 out.push(propose(pb::crossdir_command::Command::Finish(finish)));
             }
         }
@@ -163,6 +163,7 @@ impl Driver {
             let kind = running.steps.kind();
             if let Some(reply) = &running.recorded_answer {
                 out.push(Output::Answer { transaction, reply: reply.clone() });
+                self.release(transaction, now, out);
             }
             let reply = running.answer.or(running.recorded_answer).unwrap_or_default();
             self.end(transaction, Ended::new(kind, running.started_at, running.shards, reply), now);

@@ -118,7 +118,7 @@ impl World {
     pub fn new(seed: u64, weather: Weather) -> World {
         let mut coordinator = Group::new(CrossdirMachine);
         let now = 1_000_000_000 * MS;
-        coordinator.apply(now, 0, 0, Driver::take_over(Time(now)).encode_to_vec());
+        coordinator.apply(now, 0, 0, Driver::take_over().encode_to_vec());
         let (driver, outputs) = Driver::recover(&coordinator.table, Time(now)).unwrap();
         assert!(outputs.is_empty());
         World {
@@ -249,7 +249,7 @@ impl World {
     pub fn kill(&mut self) {
         self.kills += 1;
         self.now += MS;
-        self.coordinator.apply(self.now, 0, 0, Driver::take_over(Time(self.now)).encode_to_vec());
+        self.coordinator.apply(self.now, 0, 0, Driver::take_over().encode_to_vec());
         let (driver, outputs) = Driver::recover(&self.coordinator.table, Time(self.now)).unwrap();
         self.driver = driver;
         // Callers that wait ask again.
