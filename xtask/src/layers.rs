@@ -51,7 +51,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "eggs-client-core",
         ],
     ),
-    ("eggs-tests", &["eggs-proto", "eggs-client"]),
+    ("eggs-tests", &["eggs-proto", "eggs-client", "eggs-daemon"]),
     ("eggs-bench", &["eggs-proto", "eggs-client"]),
     ("xtask", &[]),
 ];
