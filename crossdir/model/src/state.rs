@@ -1,0 +1,232 @@
+//! Everything there is at one instant: shards, messages, the coordinator's log, its driver.
+
+use crate::scenario::{DIRECTORIES_MAX, Directory, EDGES_MAX, Op, Scenario, TRANSACTIONS_MAX, Transaction};
+
+/// Directories, or transactions: bit n is number n.
+pub type Set = u8;
+
+pub fn bit(n: impl Into<usize>) -> Set {
+    1 << n.into()
+}
+
+pub fn has(set: Set, n: impl Into<usize>) -> bool {
+    set & bit(n) != 0
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct State {
+    /// None: removed.
+    pub owner: [Option<Directory>; DIRECTORIES_MAX],
+    pub edges: [Edge; EDGES_MAX],
+    pub steps: [Steps; TRANSACTIONS_MAX],
+    pub rows: [Row; TRANSACTIONS_MAX],
+    /// Transactions begun.
+    pub begun: usize,
+    /// The durable token.
+    pub token: u8,
+    /// On their way to the log, in order, none twice.
+    pub proposals: Vec<Proposal>,
+    pub driver: Driver,
+    pub crashes: u8,
+    /// Not of the protocol: what callers were told, and what was seen that must not be.
+    pub answered: [Option<Reply>; TRANSACTIONS_MAX],
+    pub made: Set,
+    pub wrong: Option<&'static str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Edge {
+    pub target: Option<Directory>,
+    pub locked_by: Option<u8>,
+}
+
+/// A step of a transaction on a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Step {
+    LockEdge,
+    LinkEdge,
+    SetOwner,
+    UnlinkEdge,
+    UnlockEdge,
+    RemoveDirectory,
+    RestoreDirectory,
+}
+
+pub const STEPS: [Step; 7] = [
+    Step::LockEdge,
+    Step::LinkEdge,
+    Step::SetOwner,
+    Step::UnlinkEdge,
+    Step::UnlockEdge,
+    Step::RemoveDirectory,
+    Step::RestoreDirectory,
+];
+
+/// Of one transaction; sets of [`Step`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Steps {
+    /// On their way to the shards.
+    pub sent: Set,
+    /// Remembered by the shards.
+    pub done: Set,
+    pub refused: Set,
+}
+
+impl Steps {
+    pub fn known(&self, step: Step) -> bool {
+        has(self.done | self.refused, step as usize)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reply {
+    Done,
+    /// A shard refused a step, and remembers it.
+    Refused,
+    /// Seen by reading, which no shard remembers: the target is among the new parent's ancestors.
+    Loop,
+    /// Seen by reading: an ancestor is removed.
+    Missing,
+}
+
+impl Reply {
+    pub fn by_reading(self) -> bool {
+        matches!(self, Reply::Loop | Reply::Missing)
+    }
+}
+
+/// What the coordinator's log says of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Row {
+    /// With the ancestors of the new parent.
+    pub cleared: Option<Set>,
+    pub finished: Option<Reply>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Proposal {
+    TakeOver { token: u8 },
+    Cleared { transaction: u8, ancestors: Set, token: u8 },
+    Finish { transaction: u8, reply: Reply, token: u8 },
+}
+
+/// The volatile half.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Driver {
+    pub token: u8,
+    /// Its TakeOver is applied.
+    pub leads: bool,
+    /// Those that have, or wait for, their base locks, in the order they asked.
+    pub queue: Vec<u8>,
+    pub jobs: [Job; TRANSACTIONS_MAX],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Job {
+    pub phase: Phase,
+    /// The ancestors of the new parent, as last known; a cleared move's: its claim.
+    pub ancestors: Option<Set>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Not begun, or over and recorded.
+    None,
+    /// For its base locks.
+    Queued { cleared: bool },
+    /// The owner of `at` is asked for next. `over`: what became over meanwhile.
+    Reading { at: Directory, read: Set, over: Set },
+    /// `refusal`: what the reading came to, when not to the root.
+    Read { read: Set, over: Set, refusal: Option<Reply> },
+    /// Until one of these is over.
+    Waiting { blockers: Set },
+    /// Its clearance is proposed.
+    Clearing,
+    /// What it saw by reading is proposed as its end.
+    Refusing,
+    Stepping(Step),
+    /// Its end is proposed.
+    Over,
+}
+
+impl Job {
+    pub const NONE: Job = Job { phase: Phase::None, ancestors: None };
+
+    /// Cleared and not over.
+    pub fn claims(&self) -> bool {
+        matches!(self.phase, Phase::Clearing | Phase::Stepping(_) | Phase::Queued { cleared: true })
+    }
+
+    /// For leave, or still reading.
+    pub fn waits(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Queued { cleared: false }
+                | Phase::Reading { .. }
+                | Phase::Read { .. }
+                | Phase::Waiting { .. }
+        )
+    }
+}
+
+impl State {
+    pub fn first(scenario: &Scenario) -> State {
+        let mut owner = [None; DIRECTORIES_MAX];
+        for (directory, &parent) in scenario.parents.iter().enumerate() {
+            owner[directory] = Some(parent);
+        }
+        let mut edges = [Edge::default(); EDGES_MAX];
+        for (edge, &target) in scenario.living.iter().enumerate() {
+            edges[edge].target = target;
+        }
+        State {
+            owner,
+            edges,
+            steps: Default::default(),
+            rows: Default::default(),
+            begun: 0,
+            token: 1,
+            proposals: Vec::new(),
+            // The first driver has taken over before anything is begun.
+            driver: Driver { token: 1, leads: true, queue: Vec::new(), jobs: [Job::NONE; TRANSACTIONS_MAX] },
+            crashes: 0,
+            answered: [None; TRANSACTIONS_MAX],
+            made: 0,
+            wrong: None,
+        }
+    }
+
+    pub fn propose(&mut self, proposal: Proposal) {
+        if let Err(at) = self.proposals.binary_search(&proposal) {
+            self.proposals.insert(at, proposal);
+        }
+    }
+
+    pub fn send(&mut self, transaction: Transaction, step: Step) {
+        self.driver.jobs[transaction].phase = Phase::Stepping(step);
+        self.steps[transaction].sent |= bit(step as usize);
+    }
+
+    pub fn must_not_be(&mut self, wrong: &'static str) {
+        self.wrong.get_or_insert(wrong);
+    }
+
+    /// XD-9: a caller is told one thing, however often.
+    pub fn answer(&mut self, transaction: Transaction, reply: Reply) {
+        match self.answered[transaction] {
+            None => self.answered[transaction] = Some(reply),
+            Some(told) if told == reply => {}
+            Some(_) => self.must_not_be("a caller was told two things"),
+        }
+    }
+
+    /// A move by which its target has two living names for a while shows one of them only (XD-12).
+    pub fn visible(&self, scenario: &Scenario, edge: usize) -> bool {
+        let Edge { target, locked_by } = self.edges[edge];
+        let moved_on = locked_by.is_some_and(|by| {
+            let by = usize::from(by);
+            matches!(scenario.ops[by], Op::Move { .. }) && has(self.steps[by].done, Step::LinkEdge as usize)
+        });
+        target.is_some() && !moved_on
+    }
+}
