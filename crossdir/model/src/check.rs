@@ -2,7 +2,7 @@
 
 use crate::Protocol;
 use crate::scenario::ROOT;
-use crate::state::{Reply, State, has};
+use crate::state::{Phase, Reply, State, has};
 
 impl Protocol {
     pub(crate) fn check_always(&self, state: &State) -> Result<(), String> {
@@ -47,6 +47,9 @@ impl Protocol {
         let ops = self.scenario.ops.len();
         if let Some(stuck) = (0..ops).find(|&t| t >= state.begun || state.rows[t].finished.is_none()) {
             return Err(format!("{stuck} waits for ever"));
+        }
+        if let Some(stuck) = (0..ops).find(|&t| state.driver.jobs[t].phase != Phase::None) {
+            return Err(format!("{stuck} waits for ever, recorded as finished"));
         }
         if (0..ops).any(|t| state.answered[t] != state.rows[t].finished) {
             return Err("a caller was told nothing, or not what is recorded".to_owned());

@@ -3,7 +3,8 @@
 use crate::Protocol;
 use crate::Weakness::{
     AdoptNothing, AnswerBeforeRecorded, ClearWithoutClaims, ClearedKeepTheirPlace, DropClaims, EmptyClaims,
-    ForgetWhatWasOver, FinishDoesNotStop, HalfClaims, NoTakeOver, OvertakeWaiting, RefuseUnchecked, StepBeforeRecorded,
+    FinishDoesNotStop, ForgetWhatWasOver, HalfClaims, NoTakeOver, OvertakeWaiting, RefuseUnchecked,
+    StepBeforeRecorded,
 };
 use crate::scenario::{Op, Transaction};
 use crate::state::{Driver, Job, Phase, Proposal, Reply, Set, State, Step, bit, has};

@@ -79,6 +79,47 @@ impl Scenario {
         self.push(Op::Rmdir { target, edge })
     }
 
+    /// Every two transactions upon every tree of the root and `directories` more, each moved or removed from where it is;
+    /// the second one also from where it is not, or not yet.
+    pub fn every_pair(directories: u8, crashes: u8) -> Vec<Scenario> {
+        let mut scenarios = Vec::new();
+        for tree in trees(directories) {
+            let empty = Scenario::new(&tree, crashes);
+            for one in empty.clone().each_op(true) {
+                scenarios.extend(one.each_op(false));
+            }
+        }
+        scenarios
+    }
+
+    /// Every three moves, each from where the directory is at first.
+    pub fn every_three_moves(directories: u8, crashes: u8) -> Vec<Scenario> {
+        let mut scenarios: Vec<Scenario> =
+            trees(directories).iter().map(|tree| Scenario::new(tree, crashes)).collect();
+        for _ in 0..3 {
+            let more = |scenario: Scenario| scenario.each_op(true);
+            scenarios = scenarios.into_iter().flat_map(more).collect();
+            scenarios.retain(|scenario| matches!(scenario.ops.last(), Some(Op::Move { .. })));
+        }
+        scenarios
+    }
+
+    /// This one with each one transaction more.
+    fn each_op(self, from_where_it_is: bool) -> Vec<Scenario> {
+        let mut scenarios = Vec::new();
+        let directories = self.parents.len() as Directory;
+        for target in 1..directories {
+            let at = self.parents[usize::from(target)];
+            for old in (0..directories).filter(|&old| old != target && (old == at || !from_where_it_is)) {
+                scenarios.push(self.clone().rmdir(target, old));
+                for new in (0..directories).filter(|&new| new != target && new != old) {
+                    scenarios.push(self.clone().moved(target, old, new));
+                }
+            }
+        }
+        scenarios
+    }
+
     fn push(mut self, op: Op) -> Scenario {
         self.ops.push(op);
         assert!(self.ops.len() <= TRANSACTIONS_MAX);
@@ -139,6 +180,16 @@ impl Scenario {
             ],
         }
     }
+}
+
+/// The parents of each tree, a parent's number always the lower.
+fn trees(directories: u8) -> Vec<Vec<Directory>> {
+    let mut trees = vec![Vec::new()];
+    for directory in 1..=directories {
+        let with = |tree: &Vec<Directory>, parent| tree.iter().copied().chain([parent]).collect();
+        trees = trees.iter().flat_map(|tree| (0..directory).map(move |parent| with(tree, parent))).collect();
+    }
+    trees
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -119,12 +119,7 @@ impl<A> Search<A> {
     }
 }
 
-fn trace<M: Model>(
-    model: &M,
-    parents: &[Option<(usize, M::Action)>],
-    mut at: usize,
-    wrong: &str,
-) -> String {
+fn trace<M: Model>(model: &M, parents: &[Option<(usize, M::Action)>], mut at: usize, wrong: &str) -> String {
     let mut actions = Vec::new();
     while let Some((parent, action)) = parents[at] {
         actions.push(action);

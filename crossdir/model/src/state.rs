@@ -133,13 +133,25 @@ pub enum Phase {
     /// Not begun, or over and recorded.
     None,
     /// For its base locks.
-    Queued { cleared: bool },
+    Queued {
+        cleared: bool,
+    },
     /// The owner of `at` is asked for next. `over`: what became over meanwhile.
-    Reading { at: Directory, read: Set, over: Set },
+    Reading {
+        at: Directory,
+        read: Set,
+        over: Set,
+    },
     /// `refusal`: what the reading came to, when not to the root.
-    Read { read: Set, over: Set, refusal: Option<Reply> },
+    Read {
+        read: Set,
+        over: Set,
+        refusal: Option<Reply>,
+    },
     /// Until one of these is over.
-    Waiting { blockers: Set },
+    Waiting {
+        blockers: Set,
+    },
     /// Its clearance is proposed.
     Clearing,
     /// What it saw by reading is proposed as its end.
