@@ -82,7 +82,7 @@ impl Steps for Rmdir {
         BTreeSet::from([self.target().shard(), self.parent().shard()])
     }
 
-    fn first(&self) -> Request {
+    fn first(&mut self) -> Request {
         let step = pb::RemoveDirectory {
             transaction: self.transaction.0,
             directory: self.op.target,
