@@ -2,12 +2,12 @@
 
 use crate::Protocol;
 use crate::Weakness::{
-    AdoptNothing, AnswerBeforeRecorded, ClearWithoutClaims, ClearedKeepTheirPlace, DropClaims, EmptyClaims,
-    FinishDoesNotStop, ForgetWhatWasOver, HalfClaims, NoTakeOver, OvertakeWaiting, RefuseUnchecked,
-    StepBeforeRecorded,
+    AnswerBeforeRecorded, ClaimWhenRecorded, ClearUnchecked, ClearedKeepTheirPlace, DropClaims,
+    ForgetWhatWasOver, IgnoreReplaced, LateView, OvertakeWaiting, RefuseUnchecked, RefusedKeepNoLocks,
+    StepBeforeRecorded, ViewBeforeTakeOver,
 };
-use crate::scenario::{Op, Transaction};
-use crate::state::{Driver, Job, Phase, Proposal, Reply, Set, State, Step, bit, has};
+use crate::scenario::{Op, ROOT, Transaction};
+use crate::state::{Driver, Job, Phase, Proposal, Reply, Set, Stage, State, Step, bit, has};
 
 impl Protocol {
     // ---- queues ----
@@ -44,71 +44,74 @@ impl Protocol {
 
     fn read_anew(&self, state: &mut State, transaction: Transaction) {
         let Some(at) = self.scenario.new_parent(transaction) else { return };
-        state.driver.jobs[transaction].phase = Phase::Reading { at, read: 0, over: 0 };
+        state.driver.jobs[transaction].phase = Phase::Reading { at, read: 0, changed: 0 };
     }
 
     pub(crate) fn read(&self, state: &mut State, transaction: Transaction) {
-        let Phase::Reading { at, read, over } = state.driver.jobs[transaction].phase else { return };
+        let Phase::Reading { at, read, changed } = state.driver.jobs[transaction].phase else { return };
         let read = read | bit(at);
         let target = self.scenario.target(transaction);
-        let ended = |read, refusal| Phase::Read { read, over, refusal };
+        let ended = |read, refusal| Phase::Read { read, changed, refusal };
         state.driver.jobs[transaction].phase = match state.owner[usize::from(at)] {
             None => ended(read, Some(Reply::Missing)),
-            Some(owner) if owner == target => ended(read | bit(owner), Some(Reply::Loop)),
-            Some(owner) if owner == at => ended(read, None),
-            Some(owner) => Phase::Reading { at: owner, read, over },
+            Some(owner) if owner == target => ended(read, Some(Reply::Loop)),
+            Some(ROOT) => ended(read | bit(ROOT), None),
+            Some(owner) => Phase::Reading { at: owner, read, changed },
         };
     }
 
     /// Leave, a refusal, or waiting.
     pub(crate) fn decide(&self, state: &mut State, transaction: Transaction) {
-        let Phase::Read { read, over, refusal } = state.driver.jobs[transaction].phase else { return };
-        let job = &mut state.driver.jobs[transaction];
-        job.ancestors = Some(read);
+        let Phase::Read { read, changed, refusal } = state.driver.jobs[transaction].phase else { return };
         let unchecked = refusal.is_some() && self.is(RefuseUnchecked);
-        let blockers = if unchecked { 0 } else { self.blockers(state, transaction, read) };
-        let changed = (0..state.begun).any(|m| has(over, m) && has(read, self.scenario.target(m)));
-        if blockers != 0 {
-            state.driver.jobs[transaction].phase = Phase::Waiting { blockers };
-        } else if changed && !unchecked && !self.is(ForgetWhatWasOver) {
+        let behind = refusal.is_none() && self.waits_behind(state, transaction);
+        if !unchecked && (behind || self.is_blocked(state, read)) {
+            state.driver.jobs[transaction] = Job { phase: Phase::Waiting, waits: Some(read) };
+        } else if read & changed != 0 && !unchecked && !self.is(ForgetWhatWasOver) {
             self.read_anew(state, transaction);
         } else if let Some(reply) = refusal {
             self.refuse(state, transaction, reply);
         } else {
-            let token = state.driver.token;
-            state.driver.jobs[transaction].phase = Phase::Clearing;
-            state.propose(Proposal::Cleared { transaction: transaction as u8, ancestors: read, token });
+            state.driver.jobs[transaction] = Job { phase: Phase::Clearing, waits: None };
+            state.propose_own(|driver| Proposal::Cleared { transaction: transaction as u8, driver });
             if self.is(StepBeforeRecorded) {
                 state.send(transaction, Step::LockEdge);
             }
         }
     }
 
-    fn blockers(&self, state: &State, transaction: Transaction, read: Set) -> Set {
-        let target = self.scenario.target(transaction);
-        let mut blockers = 0;
-        for other in (0..state.begun).filter(|&other| other != transaction) {
-            let job = state.driver.jobs[other];
-            let (true, Some(ancestors)) = (self.is_move(other), job.ancestors) else { continue };
-            let stops = (job.claims() && !self.is(ClearWithoutClaims))
-                || (job.waits() && other < transaction && !self.is(OvertakeWaiting));
-            let into = has(read, self.scenario.target(other));
-            let onto = has(ancestors, target) && !self.is(HalfClaims);
-            if stops && (into || onto) {
-                blockers |= bit(other);
+    /// Decided to be clear, and not over.
+    fn is_clear(&self, state: &State, transaction: Transaction) -> bool {
+        self.is_move(transaction)
+            && match state.driver.jobs[transaction].phase {
+                Phase::Clearing => !self.is(ClaimWhenRecorded),
+                Phase::Stepping(_) | Phase::Queued { cleared: true } => true,
+                _ => false,
             }
-        }
-        blockers
     }
 
+    fn is_blocked(&self, state: &State, ancestors: Set) -> bool {
+        let changes = |other| self.is_clear(state, other) && has(ancestors, self.scenario.target(other));
+        !self.is(ClearUnchecked) && (0..state.begun).any(changes)
+    }
+
+    fn waits_behind(&self, state: &State, transaction: Transaction) -> bool {
+        let target = self.scenario.target(transaction);
+        let relies = |job: &Job| job.waits.is_some_and(|ancestors| has(ancestors, target));
+        !self.is(OvertakeWaiting) && state.driver.jobs[..transaction].iter().any(relies)
+    }
+
+    /// It stops nobody from here on, but keeps its locks.
     fn refuse(&self, state: &mut State, transaction: Transaction, reply: Reply) {
-        state.driver.jobs[transaction].phase = Phase::Refusing;
         self.check_refusal(state, transaction, reply);
         if self.is(AnswerBeforeRecorded) {
             state.answer(transaction, reply);
         }
-        let token = state.driver.token;
-        state.propose(Proposal::Finish { transaction: transaction as u8, reply, token });
+        self.move_over(state, transaction, Phase::Refusing);
+        state.propose_own(|driver| Proposal::Finish { transaction: transaction as u8, reply, driver });
+        if self.is(RefusedKeepNoLocks) {
+            self.release(state, transaction);
+        }
     }
 
     /// What a refusal says is true at the instant it is decided.
@@ -153,55 +156,61 @@ impl Protocol {
 
     fn ended(&self, state: &mut State, transaction: Transaction, reply: Reply) {
         state.answer(transaction, reply);
-        let token = state.driver.token;
-        state.propose(Proposal::Finish { transaction: transaction as u8, reply, token });
-        self.over(state, transaction, Phase::Over);
+        state.propose_own(|driver| Proposal::Finish { transaction: transaction as u8, reply, driver });
+        self.move_over(state, transaction, Phase::Over);
+        self.release(state, transaction);
     }
 
-    /// Its locks and its claim go; who waited for it reads again.
-    fn over(&self, state: &mut State, transaction: Transaction, phase: Phase) {
-        state.driver.queue.retain(|&t| usize::from(t) != transaction);
-        state.driver.jobs[transaction] = Job { phase, ancestors: None };
-        for other in 0..state.begun {
-            match &mut state.driver.jobs[other].phase {
-                Phase::Reading { over, .. } | Phase::Read { over, .. } if self.is_move(transaction) => {
-                    *over |= bit(transaction);
+    /// Who waits, and need not as far as it knows, reads again.
+    fn move_over(&self, state: &mut State, transaction: Transaction, phase: Phase) {
+        let ran = self.is_clear(state, transaction);
+        let waited = state.driver.jobs[transaction].waits.is_some();
+        state.driver.jobs[transaction] = Job { phase, waits: None };
+        if ran {
+            for job in &mut state.driver.jobs {
+                if let Phase::Reading { changed, .. } | Phase::Read { changed, .. } = &mut job.phase {
+                    *changed |= bit(self.scenario.target(transaction));
                 }
-                &mut Phase::Waiting { blockers } if has(blockers, transaction) => {
-                    self.read_anew(state, other);
-                }
-                _ => {}
             }
         }
+        if ran || waited {
+            let free = |&other: &Transaction| {
+                let Job { phase: Phase::Waiting, waits: Some(ancestors) } = state.driver.jobs[other] else {
+                    return false;
+                };
+                !self.is_blocked(state, ancestors) && !self.waits_behind(state, other)
+            };
+            for other in (0..state.begun).filter(free).collect::<Vec<_>>() {
+                self.read_anew(state, other);
+            }
+        }
+    }
+
+    /// Its locks go to the next.
+    fn release(&self, state: &mut State, transaction: Transaction) {
+        state.driver.queue.retain(|&t| usize::from(t) != transaction);
         self.start_what_can(state);
     }
 
     // ---- what the log says ----
 
-    /// `ours`: by this driver.
-    pub(crate) fn on_cleared(&self, state: &mut State, transaction: Transaction, ancestors: Set, ours: bool) {
-        let job = &mut state.driver.jobs[transaction];
-        match job.phase {
-            Phase::Clearing if ours => state.send(transaction, Step::LockEdge),
-            Phase::Stepping(_) | Phase::Over | Phase::None | Phase::Queued { cleared: true } => {}
-            _ if !ours && self.is(AdoptNothing) => {}
-            _ => {
-                *job = Job { phase: Phase::Queued { cleared: true }, ancestors: Some(ancestors) };
-                self.start_what_can(state);
-            }
+    pub(crate) fn on_cleared(&self, state: &mut State, transaction: Transaction) {
+        if state.driver.jobs[transaction].phase == Phase::Clearing {
+            state.send(transaction, Step::LockEdge);
         }
     }
 
     /// The end is durable: what was seen by reading is answered only now; the shards forget it all.
     pub(crate) fn on_finished(&self, state: &mut State, transaction: Transaction, reply: Reply) {
         let phase = state.driver.jobs[transaction].phase;
-        let running = !matches!(phase, Phase::Refusing | Phase::Over | Phase::None);
-        if running && self.is(FinishDoesNotStop) {
+        // Of another driver.
+        if !matches!(phase, Phase::Over | Phase::Refusing) {
             return;
         }
         state.answer(transaction, reply);
-        self.over(state, transaction, Phase::None);
+        state.driver.jobs[transaction] = Job::NONE;
         self.forget(state, transaction);
+        self.release(state, transaction);
     }
 
     /// At once, which is the worst; a late step is refused below the floor, or not that late (XD-10).
@@ -209,29 +218,43 @@ impl Protocol {
         state.steps[transaction] = Default::default();
     }
 
+    /// Another driver has taken over after this one read its view.
+    pub(crate) fn on_replaced(&self, state: &mut State) {
+        if !self.is(IgnoreReplaced) {
+            self.make_anew(state);
+        }
+    }
+
     // ---- recovery ----
 
-    /// The driver is gone; another one is made from the rows.
-    pub(crate) fn recover(&self, state: &mut State) {
-        let token = state.driver.token + 1;
-        let leads = self.is(NoTakeOver);
-        state.driver = Driver { token, leads, queue: Vec::new(), jobs: [Job::NONE; crate::TRANSACTIONS_MAX] };
-        if !leads {
-            state.propose(Proposal::TakeOver { token });
+    /// The driver is gone, or the attempt to make one; there is another attempt.
+    pub(crate) fn make_anew(&self, state: &mut State) {
+        if self.is(LateView) && matches!(state.driver.stage, Stage::Viewing { .. }) {
+            state.dormant = true;
         }
-        let unfinished = |t: &Transaction| state.rows[*t].finished.is_none();
-        let mut order: Vec<Transaction> = (0..state.begun).filter(unfinished).collect();
-        if !self.is(ClearedKeepTheirPlace) && !self.is(DropClaims) {
-            order.sort_by_key(|&t| state.rows[t].cleared.is_none());
+        let attempt = state.driver.attempt + 1;
+        let view = self.is(ViewBeforeTakeOver).then_some(state.rows);
+        state.driver = Driver::new(attempt, Stage::TakingOver { view });
+        state.propose(Proposal::TakeOver { attempt });
+    }
+
+    /// What was cleared first (XD-5).
+    pub(crate) fn recover(&self, state: &mut State) {
+        let Stage::Viewing { view } = state.driver.stage else { return };
+        state.driver.stage = Stage::Made { number: state.number };
+        let rows = view.unwrap_or(state.rows);
+        let cleared = |t: Transaction| rows[t].cleared && !self.is(DropClaims);
+        let mut order: Vec<Transaction> = (0..state.begun).filter(|&t| rows[t].finished.is_none()).collect();
+        if !self.is(ClearedKeepTheirPlace) {
+            order.sort_by_key(|&t| !cleared(t));
         }
         for transaction in order {
-            let claim = state.rows[transaction].cleared.filter(|_| !self.is(DropClaims));
-            let claim = claim.map(|claim| if self.is(EmptyClaims) { 0 } else { claim });
-            self.join(state, transaction, claim.is_some());
-            state.driver.jobs[transaction].ancestors = claim;
+            self.join(state, transaction, cleared(transaction));
         }
-        for transaction in 0..state.begun {
-            if state.rows[transaction].finished.is_some() {
+        for (transaction, row) in rows.iter().enumerate() {
+            // Its caller asks again.
+            if let Some(reply) = row.finished {
+                state.answer(transaction, reply);
                 self.forget(state, transaction);
             }
         }

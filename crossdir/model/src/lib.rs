@@ -13,21 +13,23 @@
 //!    `q` and `t` shared (rmdir: edge and directory exclusive, parent shared). It gives them back when it is over.
 //! 2. It reads the ancestors of `p`, one owner after the other, up to the root (or to `t`: a loop; or to a directory that
 //!    is removed).
-//! 3. When the driver's own TakeOver is applied, it decides. Another move, cleared and not over, or older and waiting, *stops*
-//!    it when that one's target is among these ancestors, or `t` among that one's: then it reads again when such a one is over.
-//!    Nothing stops it, but a move of one of these ancestors became over since it began to read: it reads again at once.
-//!    Else what it read is true: it is refused (4), or cleared (5).
-//! 4. A refusal for what was read is proposed as the end. The log takes it only of the driver that took over last. It is
-//!    answered, and its locks go, when that is applied: not earlier.
-//! 5. Cleared(t, ancestors, token) is proposed; it stops others from now on. The log takes it only of the driver that took
-//!    over last, and not of what is finished. When that is applied:
-//! 6. LockEdge, LinkEdge (decides; refused: UnlockEdge), SetOwner, answer, UnlinkEdge; over: locks and claim go, the end is
-//!    proposed, shards forget when it is applied. A shard remembers each outcome (XD-1).
+//! 3. Then it decides. It waits while one of these ancestors is the target of another move that is clear and not over, or,
+//!    unless it is to be refused, `t` is among what an older move that waits has read. It keeps its place among those that
+//!    wait until it is clear or refused, and reads again when one of these or a clear one is over and nothing it knows of
+//!    stops it. Nothing stops it, but a clear move of one of these ancestors became over since it began to read: it reads
+//!    again at once. Else what it read is true: it is refused (4), or clear (5).
+//! 4. A refusal for what was read stops nobody from now on, and is proposed as the end. It is answered, and its locks go,
+//!    when that is applied: not earlier.
+//! 5. It is clear from now on, until it is over; that is proposed. The log takes it not of what is finished. When it is
+//!    applied:
+//! 6. LockEdge, LinkEdge (decides; refused: UnlockEdge), SetOwner, answer, UnlinkEdge; over: locks go, the end is proposed,
+//!    shards forget when it is applied. A shard remembers each outcome (XD-1).
 //!
-//! A new driver proposes TakeOver with a token above every earlier one; the log takes none that is not above the last. It
-//! takes up what is cleared and not finished as cleared, with the ancestors recorded, before all else, from LockEdge; the
-//! rest from 1; all by id. What is applied of an older driver until its own TakeOver is: *Cleared*, it takes for its own;
-//! *Finish*, it stops, and answers what is recorded.
+//! Whoever comes to lead proposes TakeOver, and when that is applied, reads the rows and makes a driver of them. The log
+//! counts TakeOvers; the driver's number is the count its view had. Clearances and ends carry it, and when they are applied
+//! count for nothing if there has been another TakeOver since. A driver that hears of another TakeOver is dropped, and
+//! another attempt made. It takes up what is cleared and not finished first, as clear, from LockEdge; then the rest, from 1;
+//! both by id. What it has not proposed itself it ignores.
 //!
 //! # What is checked
 //!
@@ -40,7 +42,8 @@
 //!
 //! Time, and with it repetition: a message sent twice does what one does, as outcomes are remembered, and one that is lost
 //! is one that comes late. An answer arrives at the instant of its step, a log entry at the driver when it is applied: being
-//! slow to hear is being slow to act on it. A lost driver does nothing more but for what it sent. The shards forget at
+//! slow to hear is being slow to act on it. A lost driver does nothing more but for what it sent. What of it counts for
+//! nothing any more is dropped at once, for fewer states. The shards forget at
 //! once, and late steps find the floor (XD-10). mkdir changes no owner, and files have none. Depth is not limited.
 //!
 //! Written out rather than on a library for it: the search is a page ([`search()`]), and the library would bring a
@@ -58,54 +61,51 @@ pub use scenario::{Directory, EdgeId, EdgeName, Op, ROOT, Scenario, TRANSACTIONS
 pub use search::{Found, Model, search};
 pub use state::{Proposal, Reply, State, Step};
 
-use state::{Phase, STEPS, bit, has};
+use state::{Driver, Phase, STEPS, Stage, bit, has};
 
 /// A rule taken away, to see whether it is needed and the checks would notice.
 ///
-/// From [`HalfClaims`](Weakness::HalfClaims) on they do no harm, for the reasons given.
+/// From [`OvertakeWaiting`](Weakness::OvertakeWaiting) on they do no harm, for the reasons given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Weakness {
     /// Leave is given whatever else has it.
-    ClearWithoutClaims,
+    ClearUnchecked,
+    /// A move counts as clear only once that is recorded.
+    ClaimWhenRecorded,
     /// What became over while the ancestors were read does not matter.
     ForgetWhatWasOver,
     /// A refusal does not ask whether what was read still holds.
     RefuseUnchecked,
-    /// A new driver has cleared moves read and ask again.
-    DropClaims,
-    /// No token: the log takes any driver's proposals.
-    NoTakeOver,
-    /// The TakeOver applied last counts, be it an older driver's that comes late.
-    LateTakeOver,
-    /// A move that another driver cleared is not taken for cleared before the next recovery.
-    AdoptNothing,
     /// A move steps as soon as its clearance is proposed.
     StepBeforeRecorded,
     /// A loop is answered when it is seen.
     AnswerBeforeRecorded,
-    /// The end of a move refused for what was read is recorded whichever driver proposed it.
-    LateRefusals,
-    /// A driver goes on with what another one's proposal has finished.
-    FinishDoesNotStop,
-    /// Only a cleared move of one of our ancestors stops us, not one that has our target among its ancestors.
-    ///
-    /// Enough to stay a tree: suppose a circle, and of the moves made on it take the one cleared last. No target of a move
-    /// then cleared was among its new parent's ancestors, and those cleared later have made nothing on the circle: so from
-    /// its new parent upwards stands what it read, up to the root, and there is no circle.
-    HalfClaims,
-    /// A new driver takes up cleared moves without the ancestors recorded. With [`HalfClaims`](Weakness::HalfClaims)
-    /// nobody looks at them; without, they only make others wait.
-    EmptyClaims,
+    /// A new driver has cleared moves read and ask again.
+    DropClaims,
+    /// The log takes clearances of any driver.
+    AnyDriverClears,
+    /// The log takes ends from any driver.
+    AnyDriverFinishes,
+    /// A driver is made from what was recorded when its predecessor was lost, not from a view after its TakeOver.
+    ViewBeforeTakeOver,
+    /// A driver goes on when another TakeOver is applied (of an attempt that was lost before).
+    IgnoreReplaced,
+    /// An attempt whose TakeOver is applied reads its view when another driver has been made since, and gets that one's
+    /// number. (The number is the view's, not that of its own TakeOver: both could then have decisions recorded.)
+    LateView,
     /// Leave does not wait for older ones that wait for it: that is for fairness among many, which few cannot show.
     OvertakeWaiting,
     /// A new driver queues cleared moves by id, among the others. An older one that meets a cleared one's locks was over
     /// before that was cleared, so it is cleared itself, or an rmdir, or (as a refusal keeps its locks until it is
     /// recorded) finished: none waits for leave.
     ClearedKeepTheirPlace,
-    /// Refusals need no token, but the log takes none of a move that is cleared (nor clears what is finished): the other way
-    /// to do without [`LateRefusals`](Weakness::LateRefusals).
-    RefuseUncleared,
-    /// The log clears what is finished: with tokens, a driver that clears has heard of everything an older one finished.
+    /// A refusal gives its locks back before it is recorded. Harmful with
+    /// [`ClearedKeepTheirPlace`](Weakness::ClearedKeepTheirPlace); and it would have later ones run first (XD-7).
+    RefusedKeepNoLocks,
+    /// The log takes ends from any driver that came about by steps: the shards remember them, so the new driver comes to
+    /// the same end.
+    AnyDriverFinishesSteps,
+    /// The log clears what is finished: a driver that clears has heard of all that is.
     ClearTheFinished,
 }
 
@@ -128,8 +128,12 @@ pub enum Action {
     Deliver(Transaction, Step),
     /// The coordinator's machine applies it.
     Apply(Proposal),
-    /// The driver is lost; a new one recovers.
+    /// The driver is lost, or the attempt to make one; another attempt begins.
     Crash,
+    /// The driver is made.
+    View,
+    /// A lost attempt goes on after all, in place of the driver there is.
+    Resume,
 }
 
 impl Protocol {
@@ -172,12 +176,7 @@ impl Model for Protocol {
     type Action = Action;
 
     fn first(&self) -> State {
-        let mut state = State::first(&self.scenario);
-        if self.is(Weakness::LateTakeOver) {
-            // Sent twice.
-            state.propose(Proposal::TakeOver { token: state.token });
-        }
-        state
+        State::first(&self.scenario)
     }
 
     fn actions(&self, state: &State) -> Vec<Action> {
@@ -188,7 +187,7 @@ impl Model for Protocol {
         for transaction in 0..state.begun {
             match state.driver.jobs[transaction].phase {
                 Phase::Reading { .. } => actions.push(Action::Read(transaction)),
-                Phase::Read { .. } if state.driver.leads => actions.push(Action::Decide(transaction)),
+                Phase::Read { .. } => actions.push(Action::Decide(transaction)),
                 _ => {}
             }
             for step in STEPS {
@@ -199,8 +198,13 @@ impl Model for Protocol {
                 }
             }
         }
-        let counts = |proposal: &Proposal| self.counts(state, *proposal);
-        actions.extend(state.proposals.iter().copied().filter(counts).map(Action::Apply));
+        actions.extend(state.proposals.iter().copied().map(Action::Apply));
+        if matches!(state.driver.stage, Stage::Viewing { .. }) {
+            actions.push(Action::View);
+        }
+        if state.dormant {
+            actions.push(Action::Resume);
+        }
         if state.crashes < self.scenario.crashes {
             actions.push(Action::Crash);
         }
@@ -213,8 +217,11 @@ impl Model for Protocol {
             Action::Begin => {
                 let transaction = state.begun;
                 state.begun += 1;
-                self.join(&mut state, transaction, false);
-                self.start_what_can(&mut state);
+                // Who is not made yet will find it in its view.
+                if matches!(state.driver.stage, Stage::Made { .. }) {
+                    self.join(&mut state, transaction, false);
+                    self.start_what_can(&mut state);
+                }
             }
             Action::Read(transaction) => self.read(&mut state, transaction),
             Action::Decide(transaction) => self.decide(&mut state, transaction),
@@ -222,7 +229,12 @@ impl Model for Protocol {
             Action::Apply(proposal) => self.apply(&mut state, proposal),
             Action::Crash => {
                 state.crashes += 1;
-                self.recover(&mut state);
+                self.make_anew(&mut state);
+            }
+            Action::View => self.recover(&mut state),
+            Action::Resume => {
+                state.dormant = false;
+                state.driver = Driver::new(state.driver.attempt, Stage::Viewing { view: None });
             }
         }
         Protocol::drop_idle_messages(&mut state);
@@ -234,7 +246,7 @@ impl Model for Protocol {
     }
 
     fn is_end(&self, actions: &[Action]) -> bool {
-        actions.iter().all(|&action| action == Action::Crash)
+        actions.iter().all(|&action| matches!(action, Action::Crash | Action::Resume))
     }
 
     fn at_the_end(&self, state: &State) -> Result<(), String> {

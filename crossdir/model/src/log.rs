@@ -1,64 +1,58 @@
 //! What the coordinator's replicated machine does with a proposal, and tells the driver at once.
 
 use crate::Protocol;
-use crate::Weakness::{ClearTheFinished, LateRefusals, LateTakeOver, NoTakeOver, RefuseUncleared};
-use crate::state::{Proposal, Reply, State};
+use crate::Weakness::{AnyDriverClears, AnyDriverFinishes, AnyDriverFinishesSteps, ClearTheFinished};
+use crate::state::{Proposal, Stage, State};
 
 impl Protocol {
-    /// Whether applying it would change anything.
-    pub(crate) fn counts(&self, state: &State, proposal: Proposal) -> bool {
-        match proposal {
-            // It may come twice: it stays on its way.
-            Proposal::TakeOver { token } if self.is(LateTakeOver) => token != state.token,
-            Proposal::TakeOver { token } => token > state.token,
-            _ => true,
-        }
-    }
-
     pub(crate) fn apply(&self, state: &mut State, proposal: Proposal) {
+        state.proposals.retain(|&p| p != proposal);
         match proposal {
-            Proposal::TakeOver { token } => {
-                state.token = token;
-                if token == state.driver.token {
-                    state.driver.leads = true;
-                }
-                if !self.is(LateTakeOver) {
-                    state.proposals.retain(|&p| p != proposal);
+            Proposal::TakeOver { attempt } => {
+                state.number += 1;
+                self.on_taken_over(state, attempt);
+                // The rest is of drivers that are replaced for ever: as good as lost.
+                let number = state.number;
+                state.proposals.retain(|&proposal| self.counts(number, proposal));
+            }
+            _ if !self.counts(state.number, proposal) => {}
+            Proposal::Cleared { transaction, .. } => {
+                let row = &mut state.rows[usize::from(transaction)];
+                if row.finished.is_none() || self.is(ClearTheFinished) {
+                    row.cleared = true;
+                    self.on_cleared(state, usize::from(transaction));
                 }
             }
-            Proposal::Cleared { transaction, ancestors, token } => {
-                state.proposals.retain(|&p| p != proposal);
-                let transaction = usize::from(transaction);
-                let current = token == state.token || self.is(NoTakeOver);
-                let row = &mut state.rows[transaction];
-                if !current || (row.finished.is_some() && !self.is(ClearTheFinished)) {
-                    return;
-                }
-                row.cleared = Some(ancestors);
-                self.on_cleared(state, transaction, ancestors, token == state.driver.token);
-            }
-            Proposal::Finish { transaction, reply, token } => {
-                state.proposals.retain(|&p| p != proposal);
-                self.finish(state, usize::from(transaction), reply, token);
+            // The first answer stays.
+            Proposal::Finish { transaction, reply, .. } => {
+                let row = &mut state.rows[usize::from(transaction)];
+                let reply = *row.finished.get_or_insert(reply);
+                self.on_finished(state, usize::from(transaction), reply);
             }
         }
     }
 
-    /// The first answer stays.
-    fn finish(&self, state: &mut State, transaction: usize, reply: Reply, token: u8) {
-        let row = &mut state.rows[transaction];
-        if row.finished.is_none() {
-            let stale = if self.is(RefuseUncleared) {
-                row.cleared.is_some()
-            } else {
-                token != state.token && !self.is(LateRefusals) && !self.is(NoTakeOver)
-            };
-            if reply.by_reading() && stale {
-                return;
+    fn on_taken_over(&self, state: &mut State, attempt: u8) {
+        match state.driver.stage {
+            Stage::TakingOver { view } if attempt == state.driver.attempt => {
+                state.driver.stage = Stage::Viewing { view };
             }
-            row.finished = Some(reply);
+            Stage::Made { .. } => self.on_replaced(state),
+            // Its view is still to be read, and has the number.
+            Stage::TakingOver { .. } | Stage::Viewing { .. } => {}
         }
-        let reply = row.finished.unwrap_or(reply);
-        self.on_finished(state, transaction, reply);
+    }
+
+    /// XD-8: what a driver says that has been replaced counts for nothing.
+    fn counts(&self, number: u8, proposal: Proposal) -> bool {
+        match proposal {
+            Proposal::TakeOver { .. } => true,
+            Proposal::Cleared { driver, .. } => driver == number || self.is(AnyDriverClears),
+            Proposal::Finish { driver, reply, .. } => {
+                driver == number
+                    || self.is(AnyDriverFinishes)
+                    || (self.is(AnyDriverFinishesSteps) && !reply.by_reading())
+            }
+        }
     }
 }

@@ -22,11 +22,13 @@ pub struct State {
     pub rows: [Row; TRANSACTIONS_MAX],
     /// Transactions begun.
     pub begun: usize,
-    /// The durable token.
-    pub token: u8,
+    /// How often a driver has taken over: the newest one's number.
+    pub number: u8,
     /// On their way to the log, in order, none twice.
     pub proposals: Vec<Proposal>,
     pub driver: Driver,
+    /// Without [`LateView`](crate::Weakness::LateView) never: a lost attempt to take over may still read its view.
+    pub dormant: bool,
     pub crashes: u8,
     /// Not of the protocol: what callers were told, and what was seen that must not be.
     pub answered: [Option<Reply>; TRANSACTIONS_MAX],
@@ -98,34 +100,43 @@ impl Reply {
 /// What the coordinator's log says of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Row {
-    /// With the ancestors of the new parent.
-    pub cleared: Option<Set>,
+    pub cleared: bool,
     pub finished: Option<Reply>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Proposal {
-    TakeOver { token: u8 },
-    Cleared { transaction: u8, ancestors: Set, token: u8 },
-    Finish { transaction: u8, reply: Reply, token: u8 },
+    TakeOver { attempt: u8 },
+    Cleared { transaction: u8, driver: u8 },
+    Finish { transaction: u8, reply: Reply, driver: u8 },
 }
 
-/// The volatile half.
+/// The volatile half, or an attempt to make one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Driver {
-    pub token: u8,
-    /// Its TakeOver is applied.
-    pub leads: bool,
+    /// Which TakeOver is its own.
+    pub attempt: u8,
+    pub stage: Stage,
     /// Those that have, or wait for, their base locks, in the order they asked.
     pub queue: Vec<u8>,
     pub jobs: [Job; TRANSACTIONS_MAX],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// `view`: the rows as read too early, with [`ViewBeforeTakeOver`](crate::Weakness::ViewBeforeTakeOver).
+    TakingOver { view: Option<[Row; TRANSACTIONS_MAX]> },
+    /// Its TakeOver is applied; its view is to be read.
+    Viewing { view: Option<[Row; TRANSACTIONS_MAX]> },
+    /// With what the view had for a number.
+    Made { number: u8 },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Job {
     pub phase: Phase,
-    /// The ancestors of the new parent, as last known; a cleared move's: its claim.
-    pub ancestors: Option<Set>,
+    /// The ancestors of the new parent as last read, of a move that had to wait.
+    pub waits: Option<Set>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -136,22 +147,20 @@ pub enum Phase {
     Queued {
         cleared: bool,
     },
-    /// The owner of `at` is asked for next. `over`: what became over meanwhile.
+    /// The owner of `at` is asked for next. `changed`: the targets of clear moves that became over meanwhile.
     Reading {
         at: Directory,
         read: Set,
-        over: Set,
+        changed: Set,
     },
     /// `refusal`: what the reading came to, when not to the root.
     Read {
         read: Set,
-        over: Set,
+        changed: Set,
         refusal: Option<Reply>,
     },
-    /// Until one of these is over.
-    Waiting {
-        blockers: Set,
-    },
+    /// For other moves.
+    Waiting,
     /// Its clearance is proposed.
     Clearing,
     /// What it saw by reading is proposed as its end.
@@ -162,22 +171,12 @@ pub enum Phase {
 }
 
 impl Job {
-    pub const NONE: Job = Job { phase: Phase::None, ancestors: None };
+    pub const NONE: Job = Job { phase: Phase::None, waits: None };
+}
 
-    /// Cleared and not over.
-    pub fn claims(&self) -> bool {
-        matches!(self.phase, Phase::Clearing | Phase::Stepping(_) | Phase::Queued { cleared: true })
-    }
-
-    /// For leave, or still reading.
-    pub fn waits(&self) -> bool {
-        matches!(
-            self.phase,
-            Phase::Queued { cleared: false }
-                | Phase::Reading { .. }
-                | Phase::Read { .. }
-                | Phase::Waiting { .. }
-        )
+impl Driver {
+    pub fn new(attempt: u8, stage: Stage) -> Driver {
+        Driver { attempt, stage, queue: Vec::new(), jobs: [Job::NONE; TRANSACTIONS_MAX] }
     }
 }
 
@@ -197,10 +196,11 @@ impl State {
             steps: Default::default(),
             rows: Default::default(),
             begun: 0,
-            token: 1,
+            number: 1,
             proposals: Vec::new(),
-            // The first driver has taken over before anything is begun.
-            driver: Driver { token: 1, leads: true, queue: Vec::new(), jobs: [Job::NONE; TRANSACTIONS_MAX] },
+            // The first driver is made before anything is begun.
+            driver: Driver::new(1, Stage::Made { number: 1 }),
+            dormant: false,
             crashes: 0,
             answered: [None; TRANSACTIONS_MAX],
             made: 0,
@@ -211,6 +211,13 @@ impl State {
     pub fn propose(&mut self, proposal: Proposal) {
         if let Err(at) = self.proposals.binary_search(&proposal) {
             self.proposals.insert(at, proposal);
+        }
+    }
+
+    /// With the driver's number.
+    pub fn propose_own(&mut self, proposal: impl FnOnce(u8) -> Proposal) {
+        if let Stage::Made { number } = self.driver.stage {
+            self.propose(proposal(number));
         }
     }
 

@@ -2,9 +2,9 @@
 //! a tree, and the reason is with the [`Weakness`].
 
 use Weakness::{
-    AdoptNothing, AnswerBeforeRecorded, ClearTheFinished, ClearWithoutClaims, ClearedKeepTheirPlace,
-    DropClaims, EmptyClaims, FinishDoesNotStop, ForgetWhatWasOver, HalfClaims, LateRefusals, LateTakeOver,
-    NoTakeOver, OvertakeWaiting, RefuseUnchecked, RefuseUncleared, StepBeforeRecorded,
+    AnswerBeforeRecorded, AnyDriverClears, AnyDriverFinishes, AnyDriverFinishesSteps, ClaimWhenRecorded,
+    ClearTheFinished, ClearUnchecked, ClearedKeepTheirPlace, DropClaims, ForgetWhatWasOver, IgnoreReplaced,
+    LateView, OvertakeWaiting, RefuseUnchecked, RefusedKeepNoLocks, StepBeforeRecorded, ViewBeforeTakeOver,
 };
 use eggs_crossdir_model::{Protocol, Scenario, Weakness, search};
 
@@ -32,7 +32,8 @@ const LOOP: &str = "its own ancestor";
 
 #[test]
 fn without_claims_there_are_loops() {
-    goes_wrong(swap(0), &[ClearWithoutClaims], LOOP);
+    goes_wrong(swap(0), &[ClearUnchecked], LOOP);
+    goes_wrong(swap(0), &[ClaimWhenRecorded], LOOP);
     goes_wrong(swap(0), &[ForgetWhatWasOver], LOOP);
     goes_wrong(swap(1), &[StepBeforeRecorded], LOOP);
 }
@@ -40,28 +41,29 @@ fn without_claims_there_are_loops() {
 #[test]
 fn a_new_driver_has_to_know_what_was_cleared() {
     goes_wrong(swap(1), &[DropClaims], LOOP);
-    goes_wrong(swap(1), &[NoTakeOver], LOOP);
-    goes_wrong(swap(1), &[LateTakeOver], LOOP);
-    goes_wrong(swap(2), &[AdoptNothing], LOOP);
+    goes_wrong(swap(2), &[AnyDriverClears], LOOP);
+    goes_wrong(swap(2), &[ViewBeforeTakeOver], LOOP);
+    goes_wrong(swap(3), &[LateView], LOOP);
+    goes_wrong(swap(2), &[IgnoreReplaced], "waits for ever");
 }
 
 #[test]
 fn refusals_have_to_be_true_and_durable() {
     goes_wrong(into_what_leaves(0), &[RefuseUnchecked], "refused for what is not so");
     goes_wrong(into_what_leaves(1), &[AnswerBeforeRecorded], "told two things");
-    goes_wrong(into_what_leaves(1), &[LateRefusals], "a lock is left");
-    goes_wrong(into_what_leaves(1), &[FinishDoesNotStop], "waits for ever");
-    goes_wrong(into_what_leaves(1), &[LateRefusals, FinishDoesNotStop], "waits for ever");
-    goes_wrong(into_what_leaves(1), &[LateRefusals, FinishDoesNotStop, ClearTheFinished], "");
+    goes_wrong(into_what_leaves(1), &[AnyDriverFinishes], "waits for ever");
+    // Where what leaves was, under the name of what wants to follow.
+    let same_name = Scenario::new(&[0, 1], 1).rename(1, (0, 1), (2, 9)).rename(2, (1, 2), (0, 1));
+    goes_wrong(same_name, &[RefusedKeepNoLocks, ClearedKeepTheirPlace], "waits for ever");
 }
 
 #[test]
 fn what_is_not_needed_to_stay_a_tree() {
     let rules: [&[Weakness]; 5] = [
-        &[HalfClaims, EmptyClaims],
         &[OvertakeWaiting],
         &[ClearedKeepTheirPlace],
-        &[RefuseUncleared],
+        &[RefusedKeepNoLocks],
+        &[AnyDriverFinishesSteps],
         &[ClearTheFinished],
     ];
     for without in rules {
