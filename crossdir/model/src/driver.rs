@@ -6,8 +6,8 @@ use crate::Weakness::{
     ForgetWhatWasOver, IgnoreReplaced, LateView, OvertakeWaiting, RefuseUnchecked, RefusedKeepNoLocks,
     StepBeforeRecorded, ViewBeforeTakeOver,
 };
-use crate::scenario::{Op, ROOT, Transaction};
-use crate::state::{Driver, Job, Phase, Proposal, Reply, Set, Stage, State, Step, bit, has};
+use crate::scenario::{Op, ROOT, TRANSACTIONS_MAX, Transaction};
+use crate::state::{Driver, Job, Lost, Phase, Proposal, Reply, Set, Stage, State, Step, bit, has};
 
 impl Protocol {
     // ---- queues ----
@@ -114,7 +114,7 @@ impl Protocol {
         }
     }
 
-    /// What a refusal says is true at the instant it is decided.
+    /// What a refusal says is true at the instant it is decided, by a driver that can have it recorded.
     fn check_refusal(&self, state: &mut State, transaction: Transaction, reply: Reply) {
         let Some(mut at) = self.scenario.new_parent(transaction) else { return };
         let truth = loop {
@@ -125,7 +125,8 @@ impl Protocol {
                 Some(owner) => at = owner,
             }
         };
-        if truth != Some(reply) {
+        let newest = state.driver.stage == Stage::Made { number: state.number };
+        if newest && truth != Some(reply) {
             state.must_not_be("a move was refused for what is not so");
         }
     }
@@ -216,6 +217,7 @@ impl Protocol {
     /// At once, which is the worst; a late step is refused below the floor, or not that late (XD-10).
     fn forget(&self, state: &mut State, transaction: Transaction) {
         state.steps[transaction] = Default::default();
+        state.forgotten |= bit(transaction);
     }
 
     /// Another driver has taken over after this one read its view.
@@ -226,6 +228,17 @@ impl Protocol {
     }
 
     // ---- recovery ----
+
+    /// The driver is lost without knowing it.
+    pub(crate) fn leave_behind(&self, state: &mut State) {
+        let earlier = state.lost.take().map_or([0; TRANSACTIONS_MAX], |lost| lost.sent);
+        let mut sent = [0; TRANSACTIONS_MAX];
+        for ((sent, earlier), steps) in sent.iter_mut().zip(earlier).zip(&mut state.steps) {
+            *sent = earlier | std::mem::take(&mut steps.sent);
+        }
+        state.lost = Some(Box::new(Lost { driver: state.driver.clone(), sent }));
+        self.make_anew(state);
+    }
 
     /// The driver is gone, or the attempt to make one; there is another attempt.
     pub(crate) fn make_anew(&self, state: &mut State) {

@@ -34,17 +34,18 @@
 //! # What is checked
 //!
 //! Always: no directory is its own ancestor; a directory has one visible name while it lives (XD-12), and none in a removed
-//! one; no step is refused that cannot be; a refusal is true when decided; callers are told one thing, which is what is
-//! recorded, which is what was done. In the end: all is finished and answered, no lock is left, owners and edges agree.
-//! And no run goes in a circle, so every run comes to an end: nothing waits for ever.
+//! one; no step is refused that cannot be; a refusal is true when the newest driver decides it; callers are told one thing,
+//! which is what is recorded, which is what was done. In the end: all is finished and answered, no lock is left, owners and
+//! edges agree. And no run goes in a circle, so every run comes to an end: nothing waits for ever.
 //!
 //! # What is left out
 //!
 //! Time, and with it repetition: a message sent twice does what one does, as outcomes are remembered, and one that is lost
 //! is one that comes late. An answer arrives at the instant of its step, a log entry at the driver when it is applied: being
-//! slow to hear is being slow to act on it. A lost driver does nothing more but for what it sent. What of it counts for
-//! nothing any more is dropped at once, for fewer states. The shards forget at
-//! once, and late steps find the floor (XD-10). mkdir changes no owner, and files have none. Depth is not limited.
+//! slow to hear is being slow to act on it. A lost driver does nothing more but for what it sent; or, where the scenario has
+//! it so ([`Scenario::lingering`]), goes on beside the next, and hears what is applied until another TakeOver is. What of it
+//! counts for nothing any more is dropped at once, for fewer states. The shards forget at once, and late steps find the
+//! floor (XD-10). mkdir changes no owner, and files have none. Depth is not limited.
 //!
 //! Written out rather than on a library for it: the search is a page ([`search()`]), and the library would bring a
 //! web server that cannot be left out.
@@ -61,7 +62,7 @@ pub use scenario::{Directory, EdgeId, EdgeName, Op, ROOT, Scenario, TRANSACTIONS
 pub use search::{Found, Model, search};
 pub use state::{Proposal, Reply, State, Step};
 
-use state::{Driver, Phase, STEPS, Stage, bit, has};
+use state::{Driver, Phase, STEPS, Set, Stage, bit, has};
 
 /// A rule taken away, to see whether it is needed and the checks would notice.
 ///
@@ -130,6 +131,12 @@ pub enum Action {
     Apply(Proposal),
     /// The driver is lost, or the attempt to make one; another attempt begins.
     Crash,
+    /// As it is lost, but it goes on, not knowing of it.
+    Depose,
+    /// By the driver that goes on.
+    LostReads(Transaction),
+    LostDecides(Transaction),
+    LostDelivers(Transaction, Step),
     /// The driver is made.
     View,
     /// A lost attempt goes on after all, in place of the driver there is.
@@ -157,13 +164,21 @@ impl Protocol {
         }
     }
 
+    /// A shard refuses for now what meets another's lock.
+    fn arriving(&self, state: &State, transaction: Transaction, sent: Set) -> impl Iterator<Item = Step> {
+        let runs =
+            move |step: Step| shard::run(&mut state.clone(), &self.scenario, transaction, step).is_some();
+        STEPS.into_iter().filter(move |&step| has(sent, step as usize) && runs(step))
+    }
+
     /// A message that would find its step done, and nobody waiting for the answer, is as good as lost.
     fn drop_idle_messages(state: &mut State) {
         for transaction in 0..state.begun {
             let at = state.driver.jobs[transaction].phase;
+            let forgotten = has(state.forgotten, transaction);
             let steps = &mut state.steps[transaction];
             for step in STEPS {
-                if steps.known(step) && at != Phase::Stepping(step) {
+                if forgotten || (steps.known(step) && at != Phase::Stepping(step)) {
                     steps.sent &= !bit(step as usize);
                 }
             }
@@ -190,13 +205,16 @@ impl Model for Protocol {
                 Phase::Read { .. } => actions.push(Action::Decide(transaction)),
                 _ => {}
             }
-            for step in STEPS {
-                let sent = has(state.steps[transaction].sent, step as usize);
-                // A shard refuses for now what meets another's lock.
-                if sent && shard::run(&mut state.clone(), &self.scenario, transaction, step).is_some() {
-                    actions.push(Action::Deliver(transaction, step));
-                }
+            let arriving = self.arriving(state, transaction, state.steps[transaction].sent);
+            actions.extend(arriving.map(|step| Action::Deliver(transaction, step)));
+            let Some(lost) = &state.lost else { continue };
+            match lost.driver.jobs[transaction].phase {
+                Phase::Reading { .. } => actions.push(Action::LostReads(transaction)),
+                Phase::Read { .. } => actions.push(Action::LostDecides(transaction)),
+                _ => {}
             }
+            let arriving = self.arriving(state, transaction, lost.sent[transaction]);
+            actions.extend(arriving.map(|step| Action::LostDelivers(transaction, step)));
         }
         actions.extend(state.proposals.iter().copied().map(Action::Apply));
         if matches!(state.driver.stage, Stage::Viewing { .. }) {
@@ -207,6 +225,9 @@ impl Model for Protocol {
         }
         if state.crashes < self.scenario.crashes {
             actions.push(Action::Crash);
+            if self.scenario.lingering && matches!(state.driver.stage, Stage::Made { .. }) {
+                actions.push(Action::Depose);
+            }
         }
         actions
     }
@@ -217,11 +238,15 @@ impl Model for Protocol {
             Action::Begin => {
                 let transaction = state.begun;
                 state.begun += 1;
+                let begin = |state: &mut State| {
+                    self.join(state, transaction, false);
+                    self.start_what_can(state);
+                };
                 // Who is not made yet will find it in its view.
                 if matches!(state.driver.stage, Stage::Made { .. }) {
-                    self.join(&mut state, transaction, false);
-                    self.start_what_can(&mut state);
+                    begin(&mut state);
                 }
+                state.tell_lost(begin);
             }
             Action::Read(transaction) => self.read(&mut state, transaction),
             Action::Decide(transaction) => self.decide(&mut state, transaction),
@@ -231,13 +256,24 @@ impl Model for Protocol {
                 state.crashes += 1;
                 self.make_anew(&mut state);
             }
+            Action::Depose => {
+                state.crashes += 1;
+                self.leave_behind(&mut state);
+            }
+            Action::LostReads(transaction) => state.as_lost(|state| self.read(state, transaction)),
+            Action::LostDecides(transaction) => state.as_lost(|state| self.decide(state, transaction)),
+            Action::LostDelivers(transaction, step) => {
+                state.as_lost(|state| self.deliver(state, transaction, step));
+            }
             Action::View => self.recover(&mut state),
             Action::Resume => {
                 state.dormant = false;
                 state.driver = Driver::new(state.driver.attempt, Stage::Viewing { view: None });
             }
         }
+        self.drop_what_cannot_count(&mut state);
         Protocol::drop_idle_messages(&mut state);
+        state.as_lost(Protocol::drop_idle_messages);
         state
     }
 
@@ -246,7 +282,7 @@ impl Model for Protocol {
     }
 
     fn is_end(&self, actions: &[Action]) -> bool {
-        actions.iter().all(|&action| matches!(action, Action::Crash | Action::Resume))
+        actions.iter().all(|&action| matches!(action, Action::Crash | Action::Depose | Action::Resume))
     }
 
     fn at_the_end(&self, state: &State) -> Result<(), String> {

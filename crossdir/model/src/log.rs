@@ -11,16 +11,13 @@ impl Protocol {
             Proposal::TakeOver { attempt } => {
                 state.number += 1;
                 self.on_taken_over(state, attempt);
-                // The rest is of drivers that are replaced for ever: as good as lost.
-                let number = state.number;
-                state.proposals.retain(|&proposal| self.counts(number, proposal));
             }
-            _ if !self.counts(state.number, proposal) => {}
             Proposal::Cleared { transaction, .. } => {
                 let row = &mut state.rows[usize::from(transaction)];
                 if row.finished.is_none() || self.is(ClearTheFinished) {
                     row.cleared = true;
                     self.on_cleared(state, usize::from(transaction));
+                    state.tell_lost(|state| self.on_cleared(state, usize::from(transaction)));
                 }
             }
             // The first answer stays.
@@ -28,8 +25,15 @@ impl Protocol {
                 let row = &mut state.rows[usize::from(transaction)];
                 let reply = *row.finished.get_or_insert(reply);
                 self.on_finished(state, usize::from(transaction), reply);
+                state.tell_lost(|state| self.on_finished(state, usize::from(transaction), reply));
             }
         }
+    }
+
+    /// What is of drivers replaced for ever is as good as lost.
+    pub(crate) fn drop_what_cannot_count(&self, state: &mut State) {
+        let number = state.number;
+        state.proposals.retain(|&proposal| self.counts(number, proposal));
     }
 
     fn on_taken_over(&self, state: &mut State, attempt: u8) {

@@ -38,20 +38,33 @@ pub struct Scenario {
     pub ops: Vec<Op>,
     /// How often the driver may be lost.
     pub crashes: u8,
+    /// One that is lost may go on beside the next, not knowing of it.
+    pub lingering: bool,
 }
 
 impl Scenario {
     /// `parents[n]` is the parent of directory `n + 1`, whose name in it is `n + 1`.
     pub fn new(parents: &[Directory], crashes: u8) -> Scenario {
         assert!(parents.len() < DIRECTORIES_MAX);
-        let mut scenario =
-            Scenario { parents: vec![ROOT], edges: Vec::new(), living: Vec::new(), ops: Vec::new(), crashes };
+        let mut scenario = Scenario {
+            parents: vec![ROOT],
+            edges: Vec::new(),
+            living: Vec::new(),
+            ops: Vec::new(),
+            crashes,
+            lingering: false,
+        };
         for (directory, &parent) in (1u8..).zip(parents) {
             scenario.parents.push(parent);
             scenario.edges.push(EdgeName { parent, name: directory });
             scenario.living.push(Some(directory));
         }
         scenario
+    }
+
+    #[must_use]
+    pub fn lingering(self) -> Scenario {
+        Scenario { lingering: true, ..self }
     }
 
     /// `old`/`old_name` → `new`/`new_name`.
@@ -213,6 +226,7 @@ impl fmt::Display for Scenario {
                 Op::Rmdir { edge, .. } => write!(f, "; {transaction}: rmdir {}", name(edge))?,
             }
         }
-        write!(f, "; {} crashes", self.crashes)
+        write!(f, "; {} crashes", self.crashes)?;
+        if self.lingering { write!(f, ", the driver may go on") } else { Ok(()) }
     }
 }

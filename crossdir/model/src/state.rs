@@ -27,6 +27,9 @@ pub struct State {
     /// On their way to the log, in order, none twice.
     pub proposals: Vec<Proposal>,
     pub driver: Driver,
+    pub lost: Option<Box<Lost>>,
+    /// Transactions the shards have forgotten: no step of them runs any more.
+    pub forgotten: Set,
     /// Without [`LateView`](crate::Weakness::LateView) never: a lost attempt to take over may still read its view.
     pub dormant: bool,
     pub crashes: u8,
@@ -122,6 +125,13 @@ pub struct Driver {
     pub jobs: [Job; TRANSACTIONS_MAX],
 }
 
+/// A driver that goes on beside the one there is, with what it sent.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Lost {
+    pub driver: Driver,
+    pub sent: [Set; TRANSACTIONS_MAX],
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// `view`: the rows as read too early, with [`ViewBeforeTakeOver`](crate::Weakness::ViewBeforeTakeOver).
@@ -200,6 +210,8 @@ impl State {
             proposals: Vec::new(),
             // The first driver is made before anything is begun.
             driver: Driver::new(1, Stage::Made { number: 1 }),
+            lost: None,
+            forgotten: 0,
             dormant: false,
             crashes: 0,
             answered: [None; TRANSACTIONS_MAX],
@@ -211,6 +223,30 @@ impl State {
     pub fn propose(&mut self, proposal: Proposal) {
         if let Err(at) = self.proposals.binary_search(&proposal) {
             self.proposals.insert(at, proposal);
+        }
+    }
+
+    /// With the lost driver in the place of the one there is.
+    pub fn as_lost(&mut self, act: impl FnOnce(&mut State)) {
+        let Some(mut lost) = self.lost.take() else { return };
+        self.exchange(&mut lost);
+        act(self);
+        self.exchange(&mut lost);
+        self.lost = Some(lost);
+    }
+
+    fn exchange(&mut self, lost: &mut Lost) {
+        std::mem::swap(&mut self.driver, &mut lost.driver);
+        for (steps, sent) in self.steps.iter_mut().zip(&mut lost.sent) {
+            std::mem::swap(&mut steps.sent, sent);
+        }
+    }
+
+    /// What the log says reaches the lost driver too, until the log says that there is another.
+    pub fn tell_lost(&mut self, act: impl FnOnce(&mut State)) {
+        let number = self.number;
+        if self.lost.as_ref().is_some_and(|lost| lost.driver.stage == Stage::Made { number }) {
+            self.as_lost(act);
         }
     }
 

@@ -49,6 +49,16 @@ fn three_transactions() {
     all_is_well("chosen", chosen(1), &[]);
 }
 
+/// A driver that does not know that there is another goes on beside it.
+#[test]
+fn two_drivers() {
+    all_is_well("pairs on 3 directories, two drivers", two_at_once(Scenario::every_pair(2, 1)), &[]);
+}
+
+fn two_at_once(scenarios: Vec<Scenario>) -> Vec<Scenario> {
+    scenarios.into_iter().map(Scenario::lingering).collect()
+}
+
 /// Minutes: `cargo test --release -p eggs-crossdir-model -- --ignored --nocapture`.
 #[test]
 #[ignore = "minutes"]
@@ -57,6 +67,13 @@ fn more_crashes_more_directories_three_of_any_kind() {
     all_is_well("pairs, 2 crashes", Scenario::every_pair(3, 2), &[]);
     all_is_well("pairs on 5 directories", Scenario::every_pair(4, 1), &[]);
     all_is_well("three moves", Scenario::every_three_moves(3, 1), &[]);
+}
+
+#[test]
+#[ignore = "minutes"]
+fn two_drivers_on_more_directories() {
+    all_is_well("pairs, two drivers", two_at_once(Scenario::every_pair(3, 1)), &[]);
+    all_is_well("chosen, two drivers", two_at_once(chosen(1)), &[]);
 }
 
 /// As above, without what [`Weakness`] says no run needs.

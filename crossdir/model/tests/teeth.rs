@@ -43,6 +43,7 @@ fn a_new_driver_has_to_know_what_was_cleared() {
     goes_wrong(swap(1), &[DropClaims], LOOP);
     goes_wrong(swap(2), &[AnyDriverClears], LOOP);
     goes_wrong(swap(2), &[ViewBeforeTakeOver], LOOP);
+    goes_wrong(swap(1).lingering(), &[ViewBeforeTakeOver], "waits for ever");
     goes_wrong(swap(3), &[LateView], LOOP);
     goes_wrong(swap(2), &[IgnoreReplaced], "waits for ever");
 }
