@@ -171,7 +171,9 @@ impl Client {
     }
 
     async fn children(&self, directory: InodeId, path: &str) -> Result<Children> {
-        let mut listing = crate::Listing::new(self, directory, ListOptions::default(), path.into());
+        // Whoever holds a lock may be gone: nobody is waited for.
+        let listing = crate::Listing::new(self, directory, ListOptions::default(), path.into());
+        let mut listing = listing.with_what_is_locked();
         let mut children = Children::default();
         while let Some(page) = listing.next_page().await? {
             children.entries += page.len() as u64;
