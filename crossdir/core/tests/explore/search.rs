@@ -1,0 +1,95 @@
+//! Depth first over all that can happen, every state once.
+
+use std::collections::BTreeSet;
+
+use super::world::code;
+use super::world::model::Model;
+use crate::judge::{self, Codes};
+use crate::state::State;
+
+/// Longer runs do not end.
+const DEPTH_MAX: usize = 2000;
+
+/// What was explored.
+#[derive(Debug, Default)]
+pub struct Explored {
+    pub states: u64,
+    pub transitions: u64,
+    /// Of those, where everything was over.
+    pub ends: u64,
+    /// The answers seen there.
+    pub codes: Codes,
+}
+
+impl Explored {
+    pub fn add(&mut self, other: &Explored) {
+        self.states += other.states;
+        self.transitions += other.transitions;
+        self.ends += other.ends;
+        for (code, count) in &other.codes {
+            *self.codes.entry(*code).or_default() += count;
+        }
+    }
+}
+
+/// The way to the state looked at; printed when something does not hold there.
+#[derive(Debug, Default)]
+struct Way(Vec<String>);
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the way there:");
+            for (n, step) in self.0.iter().enumerate() {
+                eprintln!("{n:3} {step}");
+            }
+        }
+    }
+}
+
+/// All runs from `state`.
+pub fn explore(state: State) -> Explored {
+    let before = Model::of(&state.shards);
+    let mut search = Search { before, seen: BTreeSet::new(), way: Way::default(), explored: Explored::default() };
+    search.visit(state);
+    search.explored
+}
+
+struct Search {
+    before: Model,
+    seen: BTreeSet<u64>,
+    way: Way,
+    explored: Explored,
+}
+
+impl Search {
+    fn visit(&mut self, state: State) {
+        if !self.seen.insert(state.hash()) {
+            return;
+        }
+        self.explored.states += 1;
+        assert!(self.way.0.len() < DEPTH_MAX, "it does not end");
+        judge::instant(&state);
+        if state.is_over() {
+            judge::end(&state, &self.before);
+            self.explored.ends += 1;
+            for answer in state.calls.iter().filter_map(|call| call.answer.as_ref()) {
+                *self.explored.codes.entry(code(answer)).or_default() += 1;
+            }
+            return;
+        }
+        let actions = state.actions();
+        let last = actions.len().checked_sub(1).expect("nothing can happen, and it is not over");
+        let mut state = Some(state);
+        for (n, &action) in actions.iter().enumerate() {
+            // A copy of a driver is dear: the last of its ways takes the state itself.
+            let next = if n == last { state.take() } else { state.clone() };
+            let mut next = next.expect("taken at last");
+            self.way.0.push(next.describe(action));
+            self.explored.transitions += 1;
+            next.act(action);
+            self.visit(next);
+            self.way.0.pop();
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! The whole world at one moment, and what can happen next.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use eggs_crossdir_core::{CrossdirMachine, Driver, Input, Output, Received};
+use eggs_machine::group::Applied;
+use eggs_proto::{InodeId, SessionId, ShardId, Time, TransactionId, pb};
+use eggs_shard_core::ShardMachine;
+use pb::crossdir_request::Op;
+use prost::Message as _;
+
+use super::world::code;
+use super::world::tables::{Group, Shards};
+use crate::{canon, judge};
+
+pub const MS: u64 = 1_000_000;
+/// Instants are numbers of their own size, by which [`canon`] knows them: below all inodes, above all else.
+pub const BEGINNING: u64 = 1_000_000_000 * MS;
+/// A timer so near may run out while messages are on their way.
+const NEAR: u64 = 10 * MS;
+
+/// What has not happened yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// The call is logged.
+    Begin(usize),
+    /// A message comes: a request is executed, an answer or an applied proposal goes to the driver.
+    Deliver(usize),
+    /// A request or answer is lost.
+    Lose(usize),
+    /// The driver's next timer runs out.
+    Tick,
+    /// The driver dies and another takes over: answers on their way are lost, requests and proposals come late.
+    Crash,
+}
+
+/// How much of it there is in one run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Bounds {
+    pub crashes: u32,
+    pub losses: u32,
+}
+
+/// A call of a client.
+#[derive(Debug, Clone)]
+pub struct Call {
+    pub op: Op,
+    pub session: SessionId,
+    /// Where mkdir makes its directory.
+    pub shard: ShardId,
+    pub transaction: Option<TransactionId>,
+    pub answer: Option<pb::CrossdirReply>,
+    /// The calls that were answered before this one began.
+    pub after: Vec<usize>,
+}
+
+#[derive(Debug, Clone)]
+enum What {
+    Request(Output),
+    Reply(Input),
+    Proposal(pb::CrossdirCommand),
+}
+
+#[derive(Debug, Clone)]
+struct Message {
+    what: What,
+    /// Of a driver that died since.
+    stale: bool,
+    /// The sender's clock: the receiver's is not behind it.
+    clock: u64,
+    text: Rc<str>,
+}
+
+/// A driver that can be copied: made again from what it was made from and told.
+#[derive(Debug)]
+struct Copied {
+    driver: Driver,
+    origin: Rc<(Group<CrossdirMachine>, Time)>,
+    told: Vec<Rc<(Input, Time)>>,
+}
+
+impl Copied {
+    fn new(from: Group<CrossdirMachine>, now: Time) -> (Copied, Vec<Output>) {
+        let (driver, outputs) = Driver::recover(&from.table, now).unwrap();
+        (Copied { driver, origin: Rc::new((from, now)), told: Vec::new() }, outputs)
+    }
+
+    fn step(&mut self, input: Input, now: Time) -> Vec<Output> {
+        let outputs = self.driver.step(input.clone(), now);
+        self.told.push(Rc::new((input, now)));
+        outputs
+    }
+}
+
+impl Clone for Copied {
+    fn clone(&self) -> Copied {
+        let (from, at) = &*self.origin;
+        let (mut driver, _) = Driver::recover(&from.table, *at).unwrap();
+        for told in &self.told {
+            driver.step(told.0.clone(), told.1);
+        }
+        Copied { driver, origin: self.origin.clone(), told: self.told.clone() }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct State {
+    pub coordinator: Group<CrossdirMachine>,
+    pub shards: Shards,
+    pub calls: Vec<Call>,
+    pub left: Bounds,
+    sessions: u64,
+    driver: Copied,
+    now: u64,
+    /// The driver's host's clock: not behind any answer it had.
+    clock: u64,
+    messages: Vec<Message>,
+    coordinator_hash: u64,
+    shard_hashes: BTreeMap<u8, u64>,
+    /// Shards do not remember outcomes: a bug, for the test of the test.
+    pub forgetful: bool,
+    /// Every directory seems to be in the root: another.
+    pub blind: bool,
+}
+
+impl State {
+    pub fn new(shards: impl IntoIterator<Item = ShardId>) -> State {
+        let coordinator = Group::new(CrossdirMachine);
+        let (driver, _) = Copied::new(coordinator.clone(), Time(BEGINNING));
+        let shards: Shards =
+            shards.into_iter().map(|shard| (shard.0, Group::new(ShardMachine { shard }))).collect();
+        let mut state = State {
+            coordinator,
+            shards,
+            calls: Vec::new(),
+            left: Bounds::default(),
+            sessions: 0,
+            driver,
+            now: BEGINNING,
+            clock: BEGINNING,
+            messages: Vec::new(),
+            coordinator_hash: 0,
+            shard_hashes: BTreeMap::new(),
+            forgetful: false,
+            blind: false,
+        };
+        state.rehash();
+        state
+    }
+
+    /// After the tables were changed from outside.
+    pub fn rehash(&mut self) {
+        self.coordinator_hash = canon::of_coordinator(&self.coordinator);
+        self.shard_hashes = self.shards.iter().map(|(&n, shard)| (n, canon::of_shard(shard))).collect();
+    }
+
+    pub fn driver(&self) -> &Driver {
+        &self.driver.driver
+    }
+
+    pub fn call(&mut self, op: Op, shard: ShardId) {
+        self.sessions += 1;
+        let session = SessionId(self.sessions);
+        self.calls.push(Call { op, session, shard, transaction: None, answer: None, after: Vec::new() });
+    }
+
+    // ---- what can happen ----
+
+    fn all_begun(&self) -> bool {
+        self.calls.iter().all(|call| call.transaction.is_some())
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.all_begun() && self.messages.is_empty() && self.driver().is_idle()
+    }
+
+    /// Everything that can happen next and matters.
+    pub fn actions(&self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for (n, call) in self.calls.iter().enumerate().filter(|(_, call)| call.transaction.is_none()) {
+            // Of two calls alike it does not matter which comes first.
+            let alike = |other: &Call| other.transaction.is_none() && other.op == call.op;
+            if !self.calls[..n].iter().any(alike) {
+                actions.push(Action::Begin(n));
+            }
+        }
+        // The shards forget side by side what nobody asks for any more: one order stands for all.
+        let ending = self.all_begun() && self.driver().unfinished() == 0;
+        let first = self.messages.iter().filter(|message| !message.stale).map(|message| &message.text).min();
+        for (n, message) in self.messages.iter().enumerate() {
+            let same = |other: &Message| other.text == message.text && other.stale == message.stale;
+            let later = ending && !message.stale && Some(&message.text) != first;
+            if later || self.messages[..n].iter().any(same) {
+                continue;
+            }
+            actions.push(Action::Deliver(n));
+            if self.left.losses > 0 && !message.stale && !matches!(message.what, What::Proposal(_)) {
+                actions.push(Action::Lose(n));
+            }
+        }
+        if let Some(at) = self.driver().next_deadline()
+            && (first.is_none() || at.0 <= self.now + NEAR)
+        {
+            actions.push(Action::Tick);
+        }
+        if self.left.crashes > 0 && !self.driver().is_idle() {
+            actions.push(Action::Crash);
+        }
+        actions
+    }
+
+    /// For people.
+    pub fn describe(&self, action: Action) -> String {
+        match action {
+            Action::Begin(n) => format!("begin {:?}", self.calls[n].op),
+            Action::Deliver(n) | Action::Lose(n) => {
+                let message = &self.messages[n];
+                let how = if message.stale { "late" } else { "" };
+                let what = if action == Action::Deliver(n) { "deliver" } else { "lose" };
+                format!("{what} {how} {}", message.text)
+            }
+            Action::Tick | Action::Crash => format!("{action:?}"),
+        }
+    }
+
+    /// Equal for states that go on alike.
+    pub fn hash(&self) -> u64 {
+        let (canon, mut text) = canon::Canon::of(self.driver(), self.now);
+        let mut messages = Vec::with_capacity(self.messages.len());
+        for message in &self.messages {
+            let mut own = String::from(if message.stale { "late " } else { "" });
+            canon.rewrite(&message.text, &mut own);
+            messages.push(own);
+        }
+        messages.sort_unstable();
+        canon.rewrite(&format!("{messages:?}{:?}", self.left), &mut text);
+        for call in &self.calls {
+            canon.rewrite(&format!("{:?}{:?}{:?}", call.transaction, call.answer, call.after), &mut text);
+        }
+        text.push_str(&format!("{} {:?}", self.coordinator_hash, self.shard_hashes));
+        canon::hash(text.as_bytes())
+    }
+
+    // ---- making it happen ----
+
+    pub fn act(&mut self, action: Action) {
+        match action {
+            Action::Begin(n) => self.begin(n),
+            Action::Deliver(n) => {
+                let message = self.messages.remove(n);
+                self.deliver(message);
+            }
+            Action::Lose(n) => {
+                self.left.losses -= 1;
+                self.messages.remove(n);
+            }
+            Action::Tick => {
+                let at = self.driver().next_deadline().expect("a timer");
+                self.now = self.now.max(at.0);
+                self.input(Input::Tick);
+            }
+            Action::Crash => self.crash(),
+        }
+    }
+
+    fn begin(&mut self, n: usize) {
+        let call = &self.calls[n];
+        let session = call.session;
+        let command = eggs_crossdir_core::prepare(
+            &self.coordinator.table,
+            &call.op,
+            session,
+            1,
+            Time(self.now),
+            &[call.shard],
+            0,
+        )
+        .unwrap();
+        let Applied::Ran(outcome) = self.coordinator.apply(self.now, session.0, 1, command.encode_to_vec())
+        else {
+            panic!("it is new");
+        };
+        self.coordinator_hash = canon::of_coordinator(&self.coordinator);
+        let accepted = pb::TransactionAccepted::decode(outcome.reply).unwrap();
+        assert_eq!(accepted.error, None);
+        self.calls[n].after = (0..self.calls.len()).filter(|&n| self.calls[n].answer.is_some()).collect();
+        self.calls[n].transaction = Some(TransactionId(accepted.transaction));
+        for effect in outcome.effects {
+            self.input(Input::Effect(effect));
+        }
+    }
+
+    fn deliver(&mut self, message: Message) {
+        match message.what {
+            What::Request(Output::SendWrite { shard, op, tag }) => {
+                judge::forgetting(&self.coordinator, &op);
+                let group = self.shards.get_mut(&shard.0).expect("a shard of the scenario");
+                if self.forgetful {
+                    forget_everything(group);
+                }
+                let mut none = || unreachable!("steps leave nothing to chance");
+                let result = group.write(message.clock, op, &mut none);
+                let clock = group.clock();
+                self.shard_hashes.insert(shard.0, canon::of_shard(group));
+                let received = Received::Answer(result);
+                self.reply(Input::Write { tag, received }, clock, message.stale);
+            }
+            What::Request(Output::SendStat { inode, tag }) => {
+                let group = &self.shards[&inode.shard().0];
+                let mut received = group.stat(inode, message.clock);
+                if let Received::Answer(pb::StatReply { attributes: Some(attributes) }) = &mut received
+                    && self.blind
+                {
+                    attributes.parent = Some(InodeId::ROOT.0);
+                }
+                let clock = group.clock().max(message.clock);
+                self.reply(Input::Stat { tag, received }, clock, message.stale);
+            }
+            What::Request(other) => panic!("{other:?}"),
+            What::Reply(input) => {
+                self.clock = self.clock.max(message.clock);
+                self.input(input);
+            }
+            What::Proposal(command) => {
+                let Applied::Ran(outcome) = self.coordinator.apply(self.now, 0, 0, command.encode_to_vec())
+                else {
+                    panic!("no session, so it runs");
+                };
+                self.coordinator_hash = canon::of_coordinator(&self.coordinator);
+                for effect in outcome.effects {
+                    self.input(Input::Effect(effect));
+                }
+            }
+        }
+    }
+
+    /// To a driver that is dead, nothing goes.
+    fn reply(&mut self, input: Input, clock: u64, stale: bool) {
+        if !stale {
+            self.post(What::Reply(input), clock);
+        }
+    }
+
+    fn post(&mut self, what: What, clock: u64) {
+        let text = format!("{what:?}").into();
+        self.messages.push(Message { what, stale: false, clock, text });
+    }
+
+    fn input(&mut self, input: Input) {
+        let outputs = self.driver.step(input, Time(self.now));
+        self.perform(outputs);
+    }
+
+    fn crash(&mut self) {
+        self.left.crashes -= 1;
+        self.messages.retain(|message| !matches!(message.what, What::Reply(_)));
+        for message in &mut self.messages {
+            message.stale = true;
+        }
+        self.now += MS;
+        let (driver, outputs) = Copied::new(self.coordinator.clone(), Time(self.now));
+        self.driver = driver;
+        self.clock = self.now;
+        self.perform(outputs);
+    }
+
+    fn perform(&mut self, outputs: Vec<Output>) {
+        self.clock = self.clock.max(self.now);
+        for output in outputs {
+            match output {
+                Output::Answer { transaction, reply } => self.answered(transaction, reply),
+                Output::Propose(command) => self.post(What::Proposal(command), self.clock),
+                request => self.post(What::Request(request), self.clock),
+            }
+        }
+    }
+
+    /// XD-2, XD-9: answered again, by another driver, it is the same.
+    fn answered(&mut self, transaction: TransactionId, reply: pb::CrossdirReply) {
+        let n = self.calls.iter().position(|call| call.transaction == Some(transaction));
+        let n = n.expect("a call of the scenario");
+        match &self.calls[n].answer {
+            Some(first) => {
+                assert_eq!(code(first), code(&reply), "{transaction} was answered otherwise before");
+                assert!(code(first) != 0 || *first == reply, "{transaction} was answered otherwise before");
+            }
+            None => {
+                judge::answer(self, n, transaction, &reply);
+                self.calls[n].answer = Some(reply);
+            }
+        }
+    }
+}
+
+fn forget_everything(group: &mut Group<ShardMachine>) {
+    use eggs_machine::{Table, Tx, hash::StateHash};
+    let mut tx = Tx::new(&group.table, StateHash::default());
+    for (key, _) in group.table.page(b"T", b"U", 1000).unwrap() {
+        tx.delete(key).unwrap();
+    }
+    let (batch, _) = tx.finish();
+    group.table.apply(batch);
+}
