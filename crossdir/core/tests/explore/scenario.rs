@@ -62,6 +62,7 @@ impl Tree {
     pub fn state(&self, operations: &[&Operation], bounds: Bounds) -> State {
         let mut state = self.planted.clone();
         state.calls.clear();
+        state.sent.clear();
         state.left = bounds;
         for operation in operations {
             state.call(operation.op.clone(), operation.shard);

@@ -76,6 +76,8 @@ impl Search {
             for answer in state.calls.iter().filter_map(|call| call.answer.as_ref()) {
                 *self.explored.codes.entry(code(answer)).or_default() += 1;
             }
+            let mut state = state;
+            state.come_too_late();
             return;
         }
         let actions = state.actions();

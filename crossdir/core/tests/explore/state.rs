@@ -40,6 +40,10 @@ pub enum Action {
 pub struct Bounds {
     pub crashes: u32,
     pub losses: u32,
+    /// Repetitions of steps that a shard remembers, and so answers as before and does nothing, come at one
+    /// moment only: the driver's at once, before anything else happens; a dead driver's at the end, when all
+    /// is forgotten ([`State::come_too_late`]).
+    pub brief: bool,
 }
 
 /// A call of a client.
@@ -70,6 +74,8 @@ struct Message {
     /// The sender's clock: the receiver's is not behind it.
     clock: u64,
     text: Rc<str>,
+    /// A request that changes nothing, as the shard is, or the answer to one.
+    moot: bool,
 }
 
 /// A driver that can be copied: made again from what it was made from and told.
@@ -111,11 +117,14 @@ pub struct State {
     pub calls: Vec<Call>,
     pub left: Bounds,
     sessions: u64,
+    crashed: bool,
     driver: Copied,
     now: u64,
     /// The driver's host's clock: not behind any answer it had.
     clock: u64,
     messages: Vec<Message>,
+    /// All requests of this run.
+    pub sent: Vec<Rc<Output>>,
     coordinator_hash: u64,
     shard_hashes: BTreeMap<u8, u64>,
     /// Shards do not remember outcomes: a bug, for the test of the test.
@@ -136,10 +145,12 @@ impl State {
             calls: Vec::new(),
             left: Bounds::default(),
             sessions: 0,
+            crashed: false,
             driver,
             now: BEGINNING,
             clock: BEGINNING,
             messages: Vec::new(),
+            sent: Vec::new(),
             coordinator_hash: 0,
             shard_hashes: BTreeMap::new(),
             forgetful: false,
@@ -178,6 +189,11 @@ impl State {
     /// Everything that can happen next and matters.
     pub fn actions(&self) -> Vec<Action> {
         let mut actions = Vec::new();
+        if self.left.brief
+            && let Some(n) = self.messages.iter().position(|message| message.moot && !message.stale)
+        {
+            return vec![Action::Deliver(n)];
+        }
         for (n, call) in self.calls.iter().enumerate().filter(|(_, call)| call.transaction.is_none()) {
             // Of two calls alike it does not matter which comes first.
             let alike = |other: &Call| other.transaction.is_none() && other.op == call.op;
@@ -292,7 +308,7 @@ impl State {
     }
 
     fn deliver(&mut self, message: Message) {
-        match message.what {
+        match message.what.clone() {
             What::Request(Output::SendWrite { shard, op, tag }) => {
                 judge::forgetting(&self.coordinator, &op);
                 let group = self.shards.get_mut(&shard.0).expect("a shard of the scenario");
@@ -303,8 +319,9 @@ impl State {
                 let result = group.write(message.clock, op, &mut none);
                 let clock = group.clock();
                 self.shard_hashes.insert(shard.0, canon::of_shard(group));
+                self.find_moot(shard);
                 let received = Received::Answer(result);
-                self.reply(Input::Write { tag, received }, clock, message.stale);
+                self.reply(Input::Write { tag, received }, clock, &message);
             }
             What::Request(Output::SendStat { inode, tag }) => {
                 let group = &self.shards[&inode.shard().0];
@@ -315,7 +332,7 @@ impl State {
                     attributes.parent = Some(InodeId::ROOT.0);
                 }
                 let clock = group.clock().max(message.clock);
-                self.reply(Input::Stat { tag, received }, clock, message.stale);
+                self.reply(Input::Stat { tag, received }, clock, &message);
             }
             What::Request(other) => panic!("{other:?}"),
             What::Reply(input) => {
@@ -336,15 +353,38 @@ impl State {
     }
 
     /// To a driver that is dead, nothing goes.
-    fn reply(&mut self, input: Input, clock: u64, stale: bool) {
-        if !stale {
-            self.post(What::Reply(input), clock);
+    fn reply(&mut self, input: Input, clock: u64, to: &Message) {
+        if !to.stale {
+            self.post(What::Reply(input), clock, to.moot);
         }
     }
 
-    fn post(&mut self, what: What, clock: u64) {
+    fn post(&mut self, what: What, clock: u64, moot: bool) {
         let text = format!("{what:?}").into();
-        self.messages.push(Message { what, stale: false, clock, text });
+        self.messages.push(Message { what, stale: false, clock, text, moot });
+    }
+
+    /// What is moot now that the shard has changed.
+    fn find_moot(&mut self, changed: ShardId) {
+        for n in 0..self.messages.len() {
+            if let What::Request(request @ Output::SendWrite { shard, .. }) = &self.messages[n].what
+                && *shard == changed
+            {
+                self.messages[n].moot = self.is_moot(request);
+            }
+        }
+        self.messages.retain(|message| !(message.stale && message.moot));
+    }
+
+    /// Before a crash nothing is repeated.
+    fn is_moot(&self, request: &Output) -> bool {
+        let Output::SendWrite { shard, op, .. } = request else { return false };
+        if !self.left.brief || !self.crashed {
+            return false;
+        }
+        let mut group = self.shards[&shard.0].clone();
+        group.write(self.clock, op.clone(), &mut || 0);
+        canon::of_shard(&group) == self.shard_hashes[&shard.0]
     }
 
     fn input(&mut self, input: Input) {
@@ -355,8 +395,12 @@ impl State {
     fn crash(&mut self) {
         self.left.crashes -= 1;
         self.messages.retain(|message| !matches!(message.what, What::Reply(_)));
+        self.crashed = true;
         for message in &mut self.messages {
             message.stale = true;
+        }
+        for shard in 1..=self.shards.len() {
+            self.find_moot(ShardId(shard as u8));
         }
         self.now += MS;
         let (driver, outputs) = Copied::new(self.coordinator.clone(), Time(self.now));
@@ -370,9 +414,25 @@ impl State {
         for output in outputs {
             match output {
                 Output::Answer { transaction, reply } => self.answered(transaction, reply),
-                Output::Propose(command) => self.post(What::Proposal(command), self.clock),
-                request => self.post(What::Request(request), self.clock),
+                Output::Propose(command) => self.post(What::Proposal(command), self.clock, false),
+                request => {
+                    let moot = self.is_moot(&request);
+                    if !moot {
+                        self.sent.push(Rc::new(request.clone()));
+                    }
+                    self.post(What::Request(request), self.clock, moot);
+                }
             }
+        }
+    }
+
+    /// XD-10: whatever was sent comes once more when it is forgotten, and changes nothing.
+    pub fn come_too_late(&mut self) {
+        for request in std::mem::take(&mut self.sent) {
+            let Output::SendWrite { shard, op, .. } = &*request else { continue };
+            let group = self.shards.get_mut(&shard.0).expect("a shard of the scenario");
+            group.write(self.clock, op.clone(), &mut || 0);
+            assert_eq!(canon::of_shard(group), self.shard_hashes[&shard.0], "XD-10: {op:?} at the end");
         }
     }
 
