@@ -40,8 +40,8 @@ pub struct Canon {
 }
 
 impl Canon {
-    /// And the driver's own text.
-    pub fn of(driver: &Driver, now: u64) -> (Canon, String) {
+    /// And the hash of the driver itself.
+    pub fn of(driver: &Driver, now: u64) -> (Canon, u64) {
         let text = format!("{driver:?}");
         let start = text.find("tags: {").expect("a driver has tags") + "tags: {".len();
         let end = start + text[start..].find('}').expect("they end");
@@ -55,23 +55,28 @@ impl Canon {
         let mut own = String::with_capacity(text.len());
         canon.rewrite(&text[..start], &mut own);
         canon.rewrite(&text[end..], &mut own);
+        let own = hash(own.as_bytes());
         (canon, own)
     }
 
     pub fn rewrite(&self, text: &str, to: &mut String) {
         let bytes = text.as_bytes();
         let (mut at, mut copied) = (0, 0);
-        while at < bytes.len() {
-            let length = bytes[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-            if length == DIGITS
-                && let Ok(number) = text[at..at + length].parse::<u64>()
+        // All of them begin alike.
+        while let Some(found) = bytes[at..].iter().position(|&byte| byte == b'1') {
+            at += found;
+            let digits = bytes[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+            let whole = at == 0 || !bytes[at - 1].is_ascii_digit();
+            if digits == DIGITS
+                && whole
+                && let Ok(number) = text[at..at + digits].parse::<u64>()
                 && (BEGINNING..BEGINNING + LONGEST).contains(&number)
             {
                 to.push_str(&text[copied..at]);
-                copied = at + length;
+                copied = at + digits;
                 self.number(number, to);
             }
-            at += length.max(1);
+            at += digits;
         }
         to.push_str(&text[copied..]);
     }

@@ -1,5 +1,7 @@
 //! The tree and the operations on it, chosen so that many of them are in each other's way.
 
+use std::rc::Rc;
+
 use eggs_proto::{InodeId, ShardId, pb};
 use pb::Replace::{File, Refuse};
 use pb::crossdir_request::Op;
@@ -38,7 +40,8 @@ pub fn plant() -> Tree {
     places.b = make(&mut state, places.a, b"b", InodeId::ROOT.shard());
     places.c = make(&mut state, ROOT, b"c", ShardId(3));
     for (directory, name) in [(ROOT, b"f"), (places.c, b"g")] {
-        let shard = state.shards.get_mut(&InodeId(directory).shard().0).expect("a shard of three");
+        let shard =
+            Rc::make_mut(&mut state.shards).get_mut(&InodeId(directory).shard().0).expect("a shard of three");
         let clock = shard.clock();
         shard.write(clock, put_small(directory, name), &mut || 0);
     }
@@ -58,6 +61,26 @@ fn make(state: &mut State, parent: u64, name: &[u8], shard: ShardId) -> u64 {
     tables::edges(&state.shards)[&(parent, bytes::Bytes::copy_from_slice(name))].target
 }
 
+impl Operation {
+    /// The directories and inodes it reads or changes, but for the root.
+    fn touches(&self) -> Vec<u64> {
+        let mut all = match &self.op {
+            Op::Mkdir(op) => vec![op.parent],
+            Op::Rmdir(op) => vec![op.parent, op.target],
+            Op::Move(op) => vec![op.old_directory, op.new_directory, op.target],
+            other => panic!("{other:?}"),
+        };
+        all.retain(|&inode| inode != ROOT);
+        all
+    }
+
+    /// They may be in each other's way.
+    pub fn meets(&self, other: &Operation) -> bool {
+        let theirs = other.touches();
+        self.touches().iter().any(|inode| theirs.contains(inode))
+    }
+}
+
 impl Tree {
     pub fn state(&self, operations: &[&Operation], bounds: Bounds) -> State {
         let mut state = self.planted.clone();
@@ -69,6 +92,24 @@ impl Tree {
         }
         state
     }
+}
+
+/// More than two that are in each other's way.
+pub const TRIPLES: [[&str; 3]; 8] = [
+    ["/a to /c/a", "/c to /a/b/c", "/a/b to /b"],
+    ["/a to /c/a", "/c to /a/c", "/a/b to /b"],
+    ["/a/b to /c/b", "/c to /a/c", "rmdir /a"],
+    ["/a/b to /c/b", "/a/b to /b", "rmdir /a/b"],
+    ["/c/g to /a/g", "/f over /a/g", "rmdir /c"],
+    ["/c/g over /f", "/f to /c/g", "/f over /a/b"],
+    ["/c/g to /a/b/g", "rmdir /a/b", "rmdir /c"],
+    ["mkdir /c/b", "/a/b to /c/b", "rmdir /a/b"],
+];
+
+/// Those of `operations` with these names.
+pub fn named<'a>(operations: &'a [Operation], names: &[&str]) -> Vec<&'a Operation> {
+    let find = |name: &&str| operations.iter().find(|operation| operation.name == *name);
+    names.iter().map(|name| find(name).expect("an operation of the list")).collect()
 }
 
 pub fn operations(places: &Places) -> Vec<Operation> {

@@ -1,11 +1,12 @@
 //! Depth first over all that can happen, every state once.
 
 use std::collections::BTreeSet;
+use std::rc::Rc;
 
 use super::world::code;
 use super::world::model::Model;
 use crate::judge::{self, Codes};
-use crate::state::State;
+use crate::state::{Action, State};
 
 /// Longer runs do not end.
 const DEPTH_MAX: usize = 2000;
@@ -34,23 +35,27 @@ impl Explored {
 
 /// The way to the state looked at; printed when something does not hold there.
 #[derive(Debug, Default)]
-struct Way(Vec<String>);
+struct Way {
+    calls: String,
+    steps: Vec<(Action, Rc<str>)>,
+}
 
 impl Drop for Way {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("the way there:");
-            for (n, step) in self.0.iter().enumerate() {
-                eprintln!("{n:3} {step}");
+            eprintln!("{}, the way there:", self.calls);
+            for (n, (action, what)) in self.steps.iter().enumerate() {
+                eprintln!("{n:3} {action:?} {what}");
             }
         }
     }
 }
 
 /// All runs from `state`.
-pub fn explore(state: State) -> Explored {
+pub fn explore(names: &[&str], state: State) -> Explored {
     let before = Model::of(&state.shards);
-    let mut search = Search { before, seen: BTreeSet::new(), way: Way::default(), explored: Explored::default() };
+    let way = Way { calls: names.join(" | "), steps: Vec::new() };
+    let mut search = Search { before, seen: BTreeSet::new(), way, explored: Explored::default() };
     search.visit(state);
     search.explored
 }
@@ -68,7 +73,7 @@ impl Search {
             return;
         }
         self.explored.states += 1;
-        assert!(self.way.0.len() < DEPTH_MAX, "it does not end");
+        assert!(self.way.steps.len() < DEPTH_MAX, "it does not end");
         judge::instant(&state);
         if state.is_over() {
             judge::end(&state, &self.before);
@@ -87,11 +92,11 @@ impl Search {
             // A copy of a driver is dear: the last of its ways takes the state itself.
             let next = if n == last { state.take() } else { state.clone() };
             let mut next = next.expect("taken at last");
-            self.way.0.push(next.describe(action));
+            self.way.steps.push((action, next.describe(action)));
             self.explored.transitions += 1;
             next.act(action);
             self.visit(next);
-            self.way.0.pop();
+            self.way.steps.pop();
         }
     }
 }

@@ -1,9 +1,11 @@
 //! The whole world at one moment, and what can happen next.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
-use eggs_crossdir_core::{CrossdirMachine, Driver, Input, Output, Received};
+use eggs_crossdir_core::{CrossdirMachine, Driver, Effect, Input, Output, Received};
+use eggs_machine::Outcome;
 use eggs_machine::group::Applied;
 use eggs_proto::{InodeId, SessionId, ShardId, Time, TransactionId, pb};
 use eggs_shard_core::ShardMachine;
@@ -12,7 +14,8 @@ use prost::Message as _;
 
 use super::world::code;
 use super::world::tables::{Group, Shards};
-use crate::{canon, judge};
+use crate::canon::{self, Canon};
+use crate::judge;
 
 pub const MS: u64 = 1_000_000;
 /// Instants are numbers of their own size, by which [`canon`] knows them: below all inodes, above all else.
@@ -36,7 +39,7 @@ pub enum Action {
 }
 
 /// How much of it there is in one run.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Hash)]
 pub struct Bounds {
     pub crashes: u32,
     pub losses: u32,
@@ -82,12 +85,12 @@ struct Message {
 #[derive(Debug)]
 struct Copied {
     driver: Driver,
-    origin: Rc<(Group<CrossdirMachine>, Time)>,
+    origin: Rc<(Rc<Group<CrossdirMachine>>, Time)>,
     told: Vec<Rc<(Input, Time)>>,
 }
 
 impl Copied {
-    fn new(from: Group<CrossdirMachine>, now: Time) -> (Copied, Vec<Output>) {
+    fn new(from: Rc<Group<CrossdirMachine>>, now: Time) -> (Copied, Vec<Output>) {
         let (driver, outputs) = Driver::recover(&from.table, now).unwrap();
         (Copied { driver, origin: Rc::new((from, now)), told: Vec::new() }, outputs)
     }
@@ -112,13 +115,15 @@ impl Clone for Copied {
 
 #[derive(Debug, Clone)]
 pub struct State {
-    pub coordinator: Group<CrossdirMachine>,
-    pub shards: Shards,
+    pub coordinator: Rc<Group<CrossdirMachine>>,
+    pub shards: Rc<Shards>,
     pub calls: Vec<Call>,
     pub left: Bounds,
     sessions: u64,
     crashed: bool,
     driver: Copied,
+    /// Of the driver and now.
+    canon: Rc<(Canon, u64)>,
     now: u64,
     /// The driver's host's clock: not behind any answer it had.
     clock: u64,
@@ -135,17 +140,18 @@ pub struct State {
 
 impl State {
     pub fn new(shards: impl IntoIterator<Item = ShardId>) -> State {
-        let coordinator = Group::new(CrossdirMachine);
+        let coordinator = Rc::new(Group::new(CrossdirMachine));
         let (driver, _) = Copied::new(coordinator.clone(), Time(BEGINNING));
         let shards: Shards =
             shards.into_iter().map(|shard| (shard.0, Group::new(ShardMachine { shard }))).collect();
         let mut state = State {
             coordinator,
-            shards,
+            shards: Rc::new(shards),
             calls: Vec::new(),
             left: Bounds::default(),
             sessions: 0,
             crashed: false,
+            canon: Rc::new(Canon::of(&driver.driver, BEGINNING)),
             driver,
             now: BEGINNING,
             clock: BEGINNING,
@@ -226,36 +232,33 @@ impl State {
         actions
     }
 
-    /// For people.
-    pub fn describe(&self, action: Action) -> String {
+    /// For people: the message or call of an action.
+    pub fn describe(&self, action: Action) -> Rc<str> {
         match action {
-            Action::Begin(n) => format!("begin {:?}", self.calls[n].op),
-            Action::Deliver(n) | Action::Lose(n) => {
-                let message = &self.messages[n];
-                let how = if message.stale { "late" } else { "" };
-                let what = if action == Action::Deliver(n) { "deliver" } else { "lose" };
-                format!("{what} {how} {}", message.text)
-            }
-            Action::Tick | Action::Crash => format!("{action:?}"),
+            Action::Begin(n) => format!("{:?}", self.calls[n].op).into(),
+            Action::Deliver(n) | Action::Lose(n) => self.messages[n].text.clone(),
+            Action::Tick | Action::Crash => Rc::default(),
         }
     }
 
     /// Equal for states that go on alike.
     pub fn hash(&self) -> u64 {
-        let (canon, mut text) = canon::Canon::of(self.driver(), self.now);
-        let mut messages = Vec::with_capacity(self.messages.len());
-        for message in &self.messages {
-            let mut own = String::from(if message.stale { "late " } else { "" });
-            canon.rewrite(&message.text, &mut own);
-            messages.push(own);
-        }
+        let (canon, driver) = &*self.canon;
+        let mut text = String::new();
+        let hash_message = |message: &Message| {
+            text.clear();
+            canon.rewrite(&message.text, &mut text);
+            (canon::hash(text.as_bytes()), message.stale)
+        };
+        let mut messages: Vec<(u64, bool)> = self.messages.iter().map(hash_message).collect();
         messages.sort_unstable();
-        canon.rewrite(&format!("{messages:?}{:?}", self.left), &mut text);
+        let mut hasher = DefaultHasher::new();
+        (driver, messages, self.left, self.coordinator_hash, &self.shard_hashes).hash(&mut hasher);
         for call in &self.calls {
-            canon.rewrite(&format!("{:?}{:?}{:?}", call.transaction, call.answer, call.after), &mut text);
+            let answer = call.answer.as_ref().map(code);
+            (call.transaction.map(|transaction| transaction.0), answer, &call.after).hash(&mut hasher);
         }
-        text.push_str(&format!("{} {:?}", self.coordinator_hash, self.shard_hashes));
-        canon::hash(text.as_bytes())
+        hasher.finish()
     }
 
     // ---- making it happen ----
@@ -293,11 +296,7 @@ impl State {
             0,
         )
         .unwrap();
-        let Applied::Ran(outcome) = self.coordinator.apply(self.now, session.0, 1, command.encode_to_vec())
-        else {
-            panic!("it is new");
-        };
-        self.coordinator_hash = canon::of_coordinator(&self.coordinator);
+        let outcome = self.log(session, command);
         let accepted = pb::TransactionAccepted::decode(outcome.reply).unwrap();
         assert_eq!(accepted.error, None);
         self.calls[n].after = (0..self.calls.len()).filter(|&n| self.calls[n].answer.is_some()).collect();
@@ -307,11 +306,23 @@ impl State {
         }
     }
 
+    /// `session` 0: none.
+    fn log(&mut self, session: SessionId, command: pb::CrossdirCommand) -> Outcome<Effect> {
+        let coordinator = Rc::make_mut(&mut self.coordinator);
+        let applied = coordinator.apply(self.now, session.0, 1, command.encode_to_vec());
+        self.coordinator_hash = canon::of_coordinator(&self.coordinator);
+        match applied {
+            Applied::Ran(outcome) => outcome,
+            other => panic!("a call is begun once: {other:?}"),
+        }
+    }
+
     fn deliver(&mut self, message: Message) {
         match message.what.clone() {
             What::Request(Output::SendWrite { shard, op, tag }) => {
                 judge::forgetting(&self.coordinator, &op);
-                let group = self.shards.get_mut(&shard.0).expect("a shard of the scenario");
+                let group =
+                    Rc::make_mut(&mut self.shards).get_mut(&shard.0).expect("a shard of the scenario");
                 if self.forgetful {
                     forget_everything(group);
                 }
@@ -340,11 +351,7 @@ impl State {
                 self.input(input);
             }
             What::Proposal(command) => {
-                let Applied::Ran(outcome) = self.coordinator.apply(self.now, 0, 0, command.encode_to_vec())
-                else {
-                    panic!("no session, so it runs");
-                };
-                self.coordinator_hash = canon::of_coordinator(&self.coordinator);
+                let outcome = self.log(SessionId(0), command);
                 for effect in outcome.effects {
                     self.input(Input::Effect(effect));
                 }
@@ -389,6 +396,7 @@ impl State {
 
     fn input(&mut self, input: Input) {
         let outputs = self.driver.step(input, Time(self.now));
+        self.canon = Rc::new(Canon::of(self.driver(), self.now));
         self.perform(outputs);
     }
 
@@ -405,6 +413,7 @@ impl State {
         self.now += MS;
         let (driver, outputs) = Copied::new(self.coordinator.clone(), Time(self.now));
         self.driver = driver;
+        self.canon = Rc::new(Canon::of(self.driver(), self.now));
         self.clock = self.now;
         self.perform(outputs);
     }
@@ -430,7 +439,7 @@ impl State {
     pub fn come_too_late(&mut self) {
         for request in std::mem::take(&mut self.sent) {
             let Output::SendWrite { shard, op, .. } = &*request else { continue };
-            let group = self.shards.get_mut(&shard.0).expect("a shard of the scenario");
+            let group = Rc::make_mut(&mut self.shards).get_mut(&shard.0).expect("a shard of the scenario");
             group.write(self.clock, op.clone(), &mut || 0);
             assert_eq!(canon::of_shard(group), self.shard_hashes[&shard.0], "XD-10: {op:?} at the end");
         }
