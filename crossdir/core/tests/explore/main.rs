@@ -112,3 +112,25 @@ fn a_lost_message() {
     let sets = pairs(&operations).filter(|(first, second)| full() && first.meets(second));
     explore(&tree, sets.map(|(first, second)| (vec![first, second], bounds)));
 }
+
+/// The explorer finds what is wrong: the first run that shows it panics with `what`.
+fn finds(what: &str, names: &[&str], spoil: impl Fn(&mut state::State)) {
+    let tree = scenario::plant();
+    let operations = scenario::operations(&tree.places);
+    let mut state = tree.state(&scenario::named(&operations, names), CRASH);
+    spoil(&mut state);
+    let run = std::panic::AssertUnwindSafe(|| search::explore(names, state));
+    let panic = std::panic::catch_unwind(run).expect_err("nothing was found");
+    let said = panic.downcast_ref::<String>().expect("a message");
+    assert!(said.contains(what), "{said}");
+}
+
+#[test]
+fn a_shard_that_forgets_its_answers_is_found() {
+    finds("answered otherwise before", &["/c/g to /a/g", "mkdir /c/b"], |state| state.forgetful = true);
+}
+
+#[test]
+fn a_loop_is_found() {
+    finds("is in a loop", &["/a to /c/a", "/c to /a/c"], |state| state.blind = true);
+}

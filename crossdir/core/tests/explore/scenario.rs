@@ -62,22 +62,34 @@ fn make(state: &mut State, parent: u64, name: &[u8], shard: ShardId) -> u64 {
 }
 
 impl Operation {
-    /// The directories and inodes it reads or changes, but for the root.
-    fn touches(&self) -> Vec<u64> {
-        let mut all = match &self.op {
-            Op::Mkdir(op) => vec![op.parent],
-            Op::Rmdir(op) => vec![op.parent, op.target],
-            Op::Move(op) => vec![op.old_directory, op.new_directory, op.target],
+    /// The names it changes.
+    fn names(&self) -> Vec<(u64, &[u8])> {
+        match &self.op {
+            Op::Mkdir(op) => vec![(op.parent, &op.name)],
+            Op::Rmdir(op) => vec![(op.parent, &op.name)],
+            Op::Move(op) => vec![(op.old_directory, &op.old_name), (op.new_directory, &op.new_name)],
             other => panic!("{other:?}"),
-        };
-        all.retain(|&inode| inode != ROOT);
-        all
+        }
     }
 
-    /// They may be in each other's way.
+    /// What it removes or moves; null: nothing.
+    fn target(&self) -> u64 {
+        match &self.op {
+            Op::Rmdir(op) => op.target,
+            Op::Move(op) => op.target,
+            _ => 0,
+        }
+    }
+
+    fn is_in_the_way_of(&self, other: &Operation) -> bool {
+        let theirs = other.names();
+        self.names().iter().any(|name| theirs.contains(name))
+            || theirs.iter().any(|(directory, _)| *directory == self.target())
+    }
+
+    /// They change the same name, or one of them moves or removes a directory the other changes.
     pub fn meets(&self, other: &Operation) -> bool {
-        let theirs = other.touches();
-        self.touches().iter().any(|inode| theirs.contains(inode))
+        self.is_in_the_way_of(other) || other.is_in_the_way_of(self)
     }
 }
 
