@@ -95,6 +95,16 @@ fn some_triples() {
     assert!(explored.states > 10_000, "{explored:?}");
 }
 
+/// XD-8: the first move, run again after the others, would find a loop.
+#[test]
+fn a_move_and_those_that_turn_the_tree_round() {
+    let tree = scenario::plant();
+    let operations = scenario::operations(&tree.places);
+    let calls = scenario::named(&operations, &["/a/b to /c/b", "/c/b to /b", "/c to /a/b/c"]);
+    let explored = explore(&tree, [(calls, CRASH)]);
+    assert!(explored.states > 10_000, "{explored:?}");
+}
+
 #[test]
 fn two_crashes() {
     let tree = scenario::plant();

@@ -131,6 +131,7 @@ pub fn operations(places: &Places) -> Vec<Operation> {
         ("mkdir /c/b", mkdir(c, b"b"), 3),
         ("mkdir /a/c", mkdir(a, b"c"), 1),
         ("rmdir /a/b", rmdir(a, b"b", b), 0),
+        ("rmdir /a/b as /a/n", rmdir(a, b"n", b), 0),
         ("rmdir /a", rmdir(ROOT, b"a", a), 0),
         ("rmdir /c", rmdir(ROOT, b"c", c), 0),
         ("/c/g to /a/g", rename((c, b"g"), g, (a, b"g"), Refuse), 0),
@@ -143,6 +144,7 @@ pub fn operations(places: &Places) -> Vec<Operation> {
         ("/c to /a/c", rename((ROOT, b"c"), c, (a, b"c"), Refuse), 0),
         ("/c to /a/b/c", rename((ROOT, b"c"), c, (b, b"c"), Refuse), 0),
         ("/a/b to /c/b", rename((a, b"b"), b, (c, b"b"), Refuse), 0),
+        ("/c/b to /b", rename((c, b"b"), b, (ROOT, b"b"), Refuse), 0),
         ("/a/b to /b", rename((a, b"b"), b, (ROOT, b"b"), Refuse), 0),
     ];
     table.into_iter().map(|(name, op, shard)| Operation { name, op, shard: ShardId(shard) }).collect()
