@@ -81,6 +81,10 @@ impl Operation {
         }
     }
 
+    pub fn moves_directory(&self) -> bool {
+        matches!(&self.op, Op::Move(op) if InodeId(op.target).is_directory())
+    }
+
     fn is_in_the_way_of(&self, other: &Operation) -> bool {
         let theirs = other.names();
         self.names().iter().any(|name| theirs.contains(name))
@@ -117,6 +121,10 @@ pub const TRIPLES: [[&str; 3]; 8] = [
     ["/c/g to /a/b/g", "rmdir /a/b", "rmdir /c"],
     ["mkdir /c/b", "/a/b to /c/b", "rmdir /a/b"],
 ];
+
+/// Pairs of which few are enough to see.
+pub const FEW: [[&str; 2]; 3] =
+    [["mkdir /a/b/x", "rmdir /a/b"], ["rmdir /a/b", "/c/g to /a/b/g"], ["/c/g to /a/g", "/f over /a/g"]];
 
 /// Those of `operations` with these names.
 pub fn named<'a>(operations: &'a [Operation], names: &[&str]) -> Vec<&'a Operation> {

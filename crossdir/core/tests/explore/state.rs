@@ -20,7 +20,7 @@ use crate::judge;
 pub const MS: u64 = 1_000_000;
 /// Instants are numbers of their own size, by which [`canon`] knows them: below all inodes, above all else.
 pub const BEGINNING: u64 = 1_000_000_000 * MS;
-/// A timer so near may run out while messages are on their way.
+/// The longest of the short timers, which collect a batch.
 const NEAR: u64 = 10 * MS;
 
 /// What has not happened yet.
@@ -43,6 +43,9 @@ pub enum Action {
 pub struct Bounds {
     pub crashes: u32,
     pub losses: u32,
+    /// The driver's short timers run out while messages are on their way, too: ends are recorded beside
+    /// transactions that still run.
+    pub hasty: bool,
     /// Repetitions of steps that a shard remembers, and so answers as before and does nothing, come at one
     /// moment only: the driver's at once, before anything else happens; a dead driver's at the end, when all
     /// is forgotten ([`State::come_too_late`]).
@@ -222,7 +225,7 @@ impl State {
             }
         }
         if let Some(at) = self.driver().next_deadline()
-            && (first.is_none() || at.0 <= self.now + NEAR)
+            && (first.is_none() || self.left.hasty && at.0 <= self.now + NEAR)
         {
             actions.push(Action::Tick);
         }
