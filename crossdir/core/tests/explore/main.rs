@@ -30,7 +30,11 @@ use scenario::{Operation, Tree};
 use search::Explored;
 use state::Bounds;
 
-const UNDISTURBED: Bounds = Bounds { crashes: 0, losses: 0, hasty: false, brief: true };
+const UNDISTURBED: Bounds = Bounds { crashes: 0, losses: 0, hasty_ms: 0, brief: true };
+/// Longer than the timers that collect ends …
+const HASTY_MS: u64 = 10;
+/// … and than those that collect what is forgotten, shorter than those that repeat.
+const FORGETTING_MS: u64 = 1500;
 const CRASH: Bounds = Bounds { crashes: 1, ..UNDISTURBED };
 
 fn full() -> bool {
@@ -68,10 +72,11 @@ fn every_pair_in_every_order() {
         &tree,
         pairs(&operations).map(|(first, second)| {
             let bounds = match (full(), first.meets(second)) {
-                (true, _) => Bounds { hasty: true, brief: false, ..CRASH },
+                (true, _) => Bounds { hasty_ms: HASTY_MS, brief: false, ..CRASH },
                 // Those of a moved directory are recorded as soon as somebody waits for it.
                 (false, true) => {
-                    Bounds { hasty: !first.moves_directory() && !second.moves_directory(), ..CRASH }
+                    let late = first.moves_directory() || second.moves_directory();
+                    Bounds { hasty_ms: if late { 0 } else { HASTY_MS }, ..CRASH }
                 }
                 // What has nothing in common meets in the driver only.
                 (false, false) => UNDISTURBED,
@@ -92,7 +97,7 @@ fn every_pair_in_every_order() {
 fn some_triples() {
     let tree = scenario::plant();
     let operations = scenario::operations(&tree.places);
-    let bounds = if full() { Bounds { hasty: true, ..CRASH } } else { UNDISTURBED };
+    let bounds = if full() { Bounds { hasty_ms: HASTY_MS, ..CRASH } } else { UNDISTURBED };
     let sets = scenario::TRIPLES.iter().map(|names| (scenario::named(&operations, names), bounds));
     let explored = explore(&tree, sets);
     assert!(explored.states > 10_000, "{explored:?}");
@@ -122,6 +127,17 @@ fn two_crashes() {
     let operations = scenario::operations(&tree.places);
     let bounds = Bounds { crashes: 2, ..UNDISTURBED };
     let explored = explore(&tree, conflicts(&operations).map(|calls| (calls, bounds)));
+    assert!(explored.states > 10_000, "{explored:?}");
+}
+
+/// XD-10: no late step of a transaction runs that the shards forgot while an older one was still running.
+#[test]
+fn forgetting_beside_an_older_one() {
+    let tree = scenario::plant();
+    let operations = scenario::operations(&tree.places);
+    let bounds = Bounds { hasty_ms: FORGETTING_MS, brief: false, ..CRASH };
+    let calls = scenario::named(&operations, &["mkdir /a/b/x", "mkdir /c/b"]);
+    let explored = explore(&tree, [(calls, bounds)]);
     assert!(explored.states > 10_000, "{explored:?}");
 }
 

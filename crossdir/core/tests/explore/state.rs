@@ -20,9 +20,6 @@ use crate::judge;
 pub const MS: u64 = 1_000_000;
 /// Instants are numbers of their own size, by which [`canon`] knows them: below all inodes, above all else.
 pub const BEGINNING: u64 = 1_000_000_000 * MS;
-/// The longest of the short timers, which collect a batch.
-const NEAR: u64 = 10 * MS;
-
 /// What has not happened yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
@@ -43,9 +40,9 @@ pub enum Action {
 pub struct Bounds {
     pub crashes: u32,
     pub losses: u32,
-    /// The driver's short timers run out while messages are on their way, too: ends are recorded beside
-    /// transactions that still run.
-    pub hasty: bool,
+    /// Timers no longer than this, in milliseconds, run out while messages are on their way, too: ends are
+    /// recorded, with more also forgotten, beside transactions that still run.
+    pub hasty_ms: u64,
     /// Repetitions of steps that a shard remembers, and so answers as before and does nothing, come at one
     /// moment only: the driver's at once, before anything else happens; a dead driver's at the end, when all
     /// is forgotten ([`State::come_too_late`]).
@@ -225,7 +222,7 @@ impl State {
             }
         }
         if let Some(at) = self.driver().next_deadline()
-            && (first.is_none() || self.left.hasty && at.0 <= self.now + NEAR)
+            && (first.is_none() || at.0 <= self.now + self.left.hasty_ms * MS)
         {
             actions.push(Action::Tick);
         }
