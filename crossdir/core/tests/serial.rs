@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use eggs_proto::{CrossdirError, InodeId, ServiceError, TransactionId, pb};
 use pb::crossdir_request::Op;
+use world::model::Model;
 use world::{Rng, Weather, World, code, mkdir, put_small, rename, rmdir, unlink};
 
 const ROOT: u64 = InodeId::ROOT.0;

@@ -1,7 +1,5 @@
 //! What must hold: at every instant, when a call is answered, and at the end.
 
-use std::collections::BTreeMap;
-
 use eggs_crossdir_core::{Answer, CrossdirMachine, MoveState};
 use eggs_proto::{InodeId, ServiceError, TransactionId, pb};
 use pb::crossdir_request::Op;
@@ -169,6 +167,3 @@ fn serial(state: &State, model: &Model, after: &Model, order: &mut Vec<usize>) -
     }
     false
 }
-
-/// Answers by code, to see that the scenarios are not tame.
-pub type Codes = BTreeMap<u32, u64>;

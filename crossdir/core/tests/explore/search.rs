@@ -1,11 +1,11 @@
 //! Depth first over all that can happen, every state once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::world::code;
 use super::world::model::Model;
-use crate::judge::{self, Codes};
+use crate::judge;
 use crate::state::{Action, State};
 
 /// Longer runs do not end.
@@ -18,8 +18,8 @@ pub struct Explored {
     pub transitions: u64,
     /// Of those, where everything was over.
     pub ends: u64,
-    /// The answers seen there.
-    pub codes: Codes,
+    /// The answers seen there, by code.
+    pub codes: BTreeMap<u32, u64>,
 }
 
 impl Explored {
