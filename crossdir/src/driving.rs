@@ -199,14 +199,19 @@ impl Task {
         self.driving.unfinished.store(0, Ordering::Relaxed);
     }
 
-    /// A driver from the rows as a quorum knows them. What is applied between that and now comes as effects: those that
+    /// A driver from the rows as a quorum knows them, once no earlier driver's decisions are recorded any more. What is applied between that and now comes as effects: those that
     /// the rows have already do no harm (the driver's first rule). When the roles that are
     /// still to be heard say otherwise, it is dropped again.
     async fn recover(&mut self) -> Result<(), String> {
         let now = self.stopwatch.now();
-        let read = self
-            .consensus
-            .read(vec![GROUP], move |views, _| views.get(GROUP).map(|view| Driver::recover(view, now)));
+        let consensus = self.consensus.clone();
+        let take_over = Bytes::from(Driver::take_over().encode_to_vec());
+        let read = async move {
+            consensus.write(GROUP, SessionId(0), 0, move |_, _| Ok(take_over)).await?;
+            let view = consensus
+                .read(vec![GROUP], move |views, _| views.get(GROUP).map(|view| Driver::recover(view, now)));
+            view.await
+        };
         let recovered: Option<Result<_, TableError>> = match tokio::time::timeout(RECOVER_MAX, read).await {
             Ok(Ok(recovered)) => recovered,
             Ok(Err(
@@ -296,6 +301,7 @@ impl Task {
                         let _ = waiting.send(Some(reply.clone()));
                     }
                 }
+                Output::Replaced => return self.make_anew(),
             }
         }
         let unfinished = self.driver.as_ref().map_or(0, Driver::unfinished);

@@ -149,13 +149,14 @@ fn forget_steps<T: Table + ?Sized>(tx: &mut Tx<'_, T>, command: &[u8]) -> Result
         let (transaction, step) = match op {
             Op::CreateDirectory(op) => (op.transaction, Step::CreateDirectory),
             Op::DiscardDirectory(op) => (op.transaction, Step::DiscardDirectory),
-            Op::RemoveDirectory(op) => (op.transaction, Step::RemoveDirectory),
-            Op::RestoreDirectory(op) => (op.transaction, Step::RestoreDirectory),
+            Op::LockDirectory(op) => (op.transaction, Step::LockDirectory),
+            Op::UnlockDirectory(op) => (op.transaction, Step::UnlockDirectory),
             Op::LockEdge(op) => (op.transaction, Step::LockEdge),
             Op::UnlockEdge(op) => (op.transaction, Step::UnlockEdge),
             Op::LinkEdge(op) => (op.transaction, Step::LinkEdge),
             Op::UnlinkEdge(op) => (op.transaction, Step::UnlinkEdge),
             Op::SetOwner(op) => (op.transaction, Step::SetOwner),
+            Op::RemoveDirectory(op) => (op.transaction, Step::RemoveDirectory),
             _ => continue,
         };
         tx.delete(transaction_key(TransactionId(transaction), step))?;

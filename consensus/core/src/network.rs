@@ -249,10 +249,12 @@ where
                 continue;
             };
             let peers = &self.peers;
+            replica.listen_to_learners(peers);
             let member = |store| Member {
                 caught_up: replica.is_caught_up(store),
                 alive: peers.is_staying(store),
                 on_time: peers.may_lead(store),
+                lost: replica.is_lost(store),
             };
             match next_step(self.options.store, replica.membership(), wanted, member) {
                 Step::Done => {

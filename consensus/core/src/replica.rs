@@ -1,6 +1,6 @@
 //! One group on this store: its raft node, how far its state is, who waits for what.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use eggs_machine::group;
@@ -9,7 +9,7 @@ use eggs_machine::{Machine, Table, Tx};
 use eggs_proto::StoreId;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, EntryType};
-use raft::{RawNode, StateRole};
+use raft::{ProgressState, RawNode, StateRole};
 
 use crate::group_log::GroupLog;
 use crate::host::{
@@ -25,6 +25,8 @@ use crate::wanted::Change;
 const CAUGHT_UP_ENTRIES: u64 = 256;
 /// A replica that should not lead stands for election when for this long nobody else was elected.
 const LAST_RESORT_TICKS: usize = 10 * ELECTION_TICKS;
+/// Looks without an answer after which a learner counts as lost.
+const LOST_LOOKS: u32 = 30;
 /// Bytes of the log looked through at once.
 const SCANNED_BYTES: u64 = 1 << 20;
 /// Read rounds of one group in flight; more reads wait for the next.
@@ -57,6 +59,11 @@ pub(crate) struct Replica<M, L: LogStore> {
     lease_barred: u64,
     /// Its state is being made from a snapshot; raft is not told anything meanwhile.
     pub(crate) restoring: bool,
+    /// It has applied its own removal: its log is about to go, so nothing more may be promised with it, not even to one who
+    /// makes it a member anew.
+    pub(crate) removed: bool,
+    /// Learners of a leader that do not answer, and how often that was seen in turn.
+    unheard: BTreeMap<StoreId, u32>,
     /// The state is that of a snapshot raft has not yet taken.
     pub(crate) restored: Option<AppliedRow>,
     pub(crate) asleep: bool,
@@ -114,6 +121,8 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
             lease: (0, Duration::ZERO),
             lease_barred: 0,
             restoring: false,
+            removed: false,
+            unheard: BTreeMap::new(),
             restored: None,
             asleep: false,
             idle_ticks: 0,
@@ -403,6 +412,27 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
         })
     }
 
+    /// Looks which learners answer; now and then.
+    pub(crate) fn listen_to_learners(&mut self, peers: &Peers) {
+        let progress = self.node.raft.prs();
+        let unheard = |&&store: &&StoreId| {
+            !peers.is_silent(store)
+                && progress.get(store.0).is_some_and(|progress| {
+                    !progress.recent_active
+                        && progress.matched > 0
+                        && progress.state != ProgressState::Snapshot
+                })
+        };
+        let learners = self.applied.membership.learners.iter().filter(unheard);
+        self.unheard = learners
+            .map(|&store| (store, self.unheard.get(&store).map_or(1, |looks| looks.saturating_add(1))))
+            .collect();
+    }
+
+    pub(crate) fn is_lost(&self, store: StoreId) -> bool {
+        self.unheard.get(&store).is_some_and(|&looks| looks >= LOST_LOOKS)
+    }
+
     /// Whether entries that are not applied yet may make this replica a member.
     pub(crate) fn may_be_added(&self) -> bool {
         let log = &self.node.raft.raft_log;
@@ -482,7 +512,9 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
                     let change = ConfChangeV2::parse_from_bytes(&entry.data)
                         .map_err(|error| StorageError::new(format!("entry {}: {error}", entry.index)))?;
                     let conf = self.node.apply_conf_change(&change).map_err(raft_failed)?;
+                    let was_member = applied.membership.contains(self.me);
                     applied.membership = Membership::from_conf(&conf, entry.index);
+                    self.removed = (was_member || self.removed) && !applied.membership.contains(self.me);
                     self.node.mut_store().set_members(entry.index);
                 }
                 EntryType::EntryConfChange => {

@@ -44,6 +44,9 @@ pub(crate) struct Member {
     pub alive: bool,
     /// Its clock is good enough to lead.
     pub on_time: bool,
+    /// A learner whose store is there, and which yet has not answered for long: it has lost what the leader believes it has
+    /// (it was removed on old news after it answered). It begins anew when it is added anew.
+    pub lost: bool,
 }
 
 /// The next step of the leader `me`. Grows before it shrinks, and never takes a step after which the voters
@@ -67,6 +70,9 @@ pub(crate) fn next_step(
                 continue;
             }
             return Step::Change(Change::AddLearner(store));
+        }
+        if member(store).lost {
+            return Step::Change(Change::Remove(store));
         }
         let fit_voters = membership.voters.iter().filter(|&&voter| fit(voter)).count() + 1;
         if fit(store) && fit_voters > membership.voters.len().div_ceil(2) {
@@ -116,6 +122,7 @@ mod tests {
     use super::*;
 
     const ME: StoreId = StoreId(1);
+    const LOST: StoreId = StoreId(99);
 
     fn stores(ids: &[u64]) -> Vec<StoreId> {
         ids.iter().copied().map(StoreId).collect()
@@ -132,6 +139,7 @@ mod tests {
             alive: !dead.contains(&store.0),
             caught_up: !behind.contains(&store.0),
             on_time: true,
+            lost: store == LOST,
         })
     }
 
@@ -145,6 +153,14 @@ mod tests {
         let four = membership(&[1, 2, 3, 4], &[]);
         assert_eq!(step(&four, &[1, 2, 4], 0, &[3], &[]), Step::Change(Change::Remove(StoreId(3))));
         assert_eq!(step(&membership(&[1, 2, 4], &[]), &[1, 2, 4], 1, &[], &[]), Step::Done);
+    }
+
+    #[test]
+    fn a_learner_that_is_lost_is_added_anew() {
+        let learning = membership(&[1, 2, 3], &[99]);
+        assert_eq!(step(&learning, &[1, 2, 99], 0, &[], &[99]), Step::Change(Change::Remove(LOST)));
+        let three = membership(&[1, 2, 3], &[]);
+        assert_eq!(step(&three, &[1, 2, 99], 0, &[], &[]), Step::Change(Change::AddLearner(LOST)));
     }
 
     #[test]
@@ -205,7 +221,8 @@ mod tests {
         let alive = |store: StoreId| !dead.contains(&store.0);
         let mut leader = now.voters.iter().copied().find(|&store| alive(store)).unwrap();
         for _ in 0..40 {
-            let member = |store| Member { alive: alive(store), caught_up: alive(store), on_time: true };
+            let member =
+                |store| Member { alive: alive(store), caught_up: alive(store), on_time: true, lost: false };
             match next_step(leader, &now, &wanted, member) {
                 Step::Done => {
                     assert_eq!((now.voters, now.learners), (wanted.voters, vec![]));

@@ -77,7 +77,7 @@ pub fn page_under<'a, T: Table + ?Sized>(
         let mut below = below.into_iter().peekable();
         while merged.len() < limit {
             let change = match (below.peek(), changes.peek()) {
-                (None, None) => return Ok(merged),
+                (None, None) => break,
                 (Some(_), None) => false,
                 (None, Some((key, _))) => {
                     if more.as_ref().is_some_and(|seen| *key > seen) {

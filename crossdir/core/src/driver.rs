@@ -1,13 +1,14 @@
 //! Carries transactions through: locks, steps, repetition, answers, and the batched end.
 //!
 //! Volatile and deterministic: `step(input, now) -> outputs`. Its shell
-//! 1. makes it with [`Driver::recover`] when its host comes to lead the coordinator's group, and drops
-//!    it when it leads no more;
+//! 1. logs [`Driver::take_over`] when its host comes to lead the coordinator's group, then makes it with
+//!    [`Driver::recover`], and drops it when it leads no more;
 //! 2. feeds it the machine's effects in the order they were applied (those applied before the view it
 //!    was made from do no harm), the shards' answers by tag, and [`Input::Tick`] at
 //!    [`Driver::next_deadline`];
 //! 3. performs its outputs. Each may be lost: it is asked for again after a while.
 
+mod clearing;
 mod ending;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -17,8 +18,9 @@ use eggs_machine::{Table, TableError};
 use eggs_proto::{CrossdirError, InodeId, ServiceError, ShardError, ShardId, Time, TransactionId, pb};
 
 use self::ending::{Ended, Forgetting};
-use crate::locks::{Locks, Resource};
-use crate::machine::{self, Effect};
+use crate::locks::Locks;
+use crate::machine::{self, Effect, Pending};
+use crate::moves::Moves;
 use crate::transaction::{Moved, Next, Outcome, Request, Steps, steps_of, waits};
 
 /// Transactions waiting for one lock; more are told Busy, so that one stuck directory does not
@@ -84,6 +86,8 @@ pub enum Output {
         transaction: TransactionId,
         reply: pb::CrossdirReply,
     },
+    /// Another driver has taken over: this one is to be dropped, and one made anew if this host still leads.
+    Replaced,
 }
 
 /// What has become of a move.
@@ -114,7 +118,12 @@ impl MoveState {
 /// The volatile half of the coordinator.
 #[derive(Debug)]
 pub struct Driver {
+    /// Its number.
+    id: u64,
     locks: Locks,
+    moves: Moves,
+    /// Moves that may go on once that is recorded.
+    to_clear: Vec<TransactionId>,
     /// Unfinished.
     running: BTreeMap<TransactionId, Running>,
     /// The newest transaction seen.
@@ -139,10 +148,14 @@ struct Running {
     started_at: Time,
     shards: BTreeSet<ShardId>,
     answer: Option<pb::CrossdirReply>,
+    /// To be answered once it is recorded.
+    recorded_answer: Option<pb::CrossdirReply>,
+    /// A move of a directory that may go on.
+    cleared: bool,
     phase: Phase,
     /// Retired already, by an earlier driver: to be dropped as soon as it has its locks.
     gone: bool,
-    /// Begun by an earlier driver, which may have come further.
+    /// Begun by an earlier driver, which may have come to the shards.
     recovered: bool,
 }
 
@@ -151,6 +164,12 @@ enum Phase {
     /// For its locks.
     Queued,
     Asking(Asking),
+    /// For moves that are in its way.
+    InTheWay,
+    /// That it may go on is to be recorded; since the proposal was made, if it was.
+    Clearing {
+        proposed_at: Option<Time>,
+    },
     /// Over; waits to be recorded since the proposal was made, if it was.
     Over {
         proposed_at: Option<Time>,
@@ -179,6 +198,7 @@ enum Asked {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
     Step(TransactionId),
+    ClearProposal(TransactionId),
     Finish,
     FinishProposal(TransactionId),
     Forgettable,
@@ -193,6 +213,12 @@ fn backoff(attempts: u32) -> Duration {
 }
 
 impl Driver {
+    /// What is to be logged, without a session, before a driver is made: from then on nothing an earlier driver has decided
+    /// is recorded any more (XD-8).
+    pub fn take_over() -> pb::CrossdirCommand {
+        pb::CrossdirCommand { command: Some(pb::crossdir_command::Command::TakeOver(pb::TakeOver {})) }
+    }
+
     /// A driver for what `view` says is not over, and the requests it begins with. `now` must be later
     /// than any instant an earlier driver of this host was made at (tags begin there, so that answers
     /// to an earlier driver are not taken for answers to this one).
@@ -200,11 +226,14 @@ impl Driver {
     /// # Errors
     /// When the table fails or holds what is no row.
     pub fn recover<T: Table + ?Sized>(view: &T, now: Time) -> Result<(Driver, Vec<Output>), TableError> {
-        let next = crate::schema::next_transaction(view)?;
+        let meta = crate::schema::meta(view)?;
         let mut driver = Driver {
+            id: meta.driver,
             locks: Locks::default(),
+            moves: Moves::default(),
+            to_clear: Vec::new(),
             running: BTreeMap::new(),
-            newest: TransactionId(next.0 - 1),
+            newest: TransactionId(meta.next_transaction - 1),
             tags: BTreeMap::new(),
             next_tag: now.0,
             timers: BTreeSet::new(),
@@ -216,9 +245,12 @@ impl Driver {
             retire_at: None,
         };
         let mut out = Vec::new();
-        for pending in machine::unfinished(view)? {
-            driver.begin(pending.transaction, &pending.begin, (pending.started_at, true), now, &mut out);
+        let mut unfinished = machine::unfinished(view)?;
+        unfinished.sort_by_key(|pending| (!pending.cleared, pending.transaction));
+        for pending in unfinished {
+            driver.begin(pending, true, now, &mut out);
         }
+        driver.propose_clear(now, &mut out);
         for (transaction, (pending, reply)) in machine::finished_not_retired(view)? {
             let steps = steps_of(transaction, &pending.begin);
             let shards = steps.as_ref().map(|steps| steps.shards()).unwrap_or_default();
@@ -238,7 +270,8 @@ impl Driver {
             return Err(CrossdirError::Busy.with("too many directory operations are on their way"));
         }
         let steps = steps_of(TransactionId(0), begin).ok_or_else(|| CrossdirError::Malformed.bare())?;
-        if self.locks.longest_queue(&steps.locks()) >= QUEUE_MAX {
+        let waiting = if steps.owned().is_some() { self.moves.waiting() } else { 0 };
+        if self.locks.longest_queue(&steps.locks()).max(waiting) >= QUEUE_MAX {
             return Err(CrossdirError::Busy.with("too many operations wait for the same directory"));
         }
         Ok(())
@@ -251,16 +284,25 @@ impl Driver {
                 // Older ones came with the view this driver was made from.
                 if transaction > self.newest {
                     self.newest = transaction;
-                    self.begin(transaction, &begin, (started_at, false), now, &mut out);
+                    self.begin(
+                        Pending { transaction, begin, started_at, cleared: false },
+                        false,
+                        now,
+                        &mut out,
+                    );
                 }
             }
             Input::Effect(Effect::Finished(finished)) => self.finished(&finished, now, &mut out),
             Input::Effect(Effect::Retired(retired)) => self.retired(&retired, now, &mut out),
+            Input::Effect(Effect::Cleared(cleared)) => self.cleared(&cleared, now, &mut out),
+            Input::Effect(Effect::TakenOver(driver)) if driver > self.id => out.push(Output::Replaced),
+            Input::Effect(Effect::TakenOver(_)) => {}
             Input::Write { tag, received } => self.on_write(tag, received, now, &mut out),
             Input::Stat { tag, received } => self.on_stat(tag, received, now, &mut out),
             Input::Tick => {}
         }
         self.run_timers(now, &mut out);
+        self.propose_clear(now, &mut out);
         out
     }
 
@@ -321,18 +363,26 @@ impl Driver {
 
     // ---- beginning and steps ----
 
-    fn begin(
-        &mut self,
-        transaction: TransactionId,
-        begin: &pb::BeginTransaction,
-        (started_at, recovered): (Time, bool),
-        now: Time,
-        out: &mut Vec<Output>,
-    ) {
-        let Some(steps) = steps_of(transaction, begin) else { return };
+    fn begin(&mut self, pending: Pending, recovered: bool, now: Time, out: &mut Vec<Output>) {
+        let Pending { transaction, begin, started_at, cleared } = pending;
+        let Some(steps) = steps_of(transaction, &begin) else { return };
         let (locks, shards) = (steps.locks(), steps.shards());
-        let phase = Phase::Queued;
-        let running = Running { steps, started_at, shards, answer: None, phase, gone: false, recovered };
+        let owned = steps.owned();
+        let running = Running {
+            steps,
+            started_at,
+            shards,
+            answer: None,
+            recorded_answer: None,
+            cleared,
+            phase: Phase::Queued,
+            gone: false,
+            // Nothing of a move comes to the shards before it is cleared.
+            recovered: recovered && (owned.is_none() || cleared),
+        };
+        if let Some(target) = owned.filter(|_| cleared) {
+            self.moves.restore(transaction, target);
+        }
         self.running.insert(transaction, running);
         if self.locks.acquire(transaction, locks) {
             self.start(transaction, now, out);
@@ -341,11 +391,23 @@ impl Driver {
 
     fn start(&mut self, transaction: TransactionId, now: Time, out: &mut Vec<Output>) {
         debug_assert!(self.locks.holds(transaction), "XD-6");
-        match self.running.get(&transaction) {
-            Some(running) if running.gone => self.drop_gone(transaction, now, out),
-            Some(running) => self.ask(transaction, running.steps.first(), now, out),
-            None => {}
+        let Some(running) = self.running.get_mut(&transaction) else { return };
+        if running.gone {
+            return self.drop_gone(transaction, now, out);
         }
+        match running.cleared.then(|| running.steps.clear()).flatten() {
+            Some(request) => self.ask(transaction, request, now, out),
+            None => self.begin_steps(transaction, now, out),
+        }
+    }
+
+    fn begin_steps(&mut self, transaction: TransactionId, now: Time, out: &mut Vec<Output>) {
+        let Some(running) = self.running.get_mut(&transaction) else { return };
+        if running.steps.owned().is_some() {
+            self.moves.read(transaction);
+        }
+        let request = running.steps.first();
+        self.ask(transaction, request, now, out);
     }
 
     fn ask(&mut self, transaction: TransactionId, request: Request, now: Time, out: &mut Vec<Output>) {
@@ -442,6 +504,7 @@ impl Driver {
                 self.answer(transaction, reply, out);
                 self.over(transaction, now, out);
             }
+            Next::Clear(claim, reply) => self.clear(transaction, claim, reply, now, out),
         }
     }
 
@@ -455,23 +518,17 @@ impl Driver {
         }
     }
 
-    /// All steps are done: its end is to be recorded, and its locks go to the next (XD-8: or stay).
+    /// All steps are done: its end is to be recorded, and its locks go to the next.
     fn over(&mut self, transaction: TransactionId, now: Time, out: &mut Vec<Output>) {
         let Some(running) = self.running.get_mut(&transaction) else { return };
         running.phase = Phase::Over { proposed_at: None };
-        let keeps_locks = running.steps.locked_until_recorded();
         self.to_finish.push_back(transaction);
-        if keeps_locks && self.locks.contended(&Resource::Tree) {
-            self.flush_finish(now, out);
-        } else {
-            self.collect_finish(now, out);
-        }
-        if !keeps_locks {
-            self.release(transaction, now, out);
-        }
+        self.collect_finish(now, out);
+        self.release(transaction, now, out);
     }
 
     fn release(&mut self, transaction: TransactionId, now: Time, out: &mut Vec<Output>) {
+        self.move_over(transaction, now, out);
         for next in self.locks.release(transaction) {
             self.start(next, now, out);
         }
@@ -487,6 +544,7 @@ impl Driver {
             self.timers.pop_first();
             match timer {
                 Timer::Step(transaction) => self.ask_again(transaction, now, out),
+                Timer::ClearProposal(transaction) => self.clear_again(transaction, at),
                 Timer::Finish => self.flush_finish(now, out),
                 Timer::FinishProposal(transaction) => self.finish_again(transaction, at, now, out),
                 Timer::Forgettable => self.forget_what_is_safe(now, out),
@@ -516,6 +574,8 @@ impl Running {
     fn describe(&self) -> String {
         match &self.phase {
             Phase::Queued => "waiting for another operation on the same directory".to_owned(),
+            Phase::InTheWay => "waiting for moves of directories above or below".to_owned(),
+            Phase::Clearing { .. } => "recording that it may go on".to_owned(),
             Phase::Over { .. } => "recording the end".to_owned(),
             Phase::Asking(asking) => {
                 let shard = match &asking.request {

@@ -14,7 +14,7 @@
 //! [`Output::Answer`]; a transaction the driver does not know is over: [`answer`]. When the caller's time
 //! is up first: `InProgress`; the same call again finds the same transaction.
 //!
-//! Reading order: [`machine`], `transaction/` (one file each, steps and undo at the top), [`locks`],
+//! Reading order: [`machine`], `transaction/` (one file each, steps and undo at the top), [`locks`], `moves`,
 //! [`driver`].
 //!
 //! # Invariants
@@ -27,12 +27,14 @@
 //!   applied).
 //! - **XD-4** A transaction is retired only once it is finished and every shard that may remember it has
 //!   acknowledged forgetting it.
-//! - **XD-5** A new driver takes up what is unfinished in the order it was begun, before anything newer.
+//! - **XD-5** A new driver takes up what is unfinished in the order it was begun, before anything newer; moves that were
+//!   cleared before all others, as these may wait for them.
 //! - **XD-6** No two transactions that conflict run at once.
 //! - **XD-7** Of two transactions that conflict, the one begun first runs first; every transaction runs
 //!   once those begun before it are done.
-//! - **XD-8** What a transaction decides by looking at more than the shards' memory of it stays locked
-//!   until its answer is durable (today: the no-loops check, under the tree lock).
+//! - **XD-8** What a transaction decides by looking at more than the shards' memory of it (today: that a move of a directory
+//!   makes no loop) is recorded before it acts on it, stays so until it is over, and is not decided again after a crash.
+//!   Only the newest driver's decisions are recorded.
 //! - **XD-9** A caller is answered once: when the outcome is certain and nothing is left that the caller
 //!   could tell from its being done (XD-12). An uncertain outcome is never answered; the step is repeated.
 //! - **XD-10** A step of a transaction never runs after the shard forgot it: the floor that goes with
@@ -46,6 +48,7 @@
 pub mod driver;
 pub mod locks;
 pub mod machine;
+mod moves;
 mod prepare;
 mod schema;
 mod transaction;

@@ -1,4 +1,4 @@
-//! Who may run now: locks on edges, directories and the tree, strictly first come first served.
+//! Who may run now: locks on edges and directories, strictly first come first served.
 //!
 //! A transaction asks for all its locks at once, when it is begun, and joins the queue of each. It
 //! runs when every one is granted. A queue grants from its front only: an exclusive lock when nothing
@@ -14,8 +14,6 @@ use eggs_proto::{InodeId, TransactionId};
 /// What can be locked.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Resource {
-    /// Which directory owns which: only a directory that changes its parent changes it.
-    Tree,
     /// That a directory goes on existing (shared), or its removal (exclusive).
     Directory(InodeId),
     /// What a directory has under a name.
@@ -156,11 +154,6 @@ impl Locks {
         lengths.map(|queue| queue.waiting.len()).max().unwrap_or(0)
     }
 
-    /// Somebody waits for `resource`.
-    pub fn contended(&self, resource: &Resource) -> bool {
-        self.queues.get(resource).is_some_and(|queue| !queue.waiting.is_empty())
-    }
-
     /// Nobody has or wants anything.
     pub fn is_empty(&self) -> bool {
         self.queues.is_empty() && self.holders.is_empty()
@@ -210,7 +203,6 @@ mod tests {
         assert!(!locks.acquire(t(4), set(&[(4, Shared)])), "waits for 3, who waits for 2");
         assert!(locks.acquire(t(5), set(&[(5, Exclusive)])));
         assert_eq!(locks.longest_queue(&set(&[(3, Shared)])), 1);
-        assert!(locks.contended(&directory(4)) && !locks.contended(&directory(5)));
         assert_eq!(locks.release(t(2)), [t(3)]);
         assert_eq!(locks.release(t(3)), [t(4)]);
     }

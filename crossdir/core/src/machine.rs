@@ -27,6 +27,10 @@ pub enum Effect {
     Finished(Vec<TransactionId>),
     /// They are gone.
     Retired(Vec<TransactionId>),
+    /// There is another driver, with this number.
+    TakenOver(u64),
+    /// These moves of directories may go on.
+    Cleared(Vec<TransactionId>),
 }
 
 /// What is known of a call.
@@ -59,6 +63,8 @@ impl Machine for CrossdirMachine {
             Some(Command::Begin(begin)) if begin.op.is_some() => begin_transaction(tx, time, begin),
             Some(Command::Finish(finish)) => finish_transactions(tx, finish),
             Some(Command::Retire(retire)) => retire_transactions(tx, retire),
+            Some(Command::TakeOver(pb::TakeOver {})) => take_over(tx),
+            Some(Command::Clear(clear)) => clear_moves(tx, clear),
             _ => Ok(refused(CrossdirError::Malformed)),
         }
     }
@@ -79,8 +85,9 @@ fn begin_transaction<T: Table + ?Sized>(
             return Ok(refused(CrossdirError::StaleSession));
         }
     }
-    let transaction = schema::next_transaction(tx)?;
-    let meta = pb::CrossdirMetaRow { next_transaction: transaction.0 + 1 };
+    let mut meta = schema::meta(tx)?;
+    let transaction = TransactionId(meta.next_transaction);
+    meta.next_transaction += 1;
     tx.put(schema::META, meta.encode_to_vec())?;
     let row = pb::CrossdirTransactionRow {
         begin: begin.encode_to_vec().into(),
@@ -88,6 +95,7 @@ fn begin_transaction<T: Table + ?Sized>(
         session: begin.session,
         sequence: begin.sequence,
         reply: None,
+        cleared: false,
     };
     tx.put(schema::transaction_key(transaction), row.encode_to_vec())?;
     if session.0 != 0 {
@@ -105,11 +113,45 @@ fn begin_transaction<T: Table + ?Sized>(
     Ok(accepted(transaction, vec![Effect::Begun { transaction, begin, started_at: time }]))
 }
 
+fn take_over<T: Table + ?Sized>(tx: &mut Tx<'_, T>) -> Result<Outcome<Effect>, TableError> {
+    let mut meta = schema::meta(tx)?;
+    meta.driver += 1;
+    tx.put(schema::META, meta.encode_to_vec())?;
+    Ok(Outcome { reply: Bytes::new(), effects: vec![Effect::TakenOver(meta.driver)] })
+}
+
+fn clear_moves<T: Table + ?Sized>(
+    tx: &mut Tx<'_, T>,
+    clear: pb::ClearMoves,
+) -> Result<Outcome<Effect>, TableError> {
+    let mut cleared = Vec::with_capacity(clear.transactions.len());
+    if schema::meta(tx)?.driver != clear.driver {
+        return Ok(nothing());
+    }
+    for transaction in clear.transactions.into_iter().map(TransactionId) {
+        let Some(mut row) = schema::transaction(tx, transaction)? else { continue };
+        if row.reply.is_none() {
+            row.cleared = true;
+            tx.put(schema::transaction_key(transaction), row.encode_to_vec())?;
+            cleared.push(transaction);
+        }
+    }
+    Ok(Outcome { reply: Bytes::new(), effects: vec![Effect::Cleared(cleared)] })
+}
+
+/// XD-8: what a driver says that has been replaced.
+fn nothing() -> Outcome<Effect> {
+    Outcome { reply: Bytes::new(), effects: Vec::new() }
+}
+
 /// The first answer stays (XD-2): a later, different one would be a bug of the driver.
 fn finish_transactions<T: Table + ?Sized>(
     tx: &mut Tx<'_, T>,
     finish: pb::FinishTransactions,
 ) -> Result<Outcome<Effect>, TableError> {
+    if schema::meta(tx)?.driver != finish.driver {
+        return Ok(nothing());
+    }
     let mut finished = Vec::with_capacity(finish.transactions.len());
     for pb::FinishedTransaction { transaction, reply } in finish.transactions {
         let transaction = TransactionId(transaction);
@@ -224,6 +266,8 @@ pub struct Pending {
     pub transaction: TransactionId,
     pub begin: pb::BeginTransaction,
     pub started_at: Time,
+    /// A move of a directory that may go on.
+    pub cleared: bool,
 }
 
 /// Begun and without an answer, in the order they were begun.
@@ -250,7 +294,8 @@ fn pending<T: Table + ?Sized>(view: &T) -> Result<Vec<(Pending, Option<pb::Cross
     rows.into_iter()
         .map(|(transaction, row)| {
             let begin = schema::decode(&row.begin, "intent of a transaction")?;
-            Ok((Pending { transaction, begin, started_at: Time(row.started_at) }, row.reply))
+            let (started_at, cleared) = (Time(row.started_at), row.cleared);
+            Ok((Pending { transaction, begin, started_at, cleared }, row.reply))
         })
         .collect()
 }

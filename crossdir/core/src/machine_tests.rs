@@ -41,7 +41,7 @@ fn made(inode: u64) -> pb::CrossdirReply {
 
 fn finish(transaction: u64, inode: u64) -> Command {
     let one = pb::FinishedTransaction { transaction, reply: Some(made(inode)) };
-    Command::Finish(pb::FinishTransactions { transactions: vec![one] })
+    Command::Finish(pb::FinishTransactions { transactions: vec![one], driver: 0 })
 }
 
 fn retire(transactions: Vec<u64>) -> Command {

@@ -46,15 +46,11 @@ fn transaction_of(key: &[u8]) -> Result<TransactionId, TableError> {
         .ok_or_else(|| TableError("the key of a transaction row is not 9 bytes".to_owned()))
 }
 
-/// The id the next transaction gets.
-pub(crate) fn next_transaction<T: Table + ?Sized>(table: &T) -> Result<TransactionId, TableError> {
-    match table.get(META)? {
-        None => Ok(TransactionId(1)),
-        Some(bytes) => {
-            let row: pb::CrossdirMetaRow = decode(&bytes, "meta row")?;
-            Ok(TransactionId(row.next_transaction.max(1)))
-        }
-    }
+/// `next_transaction` is 1 at least.
+pub(crate) fn meta<T: Table + ?Sized>(table: &T) -> Result<pb::CrossdirMetaRow, TableError> {
+    let row = table.get(META)?.map(|bytes| decode(&bytes, "meta row")).transpose()?;
+    let row: pb::CrossdirMetaRow = row.unwrap_or_default();
+    Ok(pb::CrossdirMetaRow { next_transaction: row.next_transaction.max(1), ..row })
 }
 
 pub(crate) fn transaction<T: Table + ?Sized>(

@@ -110,7 +110,7 @@ impl<'a, T: Table + ?Sized> Checker<'a, T> {
 
     fn row(&mut self, key: &Bytes, value: Bytes) -> Result<(), TableError> {
         match Key::parse(key) {
-            Some(Key::Directory(id)) => self.directory(id, value),
+            Some(Key::Directory(id)) => self.directory(id, value)?,
             Some(Key::Living(directory, name)) => self.living(directory, name, value)?,
             Some(Key::Dead(directory, name, died_at)) => self.dead(directory, name, died_at, value)?,
             Some(Key::File(id)) => self.file(id, value)?,
@@ -157,13 +157,14 @@ impl<'a, T: Table + ?Sized> Checker<'a, T> {
         }
     }
 
-    fn directory(&mut self, id: InodeId, value: Bytes) {
+    fn directory(&mut self, id: InodeId, value: Bytes) -> Result<(), TableError> {
         self.reply.directories += 1;
         let Some(row) = self.decode::<pb::DirectoryRow>(format_args!("directory {id}"), value) else {
-            return;
+            return Ok(());
         };
         if !id.is_directory() {
-            return self.find(1, format_args!("directory {id} has the id of a file"));
+            self.find(1, format_args!("directory {id} has the id of a file"));
+            return Ok(());
         }
         if row.owner == 0 {
             self.reply.removed_directories += 1;
@@ -173,10 +174,23 @@ impl<'a, T: Table + ?Sized> Checker<'a, T> {
         if (id == InodeId::ROOT) != (row.owner == id.0) {
             self.find(4, format_args!("directory {id} has the owner {}", InodeId(row.owner)));
         }
+        if row.transaction != 0 && !self.remembers(row.transaction, Step::LockDirectory)? {
+            let by = row.transaction;
+            self.find(10, format_args!("directory {id} is locked by the unknown transaction {by}"));
+        }
         if row.owner != 0 && !InodeId(row.owner).is_directory() {
             let owner = InodeId(row.owner);
             self.find(4, format_args!("directory {id} has the owner {owner}, no directory"));
         }
+        Ok(())
+    }
+
+    /// Whether the step of the transaction was done.
+    fn remembers(&self, transaction: u64, step: Step) -> Result<bool, TableError> {
+        let key = schema::transaction_key(TransactionId(transaction), step);
+        let row: Option<pb::TransactionRow> = schema::get(self.view, &key)?;
+        let outcome = row.and_then(|row| row.outcome).and_then(|outcome| outcome.result);
+        Ok(matches!(outcome, Some(pb::write_result::Result::Done(_))))
     }
 
     fn name(&mut self, directory: InodeId, name: &[u8]) {
@@ -215,15 +229,8 @@ impl<'a, T: Table + ?Sized> Checker<'a, T> {
             Some(_) => {}
         }
         self.target(&what, InodeId(row.target))?;
-        if row.transaction != 0 {
-            let key = schema::transaction_key(TransactionId(row.transaction), Step::LockEdge);
-            let outcome = self.look::<pb::TransactionRow>(&key)?.and_then(|row| row.outcome);
-            if !matches!(outcome.and_then(|o| o.result), Some(pb::write_result::Result::Done(_))) {
-                self.find(
-                    10,
-                    format_args!("{what} is locked by the unknown transaction {}", row.transaction),
-                );
-            }
+        if row.transaction != 0 && !self.remembers(row.transaction, Step::LockEdge)? {
+            self.find(10, format_args!("{what} is locked by the unknown transaction {}", row.transaction));
         }
         Ok(())
     }

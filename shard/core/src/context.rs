@@ -121,11 +121,14 @@ impl<'c, 't, T: Table + ?Sized> Context<'c, 't, T> {
         Ok(local(self.shard, id)?)
     }
 
-    /// A directory of this shard that has not been removed.
+    /// A directory of this shard that is not removed, nor about to be.
     pub fn directory(&self, id: u64) -> Result<(InodeId, pb::DirectoryRow), Stop> {
         let id = local_directory(self.shard, id)?;
         let row: Option<pb::DirectoryRow> = schema::get(&*self.tx, &schema::directory_key(id))?;
         match row {
+            Some(row) if row.transaction != 0 => {
+                Err(ShardError::Locked.with(format_args!("directory {id} is being removed")).into())
+            }
             Some(row) if row.owner != 0 => Ok((id, row)),
             _ => Err(ShardError::NotFound.with(format_args!("directory {id}")).into()),
         }

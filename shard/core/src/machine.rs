@@ -140,11 +140,11 @@ fn dispatch_step<T: Table + ?Sized>(
         Op::DiscardDirectory(op) => once(context, op.transaction, Step::DiscardDirectory, |context| {
             ops::create_directory::undo(context, op)
         }),
-        Op::RemoveDirectory(op) => once(context, op.transaction, Step::RemoveDirectory, |context| {
-            ops::remove_directory::apply(context, op)
+        Op::LockDirectory(op) => once(context, op.transaction, Step::LockDirectory, |context| {
+            ops::lock_directory::apply(context, op)
         }),
-        Op::RestoreDirectory(op) => once(context, op.transaction, Step::RestoreDirectory, |context| {
-            ops::remove_directory::undo(context, op)
+        Op::UnlockDirectory(op) => once(context, op.transaction, Step::UnlockDirectory, |context| {
+            ops::lock_directory::undo(context, op)
         }),
         Op::LockEdge(op) => {
             once(context, op.transaction, Step::LockEdge, |context| ops::lock_edge::apply(context, op))
@@ -158,6 +158,9 @@ fn dispatch_step<T: Table + ?Sized>(
         Op::UnlinkEdge(op) => {
             once(context, op.transaction, Step::UnlinkEdge, |context| ops::unlink_edge::apply(context, op))
         }
+        Op::RemoveDirectory(op) => once(context, op.transaction, Step::RemoveDirectory, |context| {
+            ops::remove_directory::apply(context, op)
+        }),
         Op::SetOwner(op) => {
             once(context, op.transaction, Step::SetOwner, |context| ops::set_owner::apply(context, op))
         }

@@ -54,13 +54,14 @@ fn needs_secret(op: &Op) -> bool {
         op,
         Op::CreateDirectory(_)
             | Op::DiscardDirectory(_)
-            | Op::RemoveDirectory(_)
-            | Op::RestoreDirectory(_)
+            | Op::LockDirectory(_)
+            | Op::UnlockDirectory(_)
             | Op::LockEdge(_)
             | Op::UnlockEdge(_)
             | Op::LinkEdge(_)
             | Op::UnlinkEdge(_)
             | Op::SetOwner(_)
+            | Op::RemoveDirectory(_)
             | Op::ForgetTransactions(_)
     )
 }

@@ -38,13 +38,14 @@ pub const META: u8 = b'M';
 pub enum Step {
     CreateDirectory = 20,
     DiscardDirectory = 21,
-    RemoveDirectory = 22,
-    RestoreDirectory = 23,
+    LockDirectory = 22,
+    UnlockDirectory = 23,
     LockEdge = 24,
     UnlockEdge = 25,
     LinkEdge = 26,
     UnlinkEdge = 27,
     SetOwner = 28,
+    RemoveDirectory = 30,
 }
 
 impl Step {
@@ -53,13 +54,14 @@ impl Step {
         [
             CreateDirectory,
             DiscardDirectory,
-            RemoveDirectory,
-            RestoreDirectory,
+            LockDirectory,
+            UnlockDirectory,
             LockEdge,
             UnlockEdge,
             LinkEdge,
             UnlinkEdge,
             SetOwner,
+            RemoveDirectory,
         ]
         .into_iter()
         .find(|step| *step as u8 == byte)

@@ -226,7 +226,13 @@ impl Calls {
                 self.port.observe(Time(reply.header.map_or(0, |header| header.time)));
                 match reply.result {
                     Some(ShardAnswer::Error(error)) => match ShardError::from_code(error.code) {
-                        Some(ShardError::NotLeader) => go_on(&error.leader),
+                        Some(ShardError::NotLeader) => {
+                            // The shard may be elsewhere by now.
+                            if error.leader.is_empty() {
+                                self.refresh().await;
+                            }
+                            go_on(&error.leader);
+                        }
                         Some(error) if error.retry() == Retry::Never => return Ok(Err(error)),
                         _ => {}
                     },
@@ -433,7 +439,12 @@ impl Calls {
                 self.port.observe(Time(reply.header.map_or(0, |header| header.time)));
                 match reply.result {
                     Some(CrossdirAnswer::Error(error)) => match CrossdirError::from_code(error.code) {
-                        Some(CrossdirError::NotLeader) => go_on(&error.leader),
+                        Some(CrossdirError::NotLeader) => {
+                            if error.leader.is_empty() {
+                                self.refresh().await;
+                            }
+                            go_on(&error.leader);
+                        }
                         Some(error) if error.retry() == Retry::Never => return Ok(Err(error)),
                         _ => {}
                     },

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use eggs_consensus_core::{Grant, GroupId, ReadTicket, Role};
-use eggs_crossdir_core::{Answer as Known, CrossdirMachine, Driver, Input, Output, Received, prepare};
+use eggs_crossdir_core::{
+    Answer as Known, CrossdirMachine, Driver, Effect, Input, Output, Received, prepare,
+};
 use eggs_machine::MemoryTable;
 use eggs_machine::group::Applied;
 use eggs_proto::limits::PROTOCOL_VERSION;
@@ -33,6 +35,8 @@ pub(crate) struct Coordinator {
     line: RegistryLine,
     /// While it leads.
     pub driver: Option<Driver>,
+    /// It leads, and a driver is made once it is recorded that there is another one.
+    taking_over: bool,
     waiting: BTreeMap<TransactionId, Vec<Waiter>>,
     /// Who asks what became of a move; with what has to be confirmed first.
     resolving: Vec<(Option<ReadTicket>, TransactionId, Waiter)>,
@@ -63,6 +67,7 @@ impl Coordinator {
             line: RegistryLine::default(),
             others: BTreeMap::new(),
             driver: None,
+            taking_over: false,
             waiting: BTreeMap::new(),
             resolving: Vec::new(),
             asked: BTreeMap::new(),
@@ -162,22 +167,22 @@ impl Coordinator {
 
     fn turn(&mut self, kernel: &mut Kernel) -> Result<(), Stop> {
         let turned = self.replica.turn(kernel, &self.me).map_err(Stop::Storage)?;
-        // What the driver takes up is the state after all of this turn.
-        let begins = matches!(turned.roles.last(), Some((_, Role::Leader { .. })));
         if let Some((_, role)) = turned.roles.last() {
             self.resign(kernel);
             if matches!(role, Role::Leader { .. }) {
-                self.recover(kernel).map_err(Stop::Storage)?;
+                self.take_over(kernel)?;
             }
         }
         for (waiter, answer) in turned.answers {
             let Applied::Ran(outcome) = answer.applied else {
                 return Err(Stop::Storage("an entry without session was repeated".to_owned()));
             };
-            if !begins {
-                for effect in outcome.effects {
-                    self.step(kernel, Input::Effect(effect))?;
+            for effect in outcome.effects {
+                if self.taking_over && matches!(effect, Effect::TakenOver(_)) {
+                    // What the driver takes up is the state after all of this turn.
+                    self.recover(kernel).map_err(Stop::Storage)?;
                 }
+                self.step(kernel, Input::Effect(effect))?;
             }
             let Some(waiter) = waiter else { continue };
             let accepted = pb::TransactionAccepted::decode(outcome.reply)
@@ -221,6 +226,7 @@ impl Coordinator {
     /// Others go on with what this one had begun.
     fn resign(&mut self, kernel: &mut Kernel) {
         self.driver = None;
+        self.taking_over = false;
         self.asked.clear();
         self.deadlines.clear();
         self.tick_at = None;
@@ -286,12 +292,10 @@ impl Coordinator {
                     let stat = pb::shard_request::Op::Stat(pb::Stat { inode: inode.0 });
                     self.ask(kernel, inode.shard(), stat, Asked::Stat(tag));
                 }
-                Output::Propose(command) => {
-                    let (wall, command) = (self.me.wall(kernel), encode(&command));
-                    self.replica
-                        .write(GROUP, SessionId(0), 0, wall, None, |_, _| Ok(command))
-                        .map_err(Stop::Storage)?;
-                    self.replica.go_on(kernel, &self.me);
+                Output::Propose(command) => self.propose(kernel, &command)?,
+                Output::Replaced => {
+                    self.resign(kernel);
+                    self.take_over(kernel)?;
                 }
                 Output::Answer { transaction, reply } => {
                     for waiter in self.waiting.remove(&transaction).unwrap_or_default() {
@@ -307,6 +311,19 @@ impl Coordinator {
         }
         self.schedule_tick(kernel);
         Ok(())
+    }
+
+    fn propose(&mut self, kernel: &mut Kernel, command: &pb::CrossdirCommand) -> Result<(), Stop> {
+        let (wall, command) = (self.me.wall(kernel), encode(command));
+        let offered = self.replica.write(GROUP, SessionId(0), 0, wall, None, |_, _| Ok(command));
+        offered.map_err(Stop::Storage)?;
+        self.replica.go_on(kernel, &self.me);
+        Ok(())
+    }
+
+    fn take_over(&mut self, kernel: &mut Kernel) -> Result<(), Stop> {
+        self.taking_over = true;
+        self.propose(kernel, &Driver::take_over())
     }
 
     fn schedule_tick(&mut self, kernel: &mut Kernel) {
@@ -371,7 +388,11 @@ impl Coordinator {
         self.step(kernel, input)
     }
 
-    fn heartbeat(&mut self, kernel: &mut Kernel) {
+    fn heartbeat(&mut self, kernel: &mut Kernel) -> Result<(), Stop> {
+        if self.taking_over {
+            // What was proposed may have been lost.
+            self.take_over(kernel)?;
+        }
         let offset = self.replica.host().map_or(0, eggs_consensus_core::Host::clock_offset);
         let kind = pb::StoreKind::StoreCrossdir;
         let mut register = register(&self.me, self.replica.store, kind, offset, self.replica.led_groups());
@@ -384,6 +405,7 @@ impl Coordinator {
         self.line.ask(kernel, &self.me, &self.cluster, time, ops);
         let delay = if self.places.is_empty() { 50 * MILLISECOND } else { self.line.pause() };
         self.me.timer(kernel, delay, Timer::Heartbeat);
+        Ok(())
     }
 
     fn follow(&mut self, kernel: &mut Kernel, map: &pb::ClusterMapReply) -> Result<(), Stop> {
@@ -408,6 +430,7 @@ impl Coordinator {
         let Some(view) = self.view() else { return Err("the coordinator has no leader".to_owned()) };
         let view = if self.cluster.bug == Some(Bug::NoRecovery) { &empty } else { view };
         let (driver, outputs) = Driver::recover(view, now).map_err(|error| error.to_string())?;
+        self.taking_over = false;
         self.driver = Some(driver);
         self.perform(kernel, outputs).map_err(|Stop::Storage(error)| error)
     }
@@ -422,6 +445,7 @@ impl Daemon for Coordinator {
 
     fn crash(&mut self, kernel: &mut Kernel) -> Result<(), String> {
         self.driver = None;
+        self.taking_over = false;
         self.waiting.clear();
         self.resolving.clear();
         self.asked.clear();
@@ -469,7 +493,7 @@ impl Daemon for Coordinator {
         match timer {
             Timer::Turn => self.turn(kernel)?,
             Timer::RaftTick => self.replica.tick(kernel, &self.me).map_err(Stop::Storage)?,
-            Timer::Heartbeat => self.heartbeat(kernel),
+            Timer::Heartbeat => self.heartbeat(kernel)?,
             Timer::Tick => {
                 self.tick_at = None;
                 self.step(kernel, Input::Tick)?;

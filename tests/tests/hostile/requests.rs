@@ -157,7 +157,7 @@ impl Requests {
         let replace = self.rng.random_range(-1..3);
         let (directory, file, cookie, name) = (self.inode(), self.inode(), self.u64(), self.name());
         let (transaction, owner) = (self.u64(), self.inode());
-        let op = match self.rng.random_range(0..22) {
+        let op = match self.rng.random_range(0..23) {
             0 => WriteOp::StartEden(pb::StartEden {
                 directory,
                 attributes: self.attributes(),
@@ -220,8 +220,8 @@ impl Requests {
                 attributes: self.attributes(),
             }),
             12 => WriteOp::DiscardDirectory(pb::DiscardDirectory { transaction, directory }),
-            13 => WriteOp::RemoveDirectory(pb::RemoveDirectory { transaction, directory, owner }),
-            14 => WriteOp::RestoreDirectory(pb::RestoreDirectory { transaction, directory, owner }),
+            13 => WriteOp::LockDirectory(pb::LockDirectory { transaction, directory, owner }),
+            14 => WriteOp::UnlockDirectory(pb::UnlockDirectory { transaction, directory }),
             15 => WriteOp::LockEdge(pb::LockEdge { transaction, directory, name, target: file }),
             16 => WriteOp::UnlockEdge(pb::UnlockEdge { transaction, directory, name }),
             17 => WriteOp::LinkEdge(pb::LinkEdge { transaction, directory, name, target: file, replace }),
@@ -238,6 +238,7 @@ impl Requests {
                 transactions: self.many(Self::u64),
                 floor: self.u64(),
             }),
+            21 => WriteOp::RemoveDirectory(pb::RemoveDirectory { transaction, directory }),
             _ => return pb::WriteOp::default(),
         };
         pb::WriteOp { op: Some(op) }

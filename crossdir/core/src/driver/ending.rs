@@ -119,11 +119,11 @@ impl Driver {
                 self.timers.insert((again, Timer::FinishProposal(transaction)));
                 batch.push(pb::FinishedTransaction {
                     transaction: transaction.0,
-                    reply: running.answer.clone(),
+                    reply: running.answer.as_ref().or(running.recorded_answer.as_ref()).cloned(),
                 });
             }
             if !batch.is_empty() {
-                let finish = pb::FinishTransactions { transactions: batch };
+                let finish = pb::FinishTransactions { transactions: batch, driver: self.id };
                 out.push(propose(pb::crossdir_command::Command::Finish(finish)));
             }
         }
@@ -161,10 +161,12 @@ impl Driver {
                 self.timers.remove(&(at, Timer::FinishProposal(transaction)));
             }
             let kind = running.steps.kind();
-            let reply = running.answer.unwrap_or_default();
+            if let Some(reply) = &running.recorded_answer {
+                out.push(Output::Answer { transaction, reply: reply.clone() });
+                self.release(transaction, now, out);
+            }
+            let reply = running.answer.or(running.recorded_answer).unwrap_or_default();
             self.end(transaction, Ended::new(kind, running.started_at, running.shards, reply), now);
-            // Nothing, unless they were kept until now (XD-8).
-            self.release(transaction, now, out);
         }
         self.forget_what_is_safe(now, out);
     }

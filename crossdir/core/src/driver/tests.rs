@@ -31,7 +31,9 @@ impl Rig {
     fn new() -> Rig {
         let table = MemoryTable::default();
         let (driver, _) = Driver::recover(&table, START).unwrap();
-        Rig { driver, table, now: START }
+        let mut rig = Rig { driver, table, now: START };
+        rig.recover();
+        rig
     }
 
     fn step(&mut self, input: Input) -> Vec<Output> {
@@ -69,6 +71,7 @@ impl Rig {
 
     fn recover(&mut self) -> Vec<Output> {
         self.now = self.now.next();
+        self.log(Driver::take_over().command.unwrap());
         let (driver, outputs) = Driver::recover(&self.table, self.now).unwrap();
         self.driver = driver;
         outputs
@@ -268,17 +271,23 @@ fn a_refused_move_unlocks_the_old_name_before_it_is_answered() {
 }
 
 /// Through the check and the steps of a directory move; the outputs of its last answer.
-fn carry_through(rig: &mut Rig, out: Vec<Output>, target: InodeId) -> Vec<Output> {
-    let Some(Output::SendStat { inode, tag }) = out.into_iter().next_back() else { panic!("no check") };
-    assert_eq!(inode, directory(2, 1));
-    let stat = |parent: InodeId| {
-        let attributes = pb::Attributes { parent: Some(parent.0), ..Default::default() };
-        Received::Answer(pb::StatReply { attributes: Some(attributes) })
-    };
-    let out = rig.step(Input::Stat { tag, received: stat(PARENT) });
-    let [Output::SendStat { inode: PARENT, tag }] = out[..] else { panic!("{out:?}") };
-    let out = rig.step(Input::Stat { tag, received: stat(PARENT) });
-    let mut tag = write(&out).2;
+/// Answers the reads of a move to `directory(2, 1)`, whose ancestors are these and then the root.
+fn read(rig: &mut Rig, out: Vec<Output>, ancestors: &[InodeId]) -> Vec<Output> {
+    let mut out = out;
+    let mut above = ancestors[1..].iter().copied().chain([PARENT]);
+    for &ancestor in ancestors {
+        let Some(&Output::SendStat { inode, tag }) = out.last() else { panic!("{out:?}") };
+        assert_eq!(inode, ancestor);
+        let attributes = pb::Attributes { parent: above.next().map(|inode| inode.0), ..Default::default() };
+        let received = Received::Answer(pb::StatReply { attributes: Some(attributes) });
+        out = rig.step(Input::Stat { tag, received });
+    }
+    out
+}
+
+/// A move that has read its ancestors, to its end.
+fn carry_through(rig: &mut Rig, out: &[Output], target: InodeId) -> Vec<Output> {
+    let mut tag = write(&rig.log(proposal(out))).2;
     let mut out = Vec::new();
     let mut answers = Vec::new();
     for result in [done(), link(target), done(), done()] {
@@ -322,19 +331,107 @@ fn what_has_become_of_a_move_is_known() {
     assert_eq!(state(&rig), MoveState::Over);
 }
 
+const TO: u64 = 1;
+
 #[test]
-fn the_tree_stays_locked_until_a_directory_move_is_recorded() {
+fn moves_that_are_not_in_each_others_way_run_at_once() {
     let mut rig = Rig::new();
     let (first, second) = (directory(3, 1), directory(4, 1));
-    let out = rig.begin(move_directory(first));
-    assert_eq!(rig.begin(move_directory(second)), [], "the second waits");
-    let out = carry_through(&mut rig, out, first);
-    // The other waits: no delay for the sake of a batch.
-    let finish = proposal(&out);
-    assert_eq!(out.len(), 1, "XD-8: the second still waits");
+    let one = rig.begin(move_directory(first));
+    let other = rig.begin(move_directory(second));
+    let one = read(&mut rig, one, &[directory(2, TO), directory(5, 5)]);
+    let other = read(&mut rig, other, &[directory(2, TO), directory(5, 5)]);
+    carry_through(&mut rig, &other, second);
+    carry_through(&mut rig, &one, first);
+}
+
+#[test]
+fn a_move_waits_for_one_of_its_ancestors_and_reads_again() {
+    let mut rig = Rig::new();
+    let (first, second, third) = (directory(3, 1), directory(4, 1), directory(6, 1));
+    let one = rig.begin(move_directory(first));
+    let other = rig.begin(move_directory(second));
+    let late = rig.begin(move_directory(third));
+    let one = read(&mut rig, one, &[directory(2, TO)]);
+    // The first is about to go elsewhere; and it would be a loop, if it stayed so.
+    assert_eq!(read(&mut rig, other, &[directory(2, TO), first, third]), []);
+    assert!(rig.driver.list(9)[1].step.contains("waiting for moves"), "{:?}", rig.driver.list(9));
+    assert_eq!(read(&mut rig, late, &[directory(2, TO)]), [], "it would change what the second relies on");
+    let tag = write(&rig.log(proposal(&one))).2;
+    // The first ends by a refusal, and the second reads anew.
+    let out = rig.refuse(tag, ShardError::NotFound);
+    assert!(matches!(out[..], [Output::Answer { .. }, Output::SendStat { .. }]), "{out:?}");
+    let out = read(&mut rig, out, &[directory(2, TO)]);
+    let out = carry_through(&mut rig, &out, second);
+    let out = read(&mut rig, out, &[directory(2, TO)]);
+    carry_through(&mut rig, &out, third);
+    assert_eq!(rig.driver.moves.waiting(), 0);
+}
+
+#[test]
+fn what_changed_while_it_was_read_is_read_again() {
+    let mut rig = Rig::new();
+    let (first, second) = (directory(3, 1), directory(4, 1));
+    let one = rig.begin(move_directory(first));
+    let other = rig.begin(move_directory(second));
+    let one = read(&mut rig, one, &[directory(2, TO)]);
+    carry_through(&mut rig, &one, first);
+    let again = read(&mut rig, other, &[directory(2, TO), first]);
+    assert!(matches!(again[..], [Output::SendStat { .. }]), "{again:?}");
+    let out = read(&mut rig, again, &[directory(2, TO), first]);
+    carry_through(&mut rig, &out, second);
+}
+
+#[test]
+fn a_loop_is_answered_once_it_is_recorded() {
+    let mut rig = Rig::new();
+    let target = directory(3, 1);
+    let out = rig.begin(move_directory(target));
+    let attributes = pb::Attributes { parent: Some(target.0), ..Default::default() };
+    let Some(&Output::SendStat { tag, .. }) = out.last() else { panic!("{out:?}") };
+    let received = Received::Answer(pb::StatReply { attributes: Some(attributes) });
+    assert_eq!(rig.step(Input::Stat { tag, received }), []);
+    assert_eq!(rig.driver.reply(TransactionId(1)), None);
+    let finish = proposal(&rig.tick());
     let out = rig.log(finish);
-    assert!(matches!(out[..], [Output::SendStat { .. }]), "{out:?}");
-    carry_through(&mut rig, out, second);
+    assert_eq!(error_of(&out), Some(CrossdirError::Loop), "XD-8");
+    assert!(rig.driver.reply(TransactionId(1)).is_some());
+}
+
+#[test]
+fn what_was_cleared_goes_on_without_reading_and_before_what_was_not() {
+    let mut rig = Rig::new();
+    let (first, second) = (directory(3, 1), directory(4, 1));
+    let one = rig.begin(move_directory(first));
+    let other = rig.begin(move_directory(second));
+    let other = read(&mut rig, other, &[directory(2, TO)]);
+    let late = proposal(&read(&mut rig, one, &[directory(2, TO)]));
+    rig.log(proposal(&other));
+    let out = rig.recover();
+    assert!(matches!(&out[..], [Output::SendWrite { .. }, Output::SendStat { .. }]), "XD-5: {out:?}");
+    let (_, op, _) = write(&out[..1]);
+    assert!(matches!(op, Op::LockEdge(op) if op.transaction == 2), "{op:?}");
+    assert_eq!(rig.driver.resolve(TransactionId(2)), MoveState::Undecided);
+    assert_eq!(rig.driver.resolve(TransactionId(1)), MoveState::NotMade, "no shard has heard of it");
+    assert_eq!(rig.log(late), [], "XD-8: an earlier driver's");
+    let answer = pb::FinishedTransaction { transaction: 1, reply: Some(pb::CrossdirReply::default()) };
+    let late = pb::FinishTransactions { transactions: vec![answer], driver: rig.driver.id - 1 };
+    assert_eq!(rig.log(Command::Finish(late)), [], "XD-8: so is this");
+    assert_eq!(crate::unfinished(&rig.table).unwrap().len(), 2);
+    assert!(matches!(rig.log(Driver::take_over().command.unwrap())[..], [Output::Replaced]));
+}
+
+#[test]
+fn clearances_that_are_lost_are_proposed_again() {
+    let mut rig = Rig::new();
+    let out = rig.begin(move_directory(directory(3, 1)));
+    let out = read(&mut rig, out, &[directory(2, TO)]);
+    let first = proposal(&out);
+    rig.now = rig.now.saturating_add(RECORD_TIMEOUT);
+    let second = proposal(&rig.step(Input::Tick));
+    assert_eq!(first, second);
+    assert_eq!(rig.log(first).len(), 1);
+    assert_eq!(rig.log(second), [], "both came through after all");
 }
 
 #[test]

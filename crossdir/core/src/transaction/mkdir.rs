@@ -73,7 +73,7 @@ impl Steps for Mkdir {
         BTreeSet::from([self.shard, self.parent().shard()])
     }
 
-    fn first(&self) -> Request {
+    fn first(&mut self) -> Request {
         let step = pb::CreateDirectory {
             transaction: self.transaction.0,
             owner: self.op.parent,

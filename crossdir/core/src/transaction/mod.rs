@@ -16,6 +16,7 @@ use eggs_proto::{CrossdirError, InodeId, ServiceError, ShardError, ShardId, Time
 use pb::write_op::Op;
 
 use crate::locks::LockSet;
+use crate::moves::Claim;
 
 /// One message to one shard.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +40,9 @@ pub(crate) enum Next {
     /// The answer is certain, and nothing the caller could meet is left; the step cleans up.
     AnswerThen(pb::CrossdirReply, Request),
     Finish(pb::CrossdirReply),
+    /// A move of a directory has read the ancestors of where it goes (XD-8): it asks whether it may go on, or, with a
+    /// reply, whether it may end with that.
+    Clear(Claim, Option<pb::CrossdirReply>),
 }
 
 /// What has become of a move.
@@ -60,13 +64,16 @@ pub(crate) trait Steps: Debug {
     fn locks(&self) -> LockSet;
     /// Every shard that may come to remember it.
     fn shards(&self) -> BTreeSet<ShardId>;
-    /// The locks are kept until the answer is recorded, because the outcome depends on more than
-    /// what the shards remember (XD-8).
-    fn locked_until_recorded(&self) -> bool {
-        false
+    /// What it begins with when it has its locks, and again when what it has read may not be so any more.
+    fn first(&mut self) -> Request;
+    /// What a move of a directory goes on with once it is clear; `None`: it is no such move.
+    fn clear(&mut self) -> Option<Request> {
+        None
     }
-    /// Asked once, when it has its locks.
-    fn first(&self) -> Request;
+    /// The directory that is to have another owner.
+    fn owned(&self) -> Option<InodeId> {
+        None
+    }
     /// The outcome of the last request.
     fn next(&mut self, outcome: Outcome) -> Next;
     /// Whether the old name of a move is still what there is to see.

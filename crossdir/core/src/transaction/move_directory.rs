@@ -10,18 +10,17 @@
 //! | 5. UnlinkEdge old/name (not owned) | old parent's | |
 //!
 //! Locks: both edges exclusive, both parents and the moved directory shared (they are not removed
-//! meanwhile), and the tree exclusive.
+//! meanwhile).
 //!
-//! Why the tree lock makes 1 true until 4: the owner of a directory changes by SetOwner, which only
-//! a transaction of this kind does, and by its removal. An ancestor of the new parent has
-//! a directory in it, so it cannot be removed; the new parent is locked. Files, mkdir and rmdir
-//! need no tree lock, therefore.
+//! Between 1 and 2 the move is cleared ([`crate::moves`], XD-8): what 1 has read stays so until the move is over, because
+//! no move that would change it, or relies on what this one changes, is cleared beside it. The owner of a directory
+//! changes by SetOwner, which only transactions of this kind do, and by its removal: an ancestor of the new parent has a
+//! directory in it, so it cannot be removed; the new parent is locked. Files, mkdir and rmdir need no clearance, therefore.
+//!
+//! 1 is the one step that no shard remembers. So the clearance is recorded before 2: a repetition after a crash does not
+//! read again, it goes on with what was found. What 1 refuses is answered once it is recorded.
 //!
 //! The move is made at the instant of 3, and answered before 5, as that of a file ([`super::move_file`]).
-//!
-//! 1 is the one step that no shard remembers. So that a repetition after a crash comes to the same
-//! answer the tree stays locked until the answer is recorded (XD-8): no other move can have changed
-//! the ancestors, and this one's own SetOwner does not (the target is not among them).
 
 use std::collections::BTreeSet;
 
@@ -32,6 +31,7 @@ use pb::write_op::Op;
 use super::move_file::Edges;
 use super::{Moved, Next, Outcome, Request, Steps, impossible, refusal, refused, reply};
 use crate::locks::{LockSet, Mode, Resource};
+use crate::moves::Claim;
 
 #[derive(Debug)]
 pub(super) struct MoveDirectory {
@@ -41,10 +41,8 @@ pub(super) struct MoveDirectory {
 
 #[derive(Debug)]
 enum State {
-    Checking {
-        at: InodeId,
-        depth: usize,
-    },
+    /// These are read already, the next is being read.
+    Checking(Vec<InodeId>, InodeId),
     Locking,
     Linking,
     /// When the new name came.
@@ -58,29 +56,31 @@ impl MoveDirectory {
     pub(super) fn new(transaction: TransactionId, op: pb::Move) -> Self {
         let at = InodeId(op.new_directory);
         let edges = Edges { transaction, op, replace: pb::Replace::Refuse };
-        MoveDirectory { edges, state: State::Checking { at, depth: 0 } }
+        MoveDirectory { edges, state: State::Checking(Vec::new(), at) }
     }
 
     /// One directory higher, or the end of the check.
-    fn climb(&mut self, at: InodeId, depth: usize, attributes: &pb::Attributes) -> Next {
-        let Some(owner) = attributes.parent.map(InodeId) else {
-            return Next::Finish(refusal(CrossdirError::NotDirectory, at));
-        };
-        if owner.is_null() {
-            return Next::Finish(refusal(CrossdirError::NotFound, at));
+    fn climb(&mut self, mut read: Vec<InodeId>, at: InodeId, owner: Option<InodeId>) -> Next {
+        read.push(at);
+        let (target, root) = (self.edges.target(), InodeId::ROOT);
+        let end = |ancestors, reply| Next::Clear(Claim { target, ancestors }, reply);
+        let refused = |read, error: CrossdirError, what| end(read, Some(refusal(error, what)));
+        match owner {
+            None => refused(read, CrossdirError::NotDirectory, at),
+            Some(owner) if owner.is_null() => refused(read, CrossdirError::NotFound, at),
+            Some(owner) if owner == target => refused(read, CrossdirError::Loop, target),
+            _ if read.len() >= DEPTH_MAX => refused(read, CrossdirError::TooDeep, self.edges.new_directory()),
+            Some(owner) if owner == root || at == root => {
+                if at != root {
+                    read.push(root);
+                }
+                end(read, None)
+            }
+            Some(owner) => {
+                self.state = State::Checking(read, owner);
+                Next::Step(Request::Stat(owner))
+            }
         }
-        if owner == self.edges.target() {
-            return Next::Finish(refusal(CrossdirError::Loop, self.edges.target()));
-        }
-        if owner == at {
-            self.state = State::Locking;
-            return Next::Step(self.edges.lock());
-        }
-        if depth + 1 >= DEPTH_MAX {
-            return Next::Finish(refusal(CrossdirError::TooDeep, self.edges.new_directory()));
-        }
-        self.state = State::Checking { at: owner, depth: depth + 1 };
-        Next::Step(Request::Stat(owner))
     }
 
     fn set_owner(&self) -> Request {
@@ -99,10 +99,7 @@ impl Steps for MoveDirectory {
     }
 
     fn locks(&self) -> LockSet {
-        self.edges
-            .locks()
-            .with(Resource::Directory(self.edges.target()), Mode::Shared)
-            .with(Resource::Tree, Mode::Exclusive)
+        self.edges.locks().with(Resource::Directory(self.edges.target()), Mode::Shared)
     }
 
     fn shards(&self) -> BTreeSet<ShardId> {
@@ -111,22 +108,34 @@ impl Steps for MoveDirectory {
         shards
     }
 
-    fn locked_until_recorded(&self) -> bool {
-        true
+    fn first(&mut self) -> Request {
+        let at = self.edges.new_directory();
+        self.state = State::Checking(Vec::new(), at);
+        Request::Stat(at)
     }
 
-    fn first(&self) -> Request {
-        Request::Stat(self.edges.new_directory())
+    fn clear(&mut self) -> Option<Request> {
+        self.state = State::Locking;
+        Some(self.edges.lock())
+    }
+
+    fn owned(&self) -> Option<InodeId> {
+        Some(self.edges.target())
     }
 
     fn next(&mut self, outcome: Outcome) -> Next {
-        match (&self.state, outcome) {
-            (&State::Checking { at, depth }, Outcome::Attributes(attributes)) => {
-                self.climb(at, depth, &attributes)
+        match (&mut self.state, outcome) {
+            (State::Checking(read, at), Outcome::Attributes(attributes)) => {
+                let (read, at) = (std::mem::take(read), *at);
+                self.climb(read, at, attributes.parent.map(InodeId))
             }
-            (State::Checking { .. } | State::Locking, Outcome::Refused(error, message)) => {
-                Next::Finish(refused(error, message))
+            (State::Checking(read, at), Outcome::Refused(error, message)) => {
+                let mut ancestors = std::mem::take(read);
+                ancestors.push(*at);
+                let claim = Claim { target: self.edges.target(), ancestors };
+                Next::Clear(claim, Some(refused(error, message)))
             }
+            (State::Locking, Outcome::Refused(error, message)) => Next::Finish(refused(error, message)),
             (State::Locking, Outcome::Done { .. } | Outcome::Linked { .. }) => {
                 self.state = State::Linking;
                 Next::Step(self.edges.link())
@@ -139,7 +148,7 @@ impl Steps for MoveDirectory {
                 self.state = State::Unlocking(refused(error, message));
                 Next::Step(self.edges.unlock())
             }
-            (&State::SettingOwner(moved_at), outcome) => {
+            (&mut State::SettingOwner(moved_at), outcome) => {
                 let answer = match outcome {
                     Outcome::Done { .. } | Outcome::Linked { .. } => {
                         reply(pb::crossdir_reply::Result::Move(pb::MoveReply { replaced: 0 }))
@@ -160,7 +169,7 @@ impl Steps for MoveDirectory {
 
     fn moved(&self) -> Moved {
         match self.state {
-            State::Checking { .. } | State::Locking => Moved::NotYet,
+            State::Checking(..) | State::Locking => Moved::NotYet,
             State::Unlocking(_) => Moved::Never,
             State::Linking => Moved::Perhaps,
             State::SettingOwner(at) | State::Unlinking(_, at) => Moved::At(at),
@@ -169,7 +178,7 @@ impl Steps for MoveDirectory {
 
     fn step(&self) -> &'static str {
         match self.state {
-            State::Checking { .. } => "checking for loops",
+            State::Checking(..) => "checking for loops",
             State::Locking => "locking the old name",
             State::Linking => "linking the new name",
             State::SettingOwner(_) => "setting the owner",

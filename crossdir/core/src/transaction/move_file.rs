@@ -56,7 +56,7 @@ impl Steps for MoveFile {
         self.edges.shards()
     }
 
-    fn first(&self) -> Request {
+    fn first(&mut self) -> Request {
         self.edges.lock()
     }
 

@@ -1,13 +1,17 @@
-//! rmdir: an empty directory loses its owner, then its name.
+//! rmdir: an empty directory loses its name, then its owner.
 //!
 //! | step | shard | undo |
 //! |---|---|---|
-//! | 1. RemoveDirectory (empty, and owned by the parent; nothing can be put into it from here on) | target's | 3. |
+//! | 1. LockDirectory (empty, and owned by the parent; nothing can be put into it from here on) | target's | 3. |
 //! | 2. UnlinkEdge parent/name → target (owned); this decides | parent's | |
-//! | 3. only when 2 was refused: RestoreDirectory | target's | |
+//! | 3. when 2 was refused: UnlockDirectory | target's | |
+//! | 3. else: RemoveDirectory | target's | |
 //!
-//! Locks: the edge exclusive, the parent shared, the target exclusive. 3 is done before the refusal
-//! is answered: the caller may use the directory, by the name it has by now, at once.
+//! Locks: the edge exclusive, the parent shared, the target exclusive.
+//!
+//! The directory is there, and empty, until the instant of 2; after it nobody finds it by name, so it is answered before 3.
+//! Whoever has found it earlier and would put something into it is told that it is locked, and asks again: by
+//! then it is removed, or it is not. A refusal is answered after 3: the caller may use the directory at once.
 
 use std::collections::BTreeSet;
 
@@ -26,14 +30,15 @@ pub(super) struct Rmdir {
 
 #[derive(Debug)]
 enum State {
-    Removing,
+    Locking,
     Unlinking,
-    Restoring(pb::CrossdirReply),
+    Removing(pb::CrossdirReply),
+    Unlocking(pb::CrossdirReply),
 }
 
 impl Rmdir {
     pub(super) fn new(transaction: TransactionId, op: pb::Rmdir) -> Self {
-        Rmdir { transaction, op, state: State::Removing }
+        Rmdir { transaction, op, state: State::Locking }
     }
 
     fn parent(&self) -> InodeId {
@@ -56,13 +61,14 @@ impl Rmdir {
         Request::Write(self.parent().shard(), Op::UnlinkEdge(step))
     }
 
-    fn restore(&self) -> Request {
-        let step = pb::RestoreDirectory {
-            transaction: self.transaction.0,
-            directory: self.op.target,
-            owner: self.op.parent,
-        };
-        Request::Write(self.target().shard(), Op::RestoreDirectory(step))
+    fn unlock(&self) -> Request {
+        let step = pb::UnlockDirectory { transaction: self.transaction.0, directory: self.op.target };
+        Request::Write(self.target().shard(), Op::UnlockDirectory(step))
+    }
+
+    fn remove(&self) -> Request {
+        let step = pb::RemoveDirectory { transaction: self.transaction.0, directory: self.op.target };
+        Request::Write(self.target().shard(), Op::RemoveDirectory(step))
     }
 }
 
@@ -82,42 +88,46 @@ impl Steps for Rmdir {
         BTreeSet::from([self.target().shard(), self.parent().shard()])
     }
 
-    fn first(&self) -> Request {
-        let step = pb::RemoveDirectory {
+    fn first(&mut self) -> Request {
+        let step = pb::LockDirectory {
             transaction: self.transaction.0,
             directory: self.op.target,
             owner: self.op.parent,
         };
-        Request::Write(self.target().shard(), Op::RemoveDirectory(step))
+        Request::Write(self.target().shard(), Op::LockDirectory(step))
     }
 
     fn next(&mut self, outcome: Outcome) -> Next {
         match (&self.state, outcome) {
-            (State::Removing, Outcome::Done { .. } | Outcome::Linked { .. }) => {
+            (State::Locking, Outcome::Done { .. } | Outcome::Linked { .. }) => {
                 self.state = State::Unlinking;
                 Next::Step(self.unlink())
             }
-            (State::Removing, Outcome::Refused(error, message)) => Next::Finish(refused(error, message)),
+            (State::Locking, Outcome::Refused(error, message)) => Next::Finish(refused(error, message)),
             (State::Unlinking, Outcome::Done { time } | Outcome::Linked { time, .. }) => {
                 let removed = pb::RmdirReply { died_at: time.0 };
-                Next::Finish(reply(pb::crossdir_reply::Result::Rmdir(removed)))
+                let answer = reply(pb::crossdir_reply::Result::Rmdir(removed));
+                self.state = State::Removing(answer.clone());
+                Next::AnswerThen(answer, self.remove())
             }
             (State::Unlinking, Outcome::Refused(error, message)) => {
-                self.state = State::Restoring(refused(error, message));
-                Next::Step(self.restore())
+                self.state = State::Unlocking(refused(error, message));
+                Next::Step(self.unlock())
             }
-            (State::Restoring(answer), Outcome::Done { .. } | Outcome::Linked { .. }) => {
-                Next::Finish(answer.clone())
-            }
+            (
+                State::Unlocking(answer) | State::Removing(answer),
+                Outcome::Done { .. } | Outcome::Linked { .. },
+            ) => Next::Finish(answer.clone()),
             (_, outcome) => Next::Finish(impossible(self.transaction, self.step(), &outcome)),
         }
     }
 
     fn step(&self) -> &'static str {
         match self.state {
-            State::Removing => "removing the directory",
+            State::Locking => "locking the directory",
             State::Unlinking => "unlinking the name",
-            State::Restoring(_) => "restoring the directory",
+            State::Removing(_) => "removing the directory",
+            State::Unlocking(_) => "unlocking the directory",
         }
     }
 }

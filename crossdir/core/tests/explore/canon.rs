@@ -108,6 +108,7 @@ pub fn of_shard(group: &Group<ShardMachine>) -> u64 {
                 let row: pb::DirectoryRow = decode(value);
                 hasher.write(key);
                 hasher.write_u64(row.owner);
+                hasher.write_u64(row.transaction);
             }
             b'L' => {
                 let row: pb::EdgeRow = decode(value);
@@ -160,6 +161,7 @@ pub fn of_coordinator(group: &Group<CrossdirMachine>) -> u64 {
             b'T' => {
                 let row: pb::CrossdirTransactionRow = decode(value);
                 hasher.write(&row.begin);
+                hasher.write_u8(row.cleared.into());
                 hasher.write_u8(row.reply.is_some().into());
                 reply(&mut hasher, row.reply);
             }

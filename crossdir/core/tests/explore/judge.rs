@@ -7,12 +7,12 @@ use prost::Message;
 
 use super::world::code;
 use super::world::model::Model;
-use super::world::tables::{self, Group, Shards, check, edges, owners};
+use super::world::tables::{self, Group, Shards, check, edges};
 use crate::state::State;
 
 /// XD-12: a name of every moved inode, and not two, for who reads now.
 pub fn instant(state: &State) {
-    let (edges, owners) = (edges(&state.shards), owners(&state.shards));
+    let edges = edges(&state.shards);
     for call in &state.calls {
         let Op::Move(op) = &call.op else { continue };
         let (mut sure, mut perhaps) = (0, 0);
@@ -25,8 +25,7 @@ pub fn instant(state: &State) {
         }
         let inode = InodeId(op.target);
         assert!(sure <= 1, "XD-12: {inode} has {sure} names");
-        let gone = if inode.is_directory() { owners[&op.target] == 0 } else { was_replaced(state, inode) };
-        assert!(gone || sure + perhaps > 0, "XD-12: {inode} has no name");
+        assert!(is_gone(state, inode) || sure + perhaps > 0, "XD-12: {inode} has no name");
     }
 }
 
@@ -34,6 +33,9 @@ pub fn instant(state: &State) {
 fn sees(state: &State, edge: &pb::EdgeRow) -> Option<bool> {
     if edge.transaction == 0 {
         return Some(true);
+    }
+    if state.is_down() {
+        return None;
     }
     match state.driver().resolve(TransactionId(edge.transaction)) {
         MoveState::NotMade => Some(true),
@@ -43,8 +45,9 @@ fn sees(state: &State, edge: &pb::EdgeRow) -> Option<bool> {
     }
 }
 
-fn was_replaced(state: &State, file: InodeId) -> bool {
-    lives(&state.shards, file).iter().any(|life| life.owned)
+/// Replaced, or removed.
+fn is_gone(state: &State, inode: InodeId) -> bool {
+    lives(&state.shards, inode).iter().any(|life| life.owned)
 }
 
 /// How long an inode had a name.
@@ -84,6 +87,8 @@ pub fn answer(state: &State, n: usize, transaction: TransactionId, reply: &pb::C
     if code(reply) != 0 {
         let locked = edges.values().any(|edge| edge.transaction == transaction.0);
         assert!(!locked, "XD-9: {transaction} is refused, its lock is left");
+        let locked = tables::removing(&state.shards).contains(&transaction.0);
+        assert!(!locked, "XD-9: {transaction} is refused, the directory is left locked");
         return;
     }
     match (&state.calls[n].op, &reply.result) {

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
-use eggs_crossdir_core::{CrossdirMachine, Driver, Effect, Input, Output, Received};
+use eggs_crossdir_core::{CrossdirMachine, Driver, Effect, Input, Output, Received, finished_not_retired};
 use eggs_machine::Outcome;
 use eggs_machine::group::Applied;
 use eggs_proto::{InodeId, SessionId, ShardId, Time, TransactionId, pb};
 use eggs_shard_core::ShardMachine;
+use pb::crossdir_command::Command;
 use pb::crossdir_request::Op;
 use prost::Message as _;
 
@@ -32,8 +33,10 @@ pub enum Action {
     Lose(usize),
     /// The driver's next timer runs out.
     Tick,
-    /// The driver dies and another takes over: answers on their way are lost, requests and proposals come late.
+    /// The driver dies: answers on their way are lost, requests and proposals come late.
     Crash,
+    /// Another one: proposals to clear and to finish that come now count for nothing.
+    TakeOver,
 }
 
 /// How much of it there is in one run.
@@ -46,7 +49,7 @@ pub struct Bounds {
     pub hasty_ms: u64,
     /// Repetitions of steps that a shard remembers, and so answers as before and does nothing, come at one
     /// moment only: the driver's at once, before anything else happens; a dead driver's at the end, when all
-    /// is forgotten ([`State::come_too_late`]).
+    /// is forgotten ([`State::come_too_late`]). Proposals of a driver that has been replaced come at once.
     pub brief: bool,
 }
 
@@ -80,6 +83,14 @@ struct Message {
     text: Rc<str>,
     /// A request that changes nothing, as the shard is, or the answer to one.
     moot: bool,
+}
+
+impl Message {
+    /// XD-8: a driver that has been replaced proposed it.
+    fn counts_for_nothing(&self) -> bool {
+        let What::Proposal(command) = &self.what else { return false };
+        self.stale && !matches!(command.command, Some(Command::Retire(_)))
+    }
 }
 
 /// A driver that can be copied: made again from what it was made from and told.
@@ -122,6 +133,8 @@ pub struct State {
     pub left: Bounds,
     sessions: u64,
     crashed: bool,
+    /// The driver is dead, and there is no other yet.
+    down: bool,
     driver: Copied,
     /// Of the driver and now.
     canon: Rc<(Canon, u64)>,
@@ -141,7 +154,9 @@ pub struct State {
 
 impl State {
     pub fn new(shards: impl IntoIterator<Item = ShardId>) -> State {
-        let coordinator = Rc::new(Group::new(CrossdirMachine));
+        let mut coordinator = Group::new(CrossdirMachine);
+        coordinator.apply(BEGINNING, 0, 0, Driver::take_over().encode_to_vec());
+        let coordinator = Rc::new(coordinator);
         let (driver, _) = Copied::new(coordinator.clone(), Time(BEGINNING));
         let shards: Shards =
             shards.into_iter().map(|shard| (shard.0, Group::new(ShardMachine { shard }))).collect();
@@ -152,6 +167,7 @@ impl State {
             left: Bounds::default(),
             sessions: 0,
             crashed: false,
+            down: false,
             canon: Rc::new(Canon::of(&driver.driver, BEGINNING)),
             driver,
             now: BEGINNING,
@@ -177,6 +193,10 @@ impl State {
         &self.driver.driver
     }
 
+    pub fn is_down(&self) -> bool {
+        self.down
+    }
+
     pub fn call(&mut self, op: Op, shard: ShardId) {
         self.sessions += 1;
         let session = SessionId(self.sessions);
@@ -190,11 +210,14 @@ impl State {
     }
 
     pub fn is_over(&self) -> bool {
-        self.all_begun() && self.messages.is_empty() && self.driver().is_idle()
+        !self.down && self.all_begun() && self.messages.is_empty() && self.driver().is_idle()
     }
 
     /// Everything that can happen next and matters.
     pub fn actions(&self) -> Vec<Action> {
+        if self.down {
+            return self.actions_without_driver();
+        }
         let mut actions = Vec::new();
         if self.left.brief
             && let Some(n) = self.messages.iter().position(|message| message.moot && !message.stale)
@@ -233,12 +256,25 @@ impl State {
         actions
     }
 
+    /// A new driver is made from what the log says: whatever else can happen now can as well happen when it is there, or
+    /// before the other one died.
+    fn actions_without_driver(&self) -> Vec<Action> {
+        let mut actions = vec![Action::TakeOver];
+        for (n, message) in self.messages.iter().enumerate() {
+            let same = |other: &Message| other.text == message.text;
+            if matches!(message.what, What::Proposal(_)) && !self.messages[..n].iter().any(same) {
+                actions.push(Action::Deliver(n));
+            }
+        }
+        actions
+    }
+
     /// For people: the message or call of an action.
     pub fn describe(&self, action: Action) -> Rc<str> {
         match action {
             Action::Begin(n) => format!("{:?}", self.calls[n].op).into(),
             Action::Deliver(n) | Action::Lose(n) => self.messages[n].text.clone(),
-            Action::Tick | Action::Crash => Rc::default(),
+            Action::Tick | Action::Crash | Action::TakeOver => Rc::default(),
         }
     }
 
@@ -254,7 +290,7 @@ impl State {
         let mut messages: Vec<(u64, bool)> = self.messages.iter().map(hash_message).collect();
         messages.sort_unstable();
         let mut hasher = DefaultHasher::new();
-        (driver, messages, self.left, self.coordinator_hash, &self.shard_hashes).hash(&mut hasher);
+        (driver, self.down, messages, self.left, self.coordinator_hash, &self.shard_hashes).hash(&mut hasher);
         for call in &self.calls {
             let answer = call.answer.as_ref().map(code);
             (call.transaction.map(|transaction| transaction.0), answer, &call.after).hash(&mut hasher);
@@ -281,6 +317,7 @@ impl State {
                 self.input(Input::Tick);
             }
             Action::Crash => self.crash(),
+            Action::TakeOver => self.take_over(),
         }
     }
 
@@ -352,9 +389,17 @@ impl State {
                 self.input(input);
             }
             What::Proposal(command) => {
+                let before = self.coordinator_hash;
+                let counts = self.down || !message.counts_for_nothing();
                 let outcome = self.log(SessionId(0), command);
+                if !counts {
+                    assert_eq!(outcome.effects, [], "XD-8: of a driver that has been replaced");
+                    assert_eq!(self.coordinator_hash, before, "XD-8: of a driver that has been replaced");
+                }
                 for effect in outcome.effects {
-                    self.input(Input::Effect(effect));
+                    if !self.down {
+                        self.input(Input::Effect(effect));
+                    }
                 }
             }
         }
@@ -411,12 +456,29 @@ impl State {
         for shard in 1..=self.shards.len() {
             self.find_moot(ShardId(shard as u8));
         }
+        self.down = true;
+    }
+
+    fn take_over(&mut self) {
+        self.down = false;
         self.now += MS;
+        self.log(SessionId(0), Driver::take_over());
         let (driver, outputs) = Copied::new(self.coordinator.clone(), Time(self.now));
         self.driver = driver;
         self.canon = Rc::new(Canon::of(self.driver(), self.now));
         self.clock = self.now;
+        // Callers that wait ask again.
+        for (transaction, (_, reply)) in finished_not_retired(&self.coordinator.table).unwrap() {
+            assert_eq!(self.driver().reply(transaction), Some(&reply));
+            self.answered(transaction, reply);
+        }
         self.perform(outputs);
+        if self.left.brief {
+            while let Some(n) = self.messages.iter().position(Message::counts_for_nothing) {
+                let message = self.messages.remove(n);
+                self.deliver(message);
+            }
+        }
     }
 
     fn perform(&mut self, outputs: Vec<Output>) {

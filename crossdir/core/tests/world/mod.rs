@@ -9,7 +9,7 @@ pub mod tables;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use eggs_crossdir_core::{CrossdirMachine, Driver, Effect, Input, Output, Received};
+use eggs_crossdir_core::{CrossdirMachine, Driver, Effect, Input, Output, Received, finished_not_retired};
 use eggs_machine::group::Applied;
 use eggs_proto::{InodeId, ServiceError, SessionId, ShardError, ShardId, Time, TransactionId, pb};
 use eggs_shard_core::ShardMachine;
@@ -79,20 +79,23 @@ pub struct World {
     pub kill_at: Option<u64>,
     pub kills: u64,
     pub answers: BTreeMap<TransactionId, pb::CrossdirReply>,
+    pub begun_at: BTreeMap<TransactionId, u64>,
+    pub answered_at: BTreeMap<TransactionId, u64>,
     /// XD-3, XD-4 are watched from outside.
     forgotten: BTreeMap<u64, BTreeSet<u8>>,
     pub writes: u64,
     pub proposals: u64,
     /// Shards nothing gets through to.
     pub cut: BTreeSet<u8>,
-    /// Nothing is logged: proposals are lost.
+    /// No end is logged: such proposals are lost.
     pub mute: bool,
 }
 
 impl World {
     pub fn new(seed: u64, weather: Weather) -> World {
-        let coordinator = Group::new(CrossdirMachine);
+        let mut coordinator = Group::new(CrossdirMachine);
         let now = 1_000_000_000 * MS;
+        coordinator.apply(now, 0, 0, Driver::take_over().encode_to_vec());
         let (driver, outputs) = Driver::recover(&coordinator.table, Time(now)).unwrap();
         assert!(outputs.is_empty());
         World {
@@ -108,6 +111,8 @@ impl World {
             kill_at: None,
             kills: 0,
             answers: BTreeMap::new(),
+            begun_at: BTreeMap::new(),
+            answered_at: BTreeMap::new(),
             forgotten: BTreeMap::new(),
             writes: 0,
             proposals: 0,
@@ -151,6 +156,7 @@ impl World {
         match self.coordinator.apply(now, session.0, sequence, command.encode_to_vec()) {
             Applied::Ran(outcome) => {
                 let accepted = pb::TransactionAccepted::decode(outcome.reply).unwrap();
+                self.begun_at.entry(TransactionId(accepted.transaction)).or_insert(now);
                 self.effects(outcome.effects);
                 match accepted.error {
                     Some(error) => Err(error),
@@ -198,13 +204,20 @@ impl World {
     pub fn kill(&mut self) {
         self.kills += 1;
         self.now += MS;
+        self.coordinator.apply(self.now, 0, 0, Driver::take_over().encode_to_vec());
         let (driver, outputs) = Driver::recover(&self.coordinator.table, Time(self.now)).unwrap();
         self.driver = driver;
+        // Callers that wait ask again.
+        for (transaction, (_, reply)) in finished_not_retired(&self.coordinator.table).unwrap() {
+            assert_eq!(self.driver.reply(transaction), Some(&reply));
+            self.answered(transaction, reply);
+        }
         self.perform(outputs);
     }
 
     /// XD-2, XD-9: an answer given again, after a crash, is the same.
     fn answered(&mut self, transaction: TransactionId, reply: pb::CrossdirReply) {
+        self.answered_at.entry(transaction).or_insert(self.now);
         if let Some(first) = self.answers.insert(transaction, reply.clone()) {
             assert_eq!(code(&first), code(&reply), "{transaction} was answered otherwise before");
             if code(&first) == 0 {
@@ -286,7 +299,7 @@ impl World {
             }
             Event::Request(other) => panic!("{other:?}"),
             Event::Reply(input) => self.input(input),
-            Event::Propose(_) if self.mute => {}
+            Event::Propose(command) if self.mute && is_finish(&command) => {}
             Event::Propose(command) => self.propose(&command),
         }
     }
@@ -306,6 +319,7 @@ impl World {
                     assert!(shards >= 1, "transaction {transaction} is retired, and no shard forgot it");
                 }
             }
+            Some(Command::Clear(_)) => {}
             other => panic!("{other:?}"),
         }
         let now = self.now;
@@ -396,4 +410,8 @@ pub fn put_small(directory: u64, name: &[u8]) -> pb::WriteOp {
 pub fn unlink(directory: u64, name: &[u8]) -> pb::WriteOp {
     let op = pb::Unlink { directory, name: Bytes::copy_from_slice(name), expected: 0 };
     pb::WriteOp { op: Some(Op::Unlink(op)) }
+}
+
+fn is_finish(command: &pb::CrossdirCommand) -> bool {
+    matches!(command.command, Some(pb::crossdir_command::Command::Finish(_)))
 }

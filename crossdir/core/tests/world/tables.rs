@@ -1,6 +1,6 @@
 //! The durable half of a world: the real machines with their tables, and what is to be seen in them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use eggs_crossdir_core::{CrossdirMachine, Received};
@@ -94,6 +94,18 @@ pub fn owners(shards: &Shards) -> BTreeMap<u64, u64> {
     owners
 }
 
+/// Transactions that have locked a directory to remove it.
+pub fn removing(shards: &Shards) -> BTreeSet<u64> {
+    let mut transactions = BTreeSet::new();
+    for group in shards.values() {
+        for (_, value) in group.table.iter().filter(|(key, _)| key[0] == b'D') {
+            transactions.insert(pb::DirectoryRow::decode(value.clone()).unwrap().transaction);
+        }
+    }
+    transactions.remove(&0);
+    transactions
+}
+
 /// XD-11, from outside, when nothing is on its way: every living directory has one name, in its
 /// owner, and leads to the root; nothing is locked; nothing is remembered; `check` finds nothing.
 pub fn check(coordinator: &Group<CrossdirMachine>, shards: &Shards) {
@@ -116,6 +128,7 @@ pub fn check(coordinator: &Group<CrossdirMachine>, shards: &Shards) {
         }
         assert!(at == 0 || at == InodeId::ROOT.0, "{} is in a loop", InodeId(directory));
     }
+    assert_eq!(removing(shards), BTreeSet::new(), "directories are locked for ever");
     for (&shard, group) in shards {
         let remembered = group.table.iter().filter(|(key, _)| key[0] == b'T').count();
         assert_eq!(remembered, 0, "shard {shard} remembers transactions that are retired");

@@ -26,6 +26,7 @@ pub(crate) fn apply<T: Table + ?Sized>(context: &mut Context<'_, '_, T>, op: &pb
         gid: attributes.gid,
         policies: None,
         xattrs: Vec::new(),
+        transaction: 0,
     };
     context.put(schema::directory_key(directory), &row)?;
     Ok(pb::write_result::Result::Link(pb::LinkReply { inode: directory.0, replaced: 0, created_at: now }))

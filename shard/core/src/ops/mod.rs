@@ -8,6 +8,7 @@ pub(crate) mod extend_eden;
 pub(crate) mod forget_transactions;
 pub(crate) mod link_eden;
 pub(crate) mod link_edge;
+pub(crate) mod lock_directory;
 pub(crate) mod lock_edge;
 pub(crate) mod put_small;
 pub(crate) mod remove_directory;

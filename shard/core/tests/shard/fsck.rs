@@ -22,7 +22,7 @@ fn healthy() -> Ruin {
     let mut shard = Shard::default();
     let directory = shard.mkdir(1, ROOT, "d");
     let removed = shard.mkdir(2, ROOT, "gone");
-    shard.ok(Op::RemoveDirectory(pb::RemoveDirectory { transaction: 3, directory: removed, owner: ROOT }));
+    shard.ok(Op::LockDirectory(pb::LockDirectory { transaction: 3, directory: removed, owner: ROOT }));
     shard.ok(Op::UnlinkEdge(pb::UnlinkEdge {
         transaction: 3,
         directory: ROOT,
@@ -31,6 +31,7 @@ fn healthy() -> Ruin {
         owned: true,
         died_at: 0,
     }));
+    shard.ok(Op::RemoveDirectory(pb::RemoveDirectory { transaction: 3, directory: removed }));
     let file = shard.put(directory, "f", b"old");
     shard.put(directory, "f", b"new");
     let written = eden(shard.ok(start(directory, Some(blocks_span(0, 1000, 1, 4, 2)))));

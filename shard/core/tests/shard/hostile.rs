@@ -156,10 +156,13 @@ fn steps() -> impl Strategy<Value = Op> {
             Op::DiscardDirectory(pb::DiscardDirectory { transaction, directory })
         }),
         (transaction(), ids(), ids()).prop_map(|(transaction, directory, owner)| {
-            Op::RemoveDirectory(pb::RemoveDirectory { transaction, directory, owner })
+            Op::LockDirectory(pb::LockDirectory { transaction, directory, owner })
         }),
-        (transaction(), ids(), ids()).prop_map(|(transaction, directory, owner)| {
-            Op::RestoreDirectory(pb::RestoreDirectory { transaction, directory, owner })
+        (transaction(), ids()).prop_map(|(transaction, directory)| {
+            Op::UnlockDirectory(pb::UnlockDirectory { transaction, directory })
+        }),
+        (transaction(), ids()).prop_map(|(transaction, directory)| {
+            Op::RemoveDirectory(pb::RemoveDirectory { transaction, directory })
         }),
         (transaction(), ids(), names(), ids()).prop_map(|(transaction, directory, name, target)| {
             Op::LockEdge(pb::LockEdge { transaction, directory, name, target })

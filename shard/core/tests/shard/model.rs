@@ -335,8 +335,8 @@ impl World {
         }
         self.transaction += 1;
         let transaction = self.transaction;
-        let remove = pb::RemoveDirectory { transaction, directory: target, owner: parent };
-        let (_, answer) = self.shard.one(Op::RemoveDirectory(remove));
+        let remove = pb::LockDirectory { transaction, directory: target, owner: parent };
+        let (_, answer) = self.shard.one(Op::LockDirectory(remove));
         if !self.model.directories[&target].living.is_empty() {
             assert_eq!(answer, Err(ShardError::NotEmpty));
             return;
@@ -344,6 +344,7 @@ impl World {
         answer.unwrap();
         self.model.directories.get_mut(&target).unwrap().removed = true;
         self.unlink_edge(parent, name, target, true);
+        self.shard.ok(Op::RemoveDirectory(pb::RemoveDirectory { transaction, directory: target }));
     }
 
     /// Lock, link, set the owner, unlink; unlock when the new name is refused. Nobody checks for loops

@@ -25,12 +25,16 @@ fn unlink_edge(transaction: u64, directory: u64, name: &str, target: u64, owned:
     Op::UnlinkEdge(pb::UnlinkEdge { transaction, directory, name, target, owned, died_at: 0 })
 }
 
-fn remove(transaction: u64, directory: u64, owner: u64) -> Op {
-    Op::RemoveDirectory(pb::RemoveDirectory { transaction, directory, owner })
+fn lock_directory(transaction: u64, directory: u64, owner: u64) -> Op {
+    Op::LockDirectory(pb::LockDirectory { transaction, directory, owner })
 }
 
-fn restore(transaction: u64, directory: u64, owner: u64) -> Op {
-    Op::RestoreDirectory(pb::RestoreDirectory { transaction, directory, owner })
+fn unlock_directory(transaction: u64, directory: u64) -> Op {
+    Op::UnlockDirectory(pb::UnlockDirectory { transaction, directory })
+}
+
+fn remove_directory(transaction: u64, directory: u64) -> Op {
+    Op::RemoveDirectory(pb::RemoveDirectory { transaction, directory })
 }
 
 fn create(transaction: u64, owner: u64) -> Op {
@@ -114,12 +118,20 @@ fn an_empty_directory_is_removed_and_takes_nothing_more() {
     let mut shard = Shard::default();
     let directory = shard.mkdir(1, ROOT, "d");
     shard.put(directory, "f", b"1");
-    assert_eq!(shard.refused(remove(2, directory, ROOT)), ShardError::NotEmpty);
+    assert_eq!(shard.refused(lock_directory(2, directory, ROOT)), ShardError::NotEmpty);
     shard.ok(unlink(directory, "f"));
-    assert_eq!(shard.refused(remove(3, directory, directory)), ShardError::Changed);
-    assert_eq!(shard.refused(remove(4, ROOT, ROOT)), ShardError::IsRoot);
+    assert_eq!(shard.refused(lock_directory(3, directory, directory)), ShardError::Changed);
+    assert_eq!(shard.refused(lock_directory(4, ROOT, ROOT)), ShardError::IsRoot);
     let eden = eden(shard.ok(start(directory, None)));
-    shard.ok(remove(5, directory, ROOT));
+    shard.ok(lock_directory(5, directory, ROOT));
+    // Until its name is gone it is there, and empty; nobody knows whether it will be.
+    assert_eq!(shard.stat(directory).unwrap().parent, Some(ROOT));
+    assert_eq!(shard.list(pb::List { directory, ..Default::default() }), []);
+    assert_eq!(shard.refused(put_small(directory, "g", b"", pb::Replace::File)), ShardError::Locked);
+    assert_eq!(shard.refused(remove_directory(9, directory)), ShardError::Changed, "another's lock");
+    shard.verify();
+    shard.ok(unlink_edge(5, ROOT, "d", directory, true));
+    shard.ok(remove_directory(5, directory));
     assert_eq!(shard.stat(directory).unwrap().parent, Some(0));
     let link_eden = Op::LinkEden(pb::LinkEden {
         file: eden.file,
@@ -133,7 +145,7 @@ fn an_empty_directory_is_removed_and_takes_nothing_more() {
         put_small(directory, "g", b"", pb::Replace::File),
         link_edge(6, directory, "g", foreign(InodeType::File), pb::Replace::Refuse),
         start(directory, None),
-        remove(7, directory, ROOT),
+        lock_directory(7, directory, ROOT),
         Op::SetOwner(pb::SetOwner { transaction: 8, directory, owner: ROOT }),
     ];
     for op in entries {
@@ -205,18 +217,18 @@ fn no_name_dies_before_it_was_or_in_times_to_come() {
 fn a_removal_is_undone() {
     let mut shard = Shard::default();
     let directory = shard.mkdir(1, ROOT, "d");
-    shard.ok(remove(2, directory, ROOT));
-    shard.ok(restore(2, directory, ROOT));
+    shard.ok(lock_directory(2, directory, ROOT));
+    shard.ok(unlock_directory(2, directory));
     assert_eq!(shard.stat(directory).unwrap().parent, Some(ROOT));
     shard.put(directory, "f", b"");
     // Undoing what was refused gives nothing back.
-    shard.one(remove(3, directory, ROOT)).1.unwrap_err();
-    shard.ok(restore(3, directory, directory + 1));
+    shard.one(lock_directory(3, directory, ROOT)).1.unwrap_err();
+    shard.ok(unlock_directory(3, directory));
     assert_eq!(shard.stat(directory).unwrap().parent, Some(ROOT));
     // Undone before it came: it must not come any more.
     shard.ok(unlink(directory, "f"));
-    shard.ok(restore(4, directory, ROOT));
-    assert_eq!(shard.one(remove(4, directory, ROOT)).1, Err(ShardError::StaleSession));
+    shard.ok(unlock_directory(4, directory));
+    assert_eq!(shard.one(lock_directory(4, directory, ROOT)).1, Err(ShardError::StaleSession));
     shard.verify();
 }
 
