@@ -126,6 +126,9 @@ pub const TRIPLES: [[&str; 3]; 8] = [
 pub const FEW: [[&str; 2]; 3] =
     [["mkdir /a/b/x", "rmdir /a/b"], ["rmdir /a/b", "/c/g to /a/b/g"], ["/c/g to /a/g", "/f over /a/g"]];
 
+/// Pairs for two drivers at once.
+pub const LIVING_ON: [[&str; 2]; 2] = [["rmdir /a/b", "/c/g to /a/b/g"], ["/a to /c/a", "/c to /a/c"]];
+
 /// Those of `operations` with these names.
 pub fn named<'a>(operations: &'a [Operation], names: &[&str]) -> Vec<&'a Operation> {
     let find = |name: &&str| operations.iter().find(|operation| operation.name == *name);

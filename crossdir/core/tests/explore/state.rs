@@ -51,6 +51,10 @@ pub struct Bounds {
     /// moment only: the driver's at once, before anything else happens; a dead driver's at the end, when all
     /// is forgotten ([`State::come_too_late`]). Proposals of a driver that has been replaced come at once.
     pub brief: bool,
+    /// The driver does not die: it hears nothing of the log any more, and goes on beside the other one.
+    pub lives_on: bool,
+    /// The calls begin in their order.
+    pub in_order: bool,
 }
 
 /// A call of a client.
@@ -76,7 +80,7 @@ enum What {
 #[derive(Debug, Clone)]
 struct Message {
     what: What,
-    /// Of a driver that died since.
+    /// Of a driver that was replaced since, or to it.
     stale: bool,
     /// The sender's clock: the receiver's is not behind it.
     clock: u64,
@@ -126,6 +130,13 @@ impl Clone for Copied {
 }
 
 #[derive(Debug, Clone)]
+struct Replaced {
+    driver: Copied,
+    clock: u64,
+    canon: Rc<(Canon, u64)>,
+}
+
+#[derive(Debug, Clone)]
 pub struct State {
     pub coordinator: Rc<Group<CrossdirMachine>>,
     pub shards: Rc<Shards>,
@@ -135,6 +146,8 @@ pub struct State {
     crashed: bool,
     /// The driver is dead, and there is no other yet.
     down: bool,
+    /// The one that was replaced and lives on.
+    replaced: Option<Replaced>,
     driver: Copied,
     /// Of the driver and now.
     canon: Rc<(Canon, u64)>,
@@ -168,6 +181,7 @@ impl State {
             sessions: 0,
             crashed: false,
             down: false,
+            replaced: None,
             canon: Rc::new(Canon::of(&driver.driver, BEGINNING)),
             driver,
             now: BEGINNING,
@@ -227,7 +241,8 @@ impl State {
         for (n, call) in self.calls.iter().enumerate().filter(|(_, call)| call.transaction.is_none()) {
             // Of two calls alike it does not matter which comes first.
             let alike = |other: &Call| other.transaction.is_none() && other.op == call.op;
-            if !self.calls[..n].iter().any(alike) {
+            let later = self.left.in_order && self.calls[..n].iter().any(|call| call.transaction.is_none());
+            if !later && !self.calls[..n].iter().any(alike) {
                 actions.push(Action::Begin(n));
             }
         }
@@ -284,12 +299,14 @@ impl State {
         let mut text = String::new();
         let hash_message = |message: &Message| {
             text.clear();
-            canon.rewrite(&message.text, &mut text);
+            let replaced = self.replaced.as_ref().filter(|_| message.stale).map(|replaced| &replaced.canon.0);
+            replaced.unwrap_or(canon).rewrite(&message.text, &mut text);
             (canon::hash(text.as_bytes()), message.stale)
         };
         let mut messages: Vec<(u64, bool)> = self.messages.iter().map(hash_message).collect();
         messages.sort_unstable();
         let mut hasher = DefaultHasher::new();
+        self.replaced.as_ref().map(|replaced| replaced.canon.1).hash(&mut hasher);
         (driver, self.down, messages, self.left, self.coordinator_hash, &self.shard_hashes).hash(&mut hasher);
         for call in &self.calls {
             let answer = call.answer.as_ref().map(code);
@@ -384,6 +401,7 @@ impl State {
                 self.reply(Input::Stat { tag, received }, clock, &message);
             }
             What::Request(other) => panic!("{other:?}"),
+            What::Reply(input) if message.stale => self.input_replaced(input, message.clock),
             What::Reply(input) => {
                 self.clock = self.clock.max(message.clock);
                 self.input(input);
@@ -407,14 +425,14 @@ impl State {
 
     /// To a driver that is dead, nothing goes.
     fn reply(&mut self, input: Input, clock: u64, to: &Message) {
-        if !to.stale {
-            self.post(What::Reply(input), clock, to.moot);
+        if !to.stale || self.replaced.is_some() {
+            self.post(What::Reply(input), clock, to.moot, to.stale);
         }
     }
 
-    fn post(&mut self, what: What, clock: u64, moot: bool) {
+    fn post(&mut self, what: What, clock: u64, moot: bool, stale: bool) {
         let text = format!("{what:?}").into();
-        self.messages.push(Message { what, stale: false, clock, text, moot });
+        self.messages.push(Message { what, stale, clock, text, moot });
     }
 
     /// What is moot now that the shard has changed.
@@ -423,7 +441,8 @@ impl State {
             if let What::Request(request @ Output::SendWrite { shard, .. }) = &self.messages[n].what
                 && *shard == changed
             {
-                self.messages[n].moot = self.is_moot(request);
+                let unheard = !self.messages[n].stale || self.replaced.is_none();
+                self.messages[n].moot = unheard && self.is_moot(request);
             }
         }
         self.messages.retain(|message| !(message.stale && message.moot));
@@ -443,12 +462,40 @@ impl State {
     fn input(&mut self, input: Input) {
         let outputs = self.driver.step(input, Time(self.now));
         self.canon = Rc::new(Canon::of(self.driver(), self.now));
+        if let Some(replaced) = &mut self.replaced {
+            replaced.canon = Rc::new(Canon::of(&replaced.driver.driver, self.now));
+        }
         self.perform(outputs);
+    }
+
+    /// Its timers run out when it hears something.
+    fn input_replaced(&mut self, input: Input, clock: u64) {
+        let Some(replaced) = &mut self.replaced else { return };
+        replaced.clock = replaced.clock.max(clock);
+        let (clock, outputs) = (replaced.clock, replaced.driver.step(input, Time(self.now)));
+        replaced.canon = Rc::new(Canon::of(&replaced.driver.driver, self.now));
+        for output in outputs {
+            match output {
+                Output::Answer { transaction, reply } => self.answered(transaction, reply),
+                Output::Propose(command) => self.post(What::Proposal(command), clock, false, true),
+                request => {
+                    self.sent.push(Rc::new(request.clone()));
+                    self.post(What::Request(request), clock, false, true);
+                }
+            }
+        }
+        self.refuse_proposals();
     }
 
     fn crash(&mut self) {
         self.left.crashes -= 1;
-        self.messages.retain(|message| !matches!(message.what, What::Reply(_)));
+        if self.left.lives_on {
+            let (clock, canon) = (self.clock, self.canon.clone());
+            self.messages.retain(|message| !message.stale);
+            self.replaced = Some(Replaced { driver: self.driver.clone(), clock, canon });
+        } else {
+            self.messages.retain(|message| !matches!(message.what, What::Reply(_)));
+        }
         self.crashed = true;
         for message in &mut self.messages {
             message.stale = true;
@@ -473,6 +520,10 @@ impl State {
             self.answered(transaction, reply);
         }
         self.perform(outputs);
+        self.refuse_proposals();
+    }
+
+    fn refuse_proposals(&mut self) {
         if self.left.brief {
             while let Some(n) = self.messages.iter().position(Message::counts_for_nothing) {
                 let message = self.messages.remove(n);
@@ -486,13 +537,13 @@ impl State {
         for output in outputs {
             match output {
                 Output::Answer { transaction, reply } => self.answered(transaction, reply),
-                Output::Propose(command) => self.post(What::Proposal(command), self.clock, false),
+                Output::Propose(command) => self.post(What::Proposal(command), self.clock, false, false),
                 request => {
                     let moot = self.is_moot(&request);
                     if !moot {
                         self.sent.push(Rc::new(request.clone()));
                     }
-                    self.post(What::Request(request), self.clock, moot);
+                    self.post(What::Request(request), self.clock, moot, false);
                 }
             }
         }
