@@ -9,104 +9,11 @@ use std::collections::BTreeMap;
 
 use eggs_proto::{CrossdirError, InodeId, ServiceError, TransactionId, pb};
 use pb::crossdir_request::Op;
+use world::model::Model;
 use world::{Rng, Weather, World, code, mkdir, put_small, rename, rmdir, unlink};
 
 const ROOT: u64 = InodeId::ROOT.0;
 const NAMES: [&[u8]; 3] = [b"a", b"b", b"c"];
-
-/// The namespace as one thing that does one operation at a time.
-#[derive(Debug, Clone, PartialEq)]
-struct Model {
-    /// Living directories → owner.
-    owners: BTreeMap<u64, u64>,
-    edges: BTreeMap<(u64, Vec<u8>), u64>,
-}
-
-impl Model {
-    fn of(world: &World) -> Model {
-        let edges = world.edges();
-        let edges = edges.iter().map(|((dir, name), edge)| ((*dir, name.to_vec()), edge.target)).collect();
-        Model { owners: world.owners().into_iter().filter(|&(_, owner)| owner != 0).collect(), edges }
-    }
-
-    fn alive(&self, directory: u64) -> Result<(), CrossdirError> {
-        self.owners.contains_key(&directory).then_some(()).ok_or(CrossdirError::NotFound)
-    }
-
-    fn edge(&self, directory: u64, name: &[u8]) -> Option<u64> {
-        self.edges.get(&(directory, name.to_vec())).copied()
-    }
-
-    fn expect(&self, directory: u64, name: &[u8], target: u64) -> Result<(), CrossdirError> {
-        match self.edge(directory, name) {
-            Some(found) if found == target => Ok(()),
-            Some(_) => Err(CrossdirError::Changed),
-            None => Err(CrossdirError::NotFound),
-        }
-    }
-
-    /// `made`: the id the real one gave a new directory.
-    fn apply(&mut self, op: &Op, made: u64) -> Result<(), CrossdirError> {
-        match op {
-            Op::Mkdir(op) => {
-                self.alive(op.parent)?;
-                if self.edge(op.parent, &op.name).is_some() {
-                    return Err(CrossdirError::Exists);
-                }
-                self.owners.insert(made, op.parent);
-                self.edges.insert((op.parent, op.name.to_vec()), made);
-            }
-            Op::Rmdir(op) => {
-                self.alive(op.target)?;
-                if self.owners[&op.target] != op.parent {
-                    return Err(CrossdirError::Changed);
-                }
-                if self.edges.keys().any(|(directory, _)| *directory == op.target) {
-                    return Err(CrossdirError::NotEmpty);
-                }
-                self.expect(op.parent, &op.name, op.target)?;
-                self.owners.remove(&op.target);
-                self.edges.remove(&(op.parent, op.name.to_vec()));
-            }
-            Op::Move(op) => self.rename(op)?,
-            Op::ListTransactions(_) | Op::ResolveMove(_) => unreachable!("not begun"),
-        }
-        Ok(())
-    }
-
-    fn rename(&mut self, op: &pb::Move) -> Result<(), CrossdirError> {
-        let is_directory = InodeId(op.target).is_directory();
-        if is_directory {
-            let mut at = op.new_directory;
-            loop {
-                self.alive(at)?;
-                if at == op.target {
-                    return Err(CrossdirError::Loop);
-                }
-                if at == ROOT {
-                    break;
-                }
-                at = self.owners[&at];
-            }
-        }
-        self.alive(op.old_directory)?;
-        self.expect(op.old_directory, &op.old_name, op.target)?;
-        self.alive(op.new_directory)?;
-        match self.edge(op.new_directory, &op.new_name) {
-            Some(_) if is_directory || op.replace() == pb::Replace::Refuse => {
-                return Err(CrossdirError::Exists);
-            }
-            Some(old) if InodeId(old).is_directory() => return Err(CrossdirError::IsDirectory),
-            _ => {}
-        }
-        self.edges.remove(&(op.old_directory, op.old_name.to_vec()));
-        self.edges.insert((op.new_directory, op.new_name.to_vec()), op.target);
-        if is_directory {
-            self.owners.insert(op.target, op.new_directory);
-        }
-        Ok(())
-    }
-}
 
 /// The directories clients can know of: those with a name, and removed ones.
 fn known(world: &World) -> Vec<u64> {
@@ -255,7 +162,7 @@ fn the_outcome_is_that_of_one_after_the_other() {
         let mut world = World::new(seed, Weather::default());
         world.shard(InodeId::ROOT.shard());
         plant(&mut world);
-        let model = Model::of(&world);
+        let model = Model::of(&world.shards);
         world.weather = storm(seed);
         let mut rng = Rng(seed ^ 0xfeed);
         let mut begun: Vec<(TransactionId, Op)> = Vec::new();
@@ -280,7 +187,7 @@ fn the_outcome_is_that_of_one_after_the_other() {
             *refusals.entry(call.code).or_default() += 1;
         }
         done += calls.len();
-        let end = Model::of(&world);
+        let end = Model::of(&world.shards);
         let mut stuck = Stuck { left: calls.len(), why: String::new(), tried: 0 };
         assert!(fits(&model, &calls, &end, &mut stuck), "seed {seed}: {}", stuck.why);
         kills += world.kills;

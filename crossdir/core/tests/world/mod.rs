@@ -3,17 +3,20 @@
 
 #![allow(dead_code)] // each test uses a part
 
+pub mod model;
+pub mod tables;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use eggs_crossdir_core::{CrossdirMachine, Driver, Effect, Input, Output, Received, finished_not_retired};
-use eggs_machine::group::{self, Applied};
-use eggs_machine::hash::StateHash;
-use eggs_machine::{Machine, MemoryTable, Table, Tx};
+use eggs_machine::group::Applied;
 use eggs_proto::{InodeId, ServiceError, SessionId, ShardError, ShardId, Time, TransactionId, pb};
-use eggs_shard_core::{Cluster, ShardMachine};
+use eggs_shard_core::ShardMachine;
 use pb::write_op::Op;
 use prost::Message;
+
+use tables::{Group, Shards};
 
 const MS: u64 = 1_000_000;
 
@@ -43,32 +46,6 @@ impl Rng {
     }
 }
 
-/// One replicated group, without the replication.
-pub struct Group<M> {
-    machine: M,
-    pub table: MemoryTable,
-}
-
-impl<M: Machine> Group<M> {
-    fn new(machine: M) -> Self {
-        let mut table = MemoryTable::default();
-        let mut tx = Tx::new(&table, StateHash::default());
-        machine.genesis(&mut tx).unwrap();
-        let (batch, _) = tx.finish();
-        table.apply(batch);
-        Group { machine, table }
-    }
-
-    fn apply(&mut self, now: u64, session: u64, sequence: u64, command: Vec<u8>) -> Applied<M::Effect> {
-        let entry = pb::LogEntry { time: now, session, sequence, command: command.into() };
-        let mut tx = Tx::new(&self.table, StateHash::default());
-        let applied = group::apply(&self.machine, &mut tx, &entry.encode_to_vec()).unwrap();
-        let (batch, _) = tx.finish();
-        self.table.apply(batch);
-        applied
-    }
-}
-
 #[derive(Debug, Clone)]
 enum Event {
     Request(Output),
@@ -92,7 +69,7 @@ pub struct World {
     pub rng: Rng,
     pub weather: Weather,
     pub coordinator: Group<CrossdirMachine>,
-    pub shards: BTreeMap<u8, Group<ShardMachine>>,
+    pub shards: Shards,
     pub driver: Driver,
     /// By time, then by number.
     events: BTreeMap<(u64, u64), Event>,
@@ -153,34 +130,12 @@ impl World {
         self.now += 1;
         let now = self.now;
         let mut entropy = self.rng.clone();
-        let group = self.shard(shard);
-        let now = now.max(group::clock(&group.table).unwrap().0 + 1);
-        let write = pb::Write { ops: vec![op] };
-        let cluster = Cluster::from_map(&pb::ClusterMapReply::default());
-        let command = eggs_shard_core::prepare(
-            shard,
-            &group.table,
-            write,
-            true,
-            Time(now),
-            &mut || entropy.next(),
-            &cluster,
-        );
-        let Applied::Ran(outcome) = group.apply(now, 0, 0, command.unwrap().encode_to_vec()) else {
-            panic!("no session, so it runs")
-        };
-        pb::WriteReply::decode(outcome.reply).unwrap().results.remove(0)
+        self.shard(shard).write(now, op, &mut || entropy.next())
     }
 
     fn stat(&mut self, inode: InodeId) -> Received<pb::StatReply> {
-        let now = Time(self.now);
-        let op = pb::shard_request::Op::Stat(pb::Stat { inode: inode.0 });
-        let shard = inode.shard();
-        match eggs_shard_core::read(shard, &self.shard(shard).table, &op, now).unwrap() {
-            pb::shard_reply::Result::Stat(reply) => Received::Answer(reply),
-            pb::shard_reply::Result::Error(error) => Received::Refused(error),
-            other => panic!("{other:?}"),
-        }
+        let now = self.now;
+        self.shard(inode.shard()).stat(inode, now)
     }
 
     /// A request of a client, up to the log.
@@ -390,63 +345,21 @@ impl World {
 
     // ---- looking at the namespace ----
 
-    /// Every living edge of every shard: (directory, name) → target.
     pub fn edges(&self) -> BTreeMap<(u64, Bytes), pb::EdgeRow> {
-        let mut edges = BTreeMap::new();
-        for group in self.shards.values() {
-            for (key, value) in group.table.iter().filter(|(key, _)| key[0] == b'L') {
-                let directory = u64::from_be_bytes(key[1..9].try_into().unwrap());
-                edges.insert((directory, key.slice(9..)), pb::EdgeRow::decode(value.clone()).unwrap());
-            }
-        }
-        edges
+        tables::edges(&self.shards)
     }
 
-    /// Owners of all directories; 0 of the removed ones.
     pub fn owners(&self) -> BTreeMap<u64, u64> {
-        let mut owners = BTreeMap::new();
-        for group in self.shards.values() {
-            for (key, value) in group.table.iter().filter(|(key, _)| key[0] == b'D') {
-                let directory = u64::from_be_bytes(key[1..9].try_into().unwrap());
-                owners.insert(directory, pb::DirectoryRow::decode(value.clone()).unwrap().owner);
-            }
-        }
-        owners
+        tables::owners(&self.shards)
     }
 
     pub fn lookup(&self, directory: u64, name: &[u8]) -> Option<u64> {
         self.edges().get(&(directory, Bytes::copy_from_slice(name))).map(|edge| edge.target)
     }
 
-    /// XD-11, from outside, when nothing is on its way: every living directory has one name, in its
-    /// owner, and leads to the root; nothing is locked; nothing is remembered; `check` finds nothing.
+    /// XD-11, when nothing is on its way.
     pub fn check(&self) {
-        let (edges, owners) = (self.edges(), self.owners());
-        let mut names: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-        for ((directory, name), edge) in &edges {
-            assert_eq!(edge.transaction, 0, "{name:?} is locked for ever");
-            names.entry(edge.target).or_default().push(*directory);
-        }
-        for (&inode, directories) in &names {
-            assert_eq!(directories.len(), 1, "{} has several names", InodeId(inode));
-        }
-        for (&directory, &owner) in owners.iter().filter(|&(&directory, _)| directory != InodeId::ROOT.0) {
-            let named = names.get(&directory).map(|directories| directories[0]);
-            let expected = (owner != 0).then_some(owner);
-            assert_eq!(named, expected, "owner and name of {}", InodeId(directory));
-            let mut at = directory;
-            for _ in 0..=owners.len() {
-                at = if at == 0 { 0 } else { owners[&at] };
-            }
-            assert!(at == 0 || at == InodeId::ROOT.0, "{} is in a loop", InodeId(directory));
-        }
-        for (&shard, group) in &self.shards {
-            let remembered = group.table.iter().filter(|(key, _)| key[0] == b'T').count();
-            assert_eq!(remembered, 0, "shard {shard} remembers transactions that are retired");
-            let reply = eggs_shard_core::check(ShardId(shard), &group.table, &pb::Check::default()).unwrap();
-            assert_eq!(reply.findings, [], "shard {shard}");
-        }
-        assert_eq!(self.coordinator.table.page(b"T", b"U", 10).unwrap(), [], "all are retired");
+        tables::check(&self.coordinator, &self.shards);
     }
 }
 

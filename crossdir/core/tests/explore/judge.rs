@@ -1,0 +1,176 @@
+//! What must hold: at every instant, when a call is answered, and at the end.
+
+use eggs_crossdir_core::{Answer, CrossdirMachine, MoveState};
+use eggs_proto::{InodeId, ServiceError, TransactionId, pb};
+use pb::crossdir_request::Op;
+use prost::Message;
+
+use super::world::code;
+use super::world::model::Model;
+use super::world::tables::{self, Group, Shards, check, edges};
+use crate::state::State;
+
+/// XD-12: a name of every moved inode, and not two, for who reads now.
+pub fn instant(state: &State) {
+    let edges = edges(&state.shards);
+    for call in &state.calls {
+        let Op::Move(op) = &call.op else { continue };
+        let (mut sure, mut perhaps) = (0, 0);
+        for edge in edges.values().filter(|edge| edge.target == op.target) {
+            match sees(state, edge) {
+                Some(true) => sure += 1,
+                Some(false) => {}
+                None => perhaps += 1,
+            }
+        }
+        let inode = InodeId(op.target);
+        assert!(sure <= 1, "XD-12: {inode} has {sure} names");
+        assert!(is_gone(state, inode) || sure + perhaps > 0, "XD-12: {inode} has no name");
+    }
+}
+
+/// The readers' rule of ADR 0015; `None`: the reader waits.
+fn sees(state: &State, edge: &pb::EdgeRow) -> Option<bool> {
+    if edge.transaction == 0 {
+        return Some(true);
+    }
+    if state.is_down() {
+        return None;
+    }
+    match state.driver().resolve(TransactionId(edge.transaction)) {
+        MoveState::NotMade => Some(true),
+        MoveState::Made(_) => Some(false),
+        MoveState::Undecided => None,
+        MoveState::Over => panic!("locked by {}, which is over", edge.transaction),
+    }
+}
+
+/// Replaced, or removed.
+fn is_gone(state: &State, inode: InodeId) -> bool {
+    lives(&state.shards, inode).iter().any(|life| life.owned)
+}
+
+/// How long an inode had a name.
+#[derive(Debug)]
+struct Life {
+    from: u64,
+    /// `u64::MAX`: still.
+    to: u64,
+    owned: bool,
+}
+
+fn lives(shards: &Shards, inode: InodeId) -> Vec<Life> {
+    let mut lives = Vec::new();
+    for edge in edges(shards).values().filter(|edge| edge.target == inode.0) {
+        lives.push(Life { from: edge.created_at, to: u64::MAX, owned: false });
+    }
+    for group in shards.values() {
+        for (key, value) in group.table.iter().filter(|(key, _)| key[0] == b'X') {
+            let row = pb::DeadEdgeRow::decode(value.clone()).unwrap();
+            if row.target == inode.0 {
+                let to = u64::from_be_bytes(key[key.len() - 8..].try_into().unwrap());
+                lives.push(Life { from: row.created_at, to, owned: row.owned });
+            }
+        }
+    }
+    lives.sort_by_key(|life| life.from);
+    lives
+}
+
+/// XD-9: the caller meets what it is told.
+pub fn answer(state: &State, n: usize, transaction: TransactionId, reply: &pb::CrossdirReply) {
+    let edges = edges(&state.shards);
+    let found = |directory: u64, name: &bytes::Bytes| edges.get(&(directory, name.clone()));
+    let seen = |directory, name| {
+        found(directory, name).filter(|edge| sees(state, edge) != Some(false)).map(|edge| edge.target)
+    };
+    if code(reply) != 0 {
+        let locked = edges.values().any(|edge| edge.transaction == transaction.0);
+        assert!(!locked, "XD-9: {transaction} is refused, its lock is left");
+        let locked = tables::removing(&state.shards).contains(&transaction.0);
+        assert!(!locked, "XD-9: {transaction} is refused, the directory is left locked");
+        return;
+    }
+    match (&state.calls[n].op, &reply.result) {
+        (Op::Mkdir(op), Some(pb::crossdir_reply::Result::Mkdir(made))) => {
+            assert_eq!(seen(op.parent, &op.name), Some(made.inode), "XD-9: the directory made");
+        }
+        (Op::Rmdir(op), _) => assert_eq!(seen(op.parent, &op.name), None, "XD-9: the directory removed"),
+        (Op::Move(op), _) => {
+            assert_eq!(seen(op.new_directory, &op.new_name), Some(op.target), "XD-9: the new name");
+            // When a driver says so that was replaced, the other one may not know it yet: readers wait.
+            let old = found(op.old_directory, &op.old_name).filter(|edge| sees(state, edge) == Some(true));
+            assert_ne!(old.map(|edge| edge.target), Some(op.target), "XD-9: the old name");
+            if InodeId(op.target).is_directory() {
+                let owner = tables::owners(&state.shards)[&op.target];
+                assert_eq!(owner, op.new_directory, "XD-9: the owner");
+            }
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// XD-3, XD-10: what a shard is told to forget is finished.
+pub fn forgetting(coordinator: &Group<CrossdirMachine>, op: &pb::WriteOp) {
+    let Some(pb::write_op::Op::ForgetTransactions(forget)) = &op.op else { return };
+    for pending in eggs_crossdir_core::unfinished(&coordinator.table).unwrap() {
+        assert!(!forget.transactions.contains(&pending.transaction.0), "XD-3");
+        assert!(forget.floor <= pending.transaction.0, "XD-10");
+    }
+}
+
+/// XD-11: the namespace is whole, everybody was answered, and as if the calls had come one after the other.
+pub fn end(state: &State, before: &Model) {
+    check(&state.coordinator, &state.shards);
+    for call in &state.calls {
+        let answer = call.answer.clone().expect("XD-9: an answer");
+        let transaction = call.transaction.expect("begun");
+        match eggs_crossdir_core::answer(&state.coordinator.table, call.session, 1).unwrap() {
+            Answer::Done(of, recorded) => {
+                assert_eq!((of, code(&recorded)), (transaction, code(&answer)), "XD-2");
+            }
+            other => panic!("XD-2: {other:?}"),
+        }
+    }
+    for call in &state.calls {
+        if let Op::Move(op) = &call.op {
+            let lives = lives(&state.shards, InodeId(op.target));
+            let whole = lives.windows(2).all(|pair| pair[0].to == pair[1].from);
+            assert!(whole, "XD-12: {} in the past: {lives:?}", InodeId(op.target));
+        }
+    }
+    let after = Model::of(&state.shards);
+    let mut order: Vec<usize> = Vec::new();
+    assert!(
+        serial(state, before, &after, &mut order),
+        "no order explains the answers {:?}\nand {after:?}",
+        state.calls.iter().map(|call| &call.answer).collect::<Vec<_>>()
+    );
+}
+
+/// Goes on from `order`, whose answers `model` gave.
+fn serial(state: &State, model: &Model, after: &Model, order: &mut Vec<usize>) -> bool {
+    if order.len() == state.calls.len() {
+        return model == after;
+    }
+    for (n, call) in state.calls.iter().enumerate() {
+        if order.contains(&n) || !call.after.iter().all(|earlier| order.contains(earlier)) {
+            continue;
+        }
+        let answer = call.answer.as_ref().expect("an answer");
+        let made = match &answer.result {
+            Some(pb::crossdir_reply::Result::Mkdir(reply)) => reply.inode,
+            _ => 0,
+        };
+        let mut model = model.clone();
+        let expected = model.apply(&call.op, made).err().map_or(0, ServiceError::code);
+        if expected == code(answer) {
+            order.push(n);
+            if serial(state, &model, after, order) {
+                return true;
+            }
+            order.pop();
+        }
+    }
+    false
+}
