@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use eggs_proto::pb::{shard_reply, shard_request};
-use eggs_proto::{InodeId, ShardId, TransactionId, pb};
+use eggs_proto::{InodeId, ShardId, Time, TransactionId, pb};
 use futures_util::{StreamExt, stream};
 
 use crate::Client;
 use crate::error::{ClientError, Result, shortened};
+use crate::moves::Moves;
 use crate::path::Path;
 use crate::types::{FsckFinding, FsckProgress, FsckReport, ListOptions};
 use crate::walk::{Start, Want};
@@ -259,10 +260,20 @@ impl Client {
             }
             Suspicion::StuckLock(shard, lock) => {
                 let reply = self.resolve_move(TransactionId(lock.transaction)).await?;
-                let over = reply.outcome() == pb::MoveOutcome::MoveOver;
-                Ok(over && self.check_shard(*shard).await?.locks.contains(lock))
+                Ok(reply.outcome() == pb::MoveOutcome::MoveOver && self.is_locked(*shard, lock).await?)
             }
         }
+    }
+
+    async fn is_locked(&self, shard: ShardId, lock: &pb::HeldLock) -> Result<bool> {
+        if lock.name.is_empty() {
+            // Of a directory only its shard's check tells.
+            return Ok(self.check_shard(shard).await?.locks.contains(lock));
+        }
+        let (directory, nothing) = (InodeId(lock.directory), Moves::new(self, Time::ZERO));
+        let names = std::slice::from_ref(&lock.name);
+        let walked = self.walk_once(directory, names, Want::default(), &nothing).await?;
+        Ok(walked.is_ok_and(|reply| reply.locked_by == lock.transaction))
     }
 
     /// Invariant, place and message.

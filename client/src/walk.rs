@@ -160,7 +160,7 @@ impl Client {
         }
     }
 
-    async fn walk_once(
+    pub(crate) async fn walk_once(
         &self,
         start: InodeId,
         names: &[bytes::Bytes],
