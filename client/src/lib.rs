@@ -28,6 +28,7 @@ mod connection;
 mod directory;
 mod eden;
 mod error;
+mod fsck;
 mod listing;
 mod map;
 mod members;

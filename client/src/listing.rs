@@ -28,6 +28,7 @@ pub struct Listing {
     after_died_at: u64,
     ready: VecDeque<Entry>,
     ended: bool,
+    locked_are_there: bool,
 }
 
 /// Attributes asked for at once that the directory's own shard does not have.
@@ -47,7 +48,14 @@ impl Listing {
             after_died_at,
             ready: VecDeque::new(),
             ended: false,
+            locked_are_there: false,
         }
+    }
+
+    /// Does not ask what became of the moves that have locked names: these are taken to be there.
+    #[must_use]
+    pub(crate) fn with_what_is_locked(self) -> Listing {
+        Listing { locked_are_there: true, ..self }
     }
 
     pub fn directory(&self) -> InodeId {
@@ -120,7 +128,7 @@ impl Listing {
         let mut moves = Moves::new(&self.client, self.options.at);
         let mut entries = Vec::with_capacity(reply.entries.len());
         for entry in reply.entries {
-            if entry.locked_by == 0 || self.is_there(&entry, &mut moves).await? {
+            if entry.locked_by == 0 || self.locked_are_there || self.is_there(&entry, &mut moves).await? {
                 entries.push(entry_of(entry)?);
             }
         }

@@ -55,7 +55,7 @@ impl Moves {
 
 impl Client {
     /// What has become of a move that locks a name.
-    async fn resolve_move(&self, transaction: TransactionId) -> Result<pb::ResolveMoveReply> {
+    pub(crate) async fn resolve_move(&self, transaction: TransactionId) -> Result<pb::ResolveMoveReply> {
         let op = crossdir_request::Op::ResolveMove(pb::ResolveMove { transaction: transaction.0 });
         match self.shared.crossdir_read(op).await? {
             Ok(crossdir_reply::Result::ResolveMove(reply)) => Ok(reply),

@@ -274,7 +274,8 @@ pub struct FsckReport {
 
 #[derive(Debug, Clone)]
 pub struct FsckFinding {
-    /// The invariant that does not hold ("SH-3"), or "tree".
+    /// The invariant that does not hold ("SH-3"), or what is wrong with the tree ("orphan", "two names", "wrong owner",
+    /// "not listed", "stuck lock").
     pub invariant: String,
     /// Where: "shard 7", "/a/b".
     pub place: String,

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use eggs_consensus::{ConsensusError, Event as ConsensusEvent, GroupId, Handle, Role};
+use eggs_consensus::{Applied, ConsensusError, Event as ConsensusEvent, GroupId, Handle, Role};
 use eggs_crossdir_core::driver::RECORD_TIMEOUT;
 use eggs_crossdir_core::{Driver, Effect, Input, Output};
 use eggs_daemon::clock::Stopwatch;
@@ -199,18 +199,23 @@ impl Task {
         self.driving.unfinished.store(0, Ordering::Relaxed);
     }
 
-    /// A driver from the rows as a quorum knows them, once no earlier driver's decisions are recorded any more. What is applied between that and now comes as effects: those that
-    /// the rows have already do no harm (the driver's first rule). When the roles that are
-    /// still to be heard say otherwise, it is dropped again.
+    /// A driver from the rows as a quorum knows them, once no earlier driver's decisions are recorded any more. What is
+    /// applied between that and now comes as effects: those that the rows have already do no harm (the driver's first
+    /// rule). When the roles that are still to be heard say otherwise, it is dropped again.
     async fn recover(&mut self) -> Result<(), String> {
         let now = self.stopwatch.now();
         let consensus = self.consensus.clone();
         let take_over = Bytes::from(Driver::take_over().encode_to_vec());
         let read = async move {
-            consensus.write(GROUP, SessionId(0), 0, move |_, _| Ok(take_over)).await?;
+            let taken = consensus.write(GROUP, SessionId(0), 0, move |_, _| Ok(take_over)).await?;
+            let number = number_of(taken);
             let view = consensus
                 .read(vec![GROUP], move |views, _| views.get(GROUP).map(|view| Driver::recover(view, now)));
-            view.await
+            let mine = |made: &Result<(Driver, _), TableError>| {
+                made.as_ref().map_or(true, |(driver, _)| Some(driver.number()) == number)
+            };
+            // Otherwise there has been another one since.
+            view.await.map(|made| made.filter(mine))
         };
         let recovered: Option<Result<_, TableError>> = match tokio::time::timeout(RECOVER_MAX, read).await {
             Ok(Ok(recovered)) => recovered,
@@ -307,4 +312,10 @@ impl Task {
         let unfinished = self.driver.as_ref().map_or(0, Driver::unfinished);
         self.driving.unfinished.store(unfinished, Ordering::Relaxed);
     }
+}
+
+/// Of the driver that is to be made.
+fn number_of(taken: Applied) -> Option<u64> {
+    let Applied::Reply(reply) = taken else { return None };
+    pb::TransactionAccepted::decode(reply).ok().map(|accepted| accepted.driver)
 }

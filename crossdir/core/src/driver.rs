@@ -214,7 +214,8 @@ fn backoff(attempts: u32) -> Duration {
 
 impl Driver {
     /// What is to be logged, without a session, before a driver is made: from then on nothing an earlier driver has decided
-    /// is recorded any more (XD-8).
+    /// is recorded any more (XD-8). The answer to it says the driver's number; one that comes to another
+    /// ([`Driver::number`]) is not to be used: somebody has taken over since.
     pub fn take_over() -> pb::CrossdirCommand {
         pb::CrossdirCommand { command: Some(pb::crossdir_command::Command::TakeOver(pb::TakeOver {})) }
     }
@@ -304,6 +305,10 @@ impl Driver {
         self.run_timers(now, &mut out);
         self.propose_clear(now, &mut out);
         out
+    }
+
+    pub fn number(&self) -> u64 {
+        self.id
     }
 
     /// When [`Input::Tick`] is due.

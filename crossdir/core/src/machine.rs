@@ -14,7 +14,7 @@ use prost::Message;
 use crate::schema;
 
 /// The coordinator's replicated state machine. Its reply to a `BeginTransaction` is an encoded
-/// [`pb::TransactionAccepted`]; to the others, nothing.
+/// [`pb::TransactionAccepted`], to a `TakeOver` too; to the others, nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CrossdirMachine;
 
@@ -117,7 +117,8 @@ fn take_over<T: Table + ?Sized>(tx: &mut Tx<'_, T>) -> Result<Outcome<Effect>, T
     let mut meta = schema::meta(tx)?;
     meta.driver += 1;
     tx.put(schema::META, meta.encode_to_vec())?;
-    Ok(Outcome { reply: Bytes::new(), effects: vec![Effect::TakenOver(meta.driver)] })
+    let reply = pb::TransactionAccepted { driver: meta.driver, ..pb::TransactionAccepted::default() };
+    Ok(Outcome { reply: reply.encode_to_vec().into(), effects: vec![Effect::TakenOver(meta.driver)] })
 }
 
 fn clear_moves<T: Table + ?Sized>(
@@ -222,12 +223,12 @@ fn sweep<T: Table + ?Sized>(tx: &mut Tx<'_, T>, now: Time) -> Result<(), TableEr
 }
 
 fn accepted(transaction: TransactionId, effects: Vec<Effect>) -> Outcome<Effect> {
-    let reply = pb::TransactionAccepted { transaction: transaction.0, error: None };
+    let reply = pb::TransactionAccepted { transaction: transaction.0, ..pb::TransactionAccepted::default() };
     Outcome { reply: reply.encode_to_vec().into(), effects }
 }
 
 fn refused(error: CrossdirError) -> Outcome<Effect> {
-    let reply = pb::TransactionAccepted { transaction: 0, error: Some(error.bare()) };
+    let reply = pb::TransactionAccepted { error: Some(error.bare()), ..pb::TransactionAccepted::default() };
     Outcome { reply: reply.encode_to_vec().into(), effects: Vec::new() }
 }
 

@@ -168,20 +168,38 @@ impl<'a, T: Table + ?Sized> Checker<'a, T> {
         }
         if row.owner == 0 {
             self.reply.removed_directories += 1;
+        } else {
+            self.reply.living_directories.push(id.0);
         }
         self.inode(id);
         self.instant(format_args!("directory {id}"), row.created_at);
         if (id == InodeId::ROOT) != (row.owner == id.0) {
             self.find(4, format_args!("directory {id} has the owner {}", InodeId(row.owner)));
         }
-        if row.transaction != 0 && !self.remembers(row.transaction, Step::LockDirectory)? {
-            let by = row.transaction;
-            self.find(10, format_args!("directory {id} is locked by the unknown transaction {by}"));
-        }
+        self.lock(row.transaction, Step::LockDirectory, id, Bytes::new(), &format_args!("directory {id}"))?;
         if row.owner != 0 && !InodeId(row.owner).is_directory() {
             let owner = InodeId(row.owner);
             self.find(4, format_args!("directory {id} has the owner {owner}, no directory"));
         }
+        Ok(())
+    }
+
+    /// SH-10; whether the coordinator knows of the transaction, too, is for it to say.
+    fn lock(
+        &mut self,
+        transaction: u64,
+        step: Step,
+        directory: InodeId,
+        name: Bytes,
+        what: &dyn std::fmt::Display,
+    ) -> Result<(), TableError> {
+        if transaction == 0 {
+            return Ok(());
+        }
+        if !self.remembers(transaction, step)? {
+            self.find(10, format_args!("{what} is locked by the unknown transaction {transaction}"));
+        }
+        self.reply.locks.push(pb::HeldLock { transaction, directory: directory.0, name });
         Ok(())
     }
 
@@ -229,9 +247,8 @@ impl<'a, T: Table + ?Sized> Checker<'a, T> {
             Some(_) => {}
         }
         self.target(&what, InodeId(row.target))?;
-        if row.transaction != 0 && !self.remembers(row.transaction, Step::LockEdge)? {
-            self.find(10, format_args!("{what} is locked by the unknown transaction {}", row.transaction));
-        }
+        let name = Bytes::copy_from_slice(name);
+        self.lock(row.transaction, Step::LockEdge, directory, name, &what)?;
         Ok(())
     }
 

@@ -13,7 +13,8 @@ use crate::failure::{Failure, Outcome};
 
 /// Check the whole cluster's metadata; exit code 1 when something is wrong
 ///
-/// Every shard checks its rows, then the tree is walked from the root. Nothing is changed.
+/// Every shard checks its rows, then the tree is walked from the root, and what looks wrong is looked at again until it is
+/// certain: the cluster may be in use. Nothing is changed.
 #[derive(Debug, Args)]
 pub struct Fsck {
     #[command(flatten)]

@@ -1,0 +1,328 @@
+//! fsck: every invariant the cluster can check of itself, while it serves.
+//!
+//! The shards check their rows, each on one view of its state. Then the tree is walked from the root and held against what
+//! the shards have: directories no name leads to, or two, or whose owner is not where they are; locks of transactions that
+//! are over. A tree that changes while it is walked looks wrong in places; so what is suspected is looked at again
+//! until it is right, or has been wrong for longer than any operation leaves it so.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use eggs_proto::pb::{shard_reply, shard_request};
+use eggs_proto::{InodeId, ShardId, TransactionId, pb};
+use futures_util::{StreamExt, stream};
+
+use crate::Client;
+use crate::error::{ClientError, Result, shortened};
+use crate::path::Path;
+use crate::types::{FsckFinding, FsckProgress, FsckReport, ListOptions};
+use crate::walk::{Start, Want};
+
+const SHARDS_IN_FLIGHT: usize = 8;
+const DIRECTORIES_IN_FLIGHT: usize = 16;
+const CHECK_ROWS: u32 = 10_000;
+/// Findings kept; a cluster with more has one problem, not many.
+const FINDINGS_MAX: usize = 10_000;
+/// How often a suspicion has to hold, and the pause between: together longer than operations take.
+const LOOKS: u32 = 4;
+const PAUSE: Duration = Duration::from_millis(700);
+
+/// A name of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Edge {
+    directory: InodeId,
+    name: Bytes,
+    path: String,
+}
+
+/// What looks wrong.
+#[derive(Debug)]
+enum Suspicion {
+    Orphan(InodeId),
+    TwoNames(InodeId, Edge, Edge),
+    WrongOwner(InodeId, Edge),
+    NotListed(InodeId, Edge, String),
+    StuckLock(ShardId, pb::HeldLock),
+}
+
+/// What the shards said of themselves, and the tree as it was walked.
+#[derive(Default)]
+struct Survey {
+    living: BTreeSet<InodeId>,
+    locks: Vec<(ShardId, pb::HeldLock)>,
+    reached: BTreeMap<InodeId, Edge>,
+    suspicions: Vec<Suspicion>,
+}
+
+impl Client {
+    /// Checks every shard's invariants, then walks the tree: each directory's parent against the edge that leads to it,
+    /// directories no edge leads to, locks of nobody. The cluster may be in use.
+    pub async fn fsck(&self, mut progress: impl FnMut(FsckProgress) + Send) -> Result<FsckReport> {
+        let mut report = FsckReport::default();
+        let mut survey = Survey::default();
+        let mut checks = stream::iter(ShardId::all())
+            .map(|shard| async move { (shard, self.check_shard(shard).await) })
+            .buffer_unordered(SHARDS_IN_FLIGHT);
+        while let Some((shard, checked)) = checks.next().await {
+            let checked = checked?;
+            report.shards_checked += 1;
+            report.rows += checked.rows;
+            report.directories += checked.directories;
+            report.files += checked.files;
+            survey.living.extend(checked.living_directories.into_iter().map(InodeId));
+            survey.locks.extend(checked.locks.into_iter().map(|lock| (shard, lock)));
+            for finding in checked.findings {
+                let (invariant, message) = (shortened(&finding.invariant), shortened(&finding.message));
+                report.add(invariant, format!("shard {shard}"), message);
+            }
+            progress(report.progress());
+        }
+        drop(checks);
+        self.walk_tree(&mut report, &mut survey, &mut progress).await?;
+        let Survey { living, locks, reached, mut suspicions } = survey;
+        suspicions.extend(living.into_iter().filter(|id| !reached.contains_key(id)).map(Suspicion::Orphan));
+        suspicions.extend(locks.into_iter().map(|(shard, lock)| Suspicion::StuckLock(shard, lock)));
+        for suspicion in self.what_stays(suspicions).await? {
+            report.orphans += u64::from(matches!(suspicion, Suspicion::Orphan(_)));
+            let (invariant, place, message) = self.words(&suspicion).await;
+            report.add(invariant.to_owned(), place, message);
+        }
+        Ok(report)
+    }
+
+    async fn check_shard(&self, shard: ShardId) -> Result<pb::CheckReply> {
+        let mut sum = pb::CheckReply::default();
+        loop {
+            let check = pb::Check { cursor: sum.cursor.clone(), limit_rows: CHECK_ROWS };
+            let page = match self.shared.shard_read(shard, shard_request::Op::Check(check)).await? {
+                Ok(shard_reply::Result::Check(page)) => page,
+                Ok(_) => return Err(ClientError::other_reply("check")),
+                Err(error) => return Err(ClientError::from_shard(&error, format_args!("shard {shard}"))),
+            };
+            let keep = FINDINGS_MAX.saturating_sub(sum.findings.len());
+            sum.findings.extend(page.findings.into_iter().take(keep));
+            sum.rows = sum.rows.saturating_add(page.rows);
+            sum.directories = sum.directories.saturating_add(page.directories);
+            sum.files = sum.files.saturating_add(page.files);
+            sum.living_directories.extend(page.living_directories);
+            sum.locks.extend(page.locks);
+            if page.cursor.is_empty() {
+                return Ok(sum);
+            }
+            if page.cursor <= sum.cursor {
+                return Err(ClientError::protocol("a page of a check does not follow the one before"));
+            }
+            sum.cursor = page.cursor;
+        }
+    }
+
+    // ---- the tree ----
+
+    async fn walk_tree(
+        &self,
+        report: &mut FsckReport,
+        survey: &mut Survey,
+        progress: &mut (impl FnMut(FsckProgress) + Send),
+    ) -> Result<()> {
+        let root = Edge { directory: InodeId::ROOT, name: Bytes::new(), path: "/".to_owned() };
+        survey.reached.insert(InodeId::ROOT, root.clone());
+        let mut level = vec![(InodeId::ROOT, root)];
+        report.directories_reached = 1;
+        while !level.is_empty() {
+            let mut next = Vec::new();
+            let mut lists = stream::iter(std::mem::take(&mut level))
+                .map(|(directory, edge)| async move {
+                    let children = self.children(directory, &edge.path).await;
+                    (directory, edge, children)
+                })
+                .buffer_unordered(DIRECTORIES_IN_FLIGHT);
+            while let Some((directory, edge, children)) = lists.next().await {
+                let children = match children {
+                    Ok(children) => children,
+                    Err(error) if is_of_one(&error) => {
+                        survey.suspicions.push(Suspicion::NotListed(directory, edge, error.to_string()));
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
+                report.entries += children.entries;
+                for (child, name, parent) in children.directories {
+                    let slash = if edge.path.ends_with('/') { "" } else { "/" };
+                    let path = format!("{}{slash}{}", edge.path, String::from_utf8_lossy(&name));
+                    let here = Edge { directory, name, path };
+                    if parent != Some(directory) {
+                        survey.suspicions.push(Suspicion::WrongOwner(child, here.clone()));
+                    }
+                    if let Some(other) = survey.reached.get(&child) {
+                        survey.suspicions.push(Suspicion::TwoNames(child, other.clone(), here));
+                    } else {
+                        survey.reached.insert(child, here.clone());
+                        report.directories_reached += 1;
+                        next.push((child, here));
+                    }
+                }
+                progress(report.progress());
+            }
+            drop(lists);
+            level = next;
+        }
+        Ok(())
+    }
+
+    async fn children(&self, directory: InodeId, path: &str) -> Result<Children> {
+        // Whoever holds a lock may be gone: nobody is waited for.
+        let listing = crate::Listing::new(self, directory, ListOptions::default(), path.into());
+        let mut listing = listing.with_what_is_locked();
+        let mut children = Children::default();
+        while let Some(page) = listing.next_page().await? {
+            children.entries += page.len() as u64;
+            let directories = page.into_iter().filter(|entry| entry.target.is_directory());
+            let stats = stream::iter(directories).map(|entry| async move {
+                Ok::<_, ClientError>((entry.target, entry.name, self.owner(entry.target).await?))
+            });
+            let mut stats = stats.buffered(DIRECTORIES_IN_FLIGHT);
+            while let Some(child) = stats.next().await {
+                children.directories.push(child?);
+            }
+        }
+        Ok(children)
+    }
+
+    /// `None`: it is gone.
+    async fn owner(&self, directory: InodeId) -> Result<Option<InodeId>> {
+        match self.stat_inode(directory).await {
+            Ok(metadata) => Ok(metadata.parent.filter(|parent| !parent.is_null())),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What a name leads to. A name that stays locked is taken to lead where it did.
+    async fn leads_to(&self, edge: &Edge, child: InodeId) -> Result<bool> {
+        let path = Path { names: vec![edge.name.clone()] };
+        match self.walk(&Start::at(edge.directory), path, Want::default(), &edge.path).await {
+            Ok(walked) => Ok(walked.inode == child),
+            Err(ClientError::Protocol(_)) => Ok(true),
+            Err(ClientError::Refused { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    // ---- certainty ----
+
+    /// Those that hold each time they are looked at.
+    async fn what_stays(&self, mut suspicions: Vec<Suspicion>) -> Result<Vec<Suspicion>> {
+        suspicions.truncate(FINDINGS_MAX);
+        for look in 0..LOOKS {
+            if suspicions.is_empty() {
+                break;
+            }
+            if look > 0 {
+                tokio::time::sleep(PAUSE).await;
+            }
+            let looks = stream::iter(suspicions).map(|suspicion| async move {
+                let holds = self.holds(&suspicion).await?;
+                Ok::<_, ClientError>(holds.then_some(suspicion))
+            });
+            let looked: Vec<_> = looks.buffered(DIRECTORIES_IN_FLIGHT).collect().await;
+            suspicions = looked.into_iter().filter_map(Result::transpose).collect::<Result<_>>()?;
+        }
+        Ok(suspicions)
+    }
+
+    async fn holds(&self, suspicion: &Suspicion) -> Result<bool> {
+        match suspicion {
+            Suspicion::Orphan(id) => match self.owner(*id).await? {
+                None => Ok(false),
+                Some(owner) => match self.children(owner, &owner.to_string()).await {
+                    Ok(children) => Ok(children.directories.iter().all(|(child, ..)| child != id)),
+                    Err(error) if is_of_one(&error) => Ok(true),
+                    Err(error) => Err(error),
+                },
+            },
+            Suspicion::TwoNames(id, one, other) => {
+                Ok(self.leads_to(one, *id).await? && self.leads_to(other, *id).await?)
+            }
+            Suspicion::WrongOwner(id, edge) => {
+                Ok(self.owner(*id).await? != Some(edge.directory) && self.leads_to(edge, *id).await?)
+            }
+            Suspicion::NotListed(id, edge, _) => {
+                if *id != InodeId::ROOT && !self.leads_to(edge, *id).await? {
+                    return Ok(false);
+                }
+                match self.children(*id, &edge.path).await {
+                    Ok(_) => Ok(false),
+                    Err(error) if is_of_one(&error) => Ok(true),
+                    Err(error) => Err(error),
+                }
+            }
+            Suspicion::StuckLock(shard, lock) => {
+                let reply = self.resolve_move(TransactionId(lock.transaction)).await?;
+                let over = reply.outcome() == pb::MoveOutcome::MoveOver;
+                Ok(over && self.check_shard(*shard).await?.locks.contains(lock))
+            }
+        }
+    }
+
+    /// Invariant, place and message.
+    async fn words(&self, suspicion: &Suspicion) -> (&'static str, String, String) {
+        match suspicion {
+            Suspicion::Orphan(id) => {
+                let owner = self.owner(*id).await.ok().flatten().unwrap_or(InodeId::NULL);
+                let message = format!("directory {id} is owned by {owner}, but no name leads to it");
+                ("orphan", format!("shard {}", id.shard()), message)
+            }
+            Suspicion::TwoNames(id, one, other) => {
+                ("two names", other.path.clone(), format!("directory {id} is {} as well", one.path))
+            }
+            Suspicion::WrongOwner(id, edge) => {
+                let owner = self.owner(*id).await.ok().flatten();
+                let says = owner.map_or("it is gone".to_owned(), |owner| format!("its owner is {owner}"));
+                let message = format!("directory {id} is found in {}, but {says}", edge.directory);
+                ("wrong owner", edge.path.clone(), message)
+            }
+            Suspicion::NotListed(_, edge, why) => {
+                ("not listed", edge.path.clone(), format!("cannot be listed: {}", shortened(why)))
+            }
+            Suspicion::StuckLock(shard, lock) => {
+                let what = match lock.name.is_empty() {
+                    true => format!("directory {}", InodeId(lock.directory)),
+                    false => format!("'{}' in {}", lock.name.escape_ascii(), InodeId(lock.directory)),
+                };
+                let by = TransactionId(lock.transaction);
+                let message = format!("{what} is locked by transaction {by}, which is over");
+                ("stuck lock", format!("shard {shard}"), message)
+            }
+        }
+    }
+}
+
+/// The cluster answers, but not about this one.
+fn is_of_one(error: &ClientError) -> bool {
+    matches!(error, ClientError::Refused { .. } | ClientError::Protocol(_))
+}
+
+#[derive(Default)]
+struct Children {
+    entries: u64,
+    /// Inode, name, and the owner it has.
+    directories: Vec<(InodeId, Bytes, Option<InodeId>)>,
+}
+
+impl FsckReport {
+    fn add(&mut self, invariant: String, place: String, message: String) {
+        if self.findings.len() < FINDINGS_MAX {
+            self.findings.push(FsckFinding { invariant, place, message });
+        }
+    }
+
+    fn progress(&self) -> FsckProgress {
+        FsckProgress {
+            shards_checked: self.shards_checked,
+            rows: self.rows,
+            directories_reached: self.directories_reached,
+            findings: self.findings.len(),
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! What is explored: a small tree, the transactions upon it, and how often the driver is lost.
+
+use std::fmt;
+
+/// A directory; 0 is the root.
+pub type Directory = u8;
+/// The place of a transaction in the order they are begun: its id.
+pub type Transaction = usize;
+/// The place of an edge in [`Scenario::edges`].
+pub type EdgeId = u8;
+
+pub const ROOT: Directory = 0;
+pub const DIRECTORIES_MAX: usize = 6;
+pub const TRANSACTIONS_MAX: usize = 4;
+pub const EDGES_MAX: usize = 12;
+
+/// A name in a directory, whether something has it or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EdgeName {
+    pub parent: Directory,
+    pub name: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    Move { target: Directory, old: EdgeId, new: EdgeId },
+    Rmdir { target: Directory, edge: EdgeId },
+}
+
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// By directory; the root is its own.
+    pub parents: Vec<Directory>,
+    pub edges: Vec<EdgeName>,
+    /// By edge: the directory that has it at first.
+    pub living: Vec<Option<Directory>>,
+    /// In the order they are begun.
+    pub ops: Vec<Op>,
+    /// How often the driver may be lost.
+    pub crashes: u8,
+    /// One that is lost may go on beside the next, not knowing of it.
+    pub lingering: bool,
+}
+
+impl Scenario {
+    /// `parents[n]` is the parent of directory `n + 1`, whose name in it is `n + 1`.
+    pub fn new(parents: &[Directory], crashes: u8) -> Scenario {
+        assert!(parents.len() < DIRECTORIES_MAX);
+        let mut scenario = Scenario {
+            parents: vec![ROOT],
+            edges: Vec::new(),
+            living: Vec::new(),
+            ops: Vec::new(),
+            crashes,
+            lingering: false,
+        };
+        for (directory, &parent) in (1u8..).zip(parents) {
+            scenario.parents.push(parent);
+            scenario.edges.push(EdgeName { parent, name: directory });
+            scenario.living.push(Some(directory));
+        }
+        scenario
+    }
+
+    #[must_use]
+    pub fn lingering(self) -> Scenario {
+        Scenario { lingering: true, ..self }
+    }
+
+    /// `old`/`old_name` → `new`/`new_name`.
+    #[must_use]
+    pub fn rename(
+        mut self,
+        target: Directory,
+        (old, old_name): (Directory, u8),
+        (new, new_name): (Directory, u8),
+    ) -> Scenario {
+        assert!(old != new && target != new && target != ROOT);
+        let (old, new) = (self.edge(old, old_name), self.edge(new, new_name));
+        self.push(Op::Move { target, old, new })
+    }
+
+    /// A move under the same name.
+    #[must_use]
+    pub fn moved(self, target: Directory, old: Directory, new: Directory) -> Scenario {
+        self.rename(target, (old, target), (new, target))
+    }
+
+    #[must_use]
+    pub fn rmdir(mut self, target: Directory, parent: Directory) -> Scenario {
+        let edge = self.edge(parent, target);
+        self.push(Op::Rmdir { target, edge })
+    }
+
+    /// Every two transactions upon every tree of the root and `directories` more, each moved or removed from where it is;
+    /// the second one also from where it is not, or not yet.
+    pub fn every_pair(directories: u8, crashes: u8) -> Vec<Scenario> {
+        let mut scenarios = Vec::new();
+        for tree in trees(directories) {
+            let empty = Scenario::new(&tree, crashes);
+            for one in empty.clone().each_op(true) {
+                scenarios.extend(one.each_op(false));
+            }
+        }
+        scenarios
+    }
+
+    /// Every three moves, each from where the directory is at first.
+    pub fn every_three_moves(directories: u8, crashes: u8) -> Vec<Scenario> {
+        let mut scenarios: Vec<Scenario> =
+            trees(directories).iter().map(|tree| Scenario::new(tree, crashes)).collect();
+        for _ in 0..3 {
+            let more = |scenario: Scenario| scenario.each_op(true);
+            scenarios = scenarios.into_iter().flat_map(more).collect();
+            scenarios.retain(|scenario| matches!(scenario.ops.last(), Some(Op::Move { .. })));
+        }
+        scenarios
+    }
+
+    /// This one with each one transaction more.
+    fn each_op(self, from_where_it_is: bool) -> Vec<Scenario> {
+        let mut scenarios = Vec::new();
+        let directories = self.parents.len() as Directory;
+        for target in 1..directories {
+            let at = self.parents[usize::from(target)];
+            for old in (0..directories).filter(|&old| old != target && (old == at || !from_where_it_is)) {
+                scenarios.push(self.clone().rmdir(target, old));
+                for new in (0..directories).filter(|&new| new != target && new != old) {
+                    scenarios.push(self.clone().moved(target, old, new));
+                }
+            }
+        }
+        scenarios
+    }
+
+    fn push(mut self, op: Op) -> Scenario {
+        self.ops.push(op);
+        assert!(self.ops.len() <= TRANSACTIONS_MAX);
+        self
+    }
+
+    fn edge(&mut self, parent: Directory, name: u8) -> EdgeId {
+        let wanted = EdgeName { parent, name };
+        let known = self.edges.iter().position(|&edge| edge == wanted);
+        let at = known.unwrap_or_else(|| {
+            self.edges.push(wanted);
+            self.living.push(None);
+            self.edges.len() - 1
+        });
+        assert!(at < EDGES_MAX);
+        at as EdgeId
+    }
+
+    pub fn parent(&self, edge: EdgeId) -> Directory {
+        self.edges[usize::from(edge)].parent
+    }
+
+    /// A move's.
+    pub fn new_parent(&self, transaction: Transaction) -> Option<Directory> {
+        match self.ops[transaction] {
+            Op::Move { new, .. } => Some(self.parent(new)),
+            Op::Rmdir { .. } => None,
+        }
+    }
+
+    pub fn target(&self, transaction: Transaction) -> Directory {
+        match self.ops[transaction] {
+            Op::Move { target, .. } | Op::Rmdir { target, .. } => target,
+        }
+    }
+
+    /// The base locks of the two exclude each other.
+    pub fn conflict(&self, a: Transaction, b: Transaction) -> bool {
+        let theirs = self.locks(b);
+        let mut ours = self.locks(a).into_iter();
+        ours.any(|(resource, exclusive)| theirs.iter().any(|&(r, e)| r == resource && (e || exclusive)))
+    }
+
+    /// With whether exclusive.
+    fn locks(&self, transaction: Transaction) -> Vec<(Resource, bool)> {
+        match self.ops[transaction] {
+            Op::Move { target, old, new } => vec![
+                (Resource::Edge(old), true),
+                (Resource::Edge(new), true),
+                (Resource::Directory(self.parent(old)), false),
+                (Resource::Directory(self.parent(new)), false),
+                (Resource::Directory(target), false),
+            ],
+            Op::Rmdir { target, edge } => vec![
+                (Resource::Edge(edge), true),
+                (Resource::Directory(self.parent(edge)), false),
+                (Resource::Directory(target), true),
+            ],
+        }
+    }
+}
+
+/// The parents of each tree, a parent's number always the lower.
+fn trees(directories: u8) -> Vec<Vec<Directory>> {
+    let mut trees = vec![Vec::new()];
+    for directory in 1..=directories {
+        let with = |tree: &Vec<Directory>, parent| tree.iter().copied().chain([parent]).collect();
+        trees = trees.iter().flat_map(|tree| (0..directory).map(move |parent| with(tree, parent))).collect();
+    }
+    trees
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resource {
+    Edge(EdgeId),
+    Directory(Directory),
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "parents {:?}", &self.parents[1..])?;
+        for (transaction, op) in self.ops.iter().enumerate() {
+            let name = |edge: EdgeId| {
+                let EdgeName { parent, name } = self.edges[usize::from(edge)];
+                format!("{parent}/{name}")
+            };
+            match *op {
+                Op::Move { target, old, new } => {
+                    write!(f, "; {transaction}: move {target} {} to {}", name(old), name(new))?;
+                }
+                Op::Rmdir { edge, .. } => write!(f, "; {transaction}: rmdir {}", name(edge))?,
+            }
+        }
+        write!(f, "; {} crashes", self.crashes)?;
+        if self.lingering { write!(f, ", the driver may go on") } else { Ok(()) }
+    }
+}
