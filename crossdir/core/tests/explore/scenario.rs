@@ -122,6 +122,10 @@ pub const TRIPLES: [[&str; 3]; 8] = [
     ["mkdir /c/b", "/a/b to /c/b", "rmdir /a/b"],
 ];
 
+/// What a move finds of its ancestors depends on when it looks.
+pub const TURNS: [[&str; 3]; 2] =
+    [["/a/b to /c/b", "/c/b to /b", "/c to /a/b/c"], ["/a to /a/b/a", "/a/b to /b", "rmdir /a"]];
+
 /// Pairs of which few are enough to see.
 pub const FEW: [[&str; 2]; 3] =
     [["mkdir /a/b/x", "rmdir /a/b"], ["rmdir /a/b", "/c/g to /a/b/g"], ["/c/g to /a/g", "/f over /a/g"]];
@@ -159,4 +163,10 @@ pub fn operations(places: &Places) -> Vec<Operation> {
         ("/a/b to /b", rename((a, b"b"), b, (ROOT, b"b"), Refuse), 0),
     ];
     table.into_iter().map(|(name, op, shard)| Operation { name, op, shard: ShardId(shard) }).collect()
+}
+
+/// No part of the pairs: alone with another it is mostly refused.
+pub fn below_itself(places: &Places) -> Operation {
+    let op = rename((ROOT, b"a"), places.a, (places.b, b"a"), Refuse);
+    Operation { name: "/a to /a/b/a", op, shard: ShardId(0) }
 }

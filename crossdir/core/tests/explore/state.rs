@@ -509,8 +509,10 @@ impl State {
     fn take_over(&mut self) {
         self.down = false;
         self.now += MS;
-        self.log(SessionId(0), Driver::take_over());
+        let outcome = self.log(SessionId(0), Driver::take_over());
+        let accepted = pb::TransactionAccepted::decode(outcome.reply).unwrap();
         let (driver, outputs) = Copied::new(self.coordinator.clone(), Time(self.now));
+        assert_eq!(driver.driver.number(), accepted.driver);
         self.driver = driver;
         self.canon = Rc::new(Canon::of(self.driver(), self.now));
         self.clock = self.now;
