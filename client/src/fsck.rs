@@ -25,9 +25,9 @@ const DIRECTORIES_IN_FLIGHT: usize = 16;
 const CHECK_ROWS: u32 = 10_000;
 /// Findings kept; a cluster with more has one problem, not many.
 const FINDINGS_MAX: usize = 10_000;
-/// How often a suspicion has to hold, and the pause between: together longer than operations take.
-const LOOKS: u32 = 4;
-const PAUSE: Duration = Duration::from_millis(700);
+/// The pauses between looks at a suspicion, in milliseconds; it has to hold each time. A step of a transaction is
+/// repeated after 5 seconds without an answer: together they are longer than any operation takes while all shards are led.
+const PAUSES_MS: [u64; 6] = [0, 300, 700, 2000, 4000, 6000];
 
 /// A name of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,10 +37,14 @@ struct Edge {
     path: String,
 }
 
+/// Where each directory was found: its parent and its name there.
+type Reached = BTreeMap<InodeId, (InodeId, Box<[u8]>)>;
+
 /// What looks wrong.
 #[derive(Debug)]
 enum Suspicion {
     Orphan(InodeId),
+    Loop(InodeId),
     TwoNames(InodeId, Edge, Edge),
     WrongOwner(InodeId, Edge),
     NotListed(InodeId, Edge, String),
@@ -52,7 +56,7 @@ enum Suspicion {
 struct Survey {
     living: BTreeSet<InodeId>,
     locks: Vec<(ShardId, pb::HeldLock)>,
-    reached: BTreeMap<InodeId, Edge>,
+    reached: Reached,
     suspicions: Vec<Suspicion>,
 }
 
@@ -84,8 +88,13 @@ impl Client {
         let Survey { living, locks, reached, mut suspicions } = survey;
         suspicions.extend(living.into_iter().filter(|id| !reached.contains_key(id)).map(Suspicion::Orphan));
         suspicions.extend(locks.into_iter().map(|(shard, lock)| Suspicion::StuckLock(shard, lock)));
-        for suspicion in self.what_stays(suspicions).await? {
-            report.orphans += u64::from(matches!(suspicion, Suspicion::Orphan(_)));
+        let (stays, left_out) = self.what_stays(suspicions).await?;
+        if left_out > 0 {
+            let message = format!("{left_out} more look wrong, and were not looked at again");
+            report.add("too many".to_owned(), "/".to_owned(), message);
+        }
+        for suspicion in stays {
+            report.orphans += u64::from(matches!(suspicion, Suspicion::Orphan(_) | Suspicion::Loop(_)));
             let (invariant, place, message) = self.words(&suspicion).await;
             report.add(invariant.to_owned(), place, message);
         }
@@ -127,7 +136,7 @@ impl Client {
         progress: &mut (impl FnMut(FsckProgress) + Send),
     ) -> Result<()> {
         let root = Edge { directory: InodeId::ROOT, name: Bytes::new(), path: "/".to_owned() };
-        survey.reached.insert(InodeId::ROOT, root.clone());
+        survey.reached.insert(InodeId::ROOT, (InodeId::ROOT, Box::default()));
         let mut level = vec![(InodeId::ROOT, root)];
         report.directories_reached = 1;
         while !level.is_empty() {
@@ -155,10 +164,10 @@ impl Client {
                     if parent != Some(directory) {
                         survey.suspicions.push(Suspicion::WrongOwner(child, here.clone()));
                     }
-                    if let Some(other) = survey.reached.get(&child) {
-                        survey.suspicions.push(Suspicion::TwoNames(child, other.clone(), here));
+                    if let Some(other) = edge_of(&survey.reached, child) {
+                        survey.suspicions.push(Suspicion::TwoNames(child, other, here));
                     } else {
-                        survey.reached.insert(child, here.clone());
+                        survey.reached.insert(child, (directory, here.name[..].into()));
                         report.directories_reached += 1;
                         next.push((child, here));
                     }
@@ -212,36 +221,67 @@ impl Client {
 
     // ---- certainty ----
 
-    /// Those that hold each time they are looked at.
-    async fn what_stays(&self, mut suspicions: Vec<Suspicion>) -> Result<Vec<Suspicion>> {
-        suspicions.truncate(FINDINGS_MAX);
-        for look in 0..LOOKS {
+    /// Those that hold each time they are looked at, and how many were looked at only once.
+    async fn what_stays(&self, mut suspicions: Vec<Suspicion>) -> Result<(Vec<Suspicion>, usize)> {
+        let mut left_out = 0;
+        for pause in PAUSES_MS {
             if suspicions.is_empty() {
                 break;
             }
-            if look > 0 {
-                tokio::time::sleep(PAUSE).await;
-            }
-            let looks = stream::iter(suspicions).map(|suspicion| async move {
-                let holds = self.holds(&suspicion).await?;
-                Ok::<_, ClientError>(holds.then_some(suspicion))
-            });
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            let looks =
+                stream::iter(suspicions).map(|suspicion| async move { self.look_again(suspicion).await });
             let looked: Vec<_> = looks.buffered(DIRECTORIES_IN_FLIGHT).collect().await;
             suspicions = looked.into_iter().filter_map(Result::transpose).collect::<Result<_>>()?;
+            left_out += suspicions.len().saturating_sub(FINDINGS_MAX);
+            suspicions.truncate(FINDINGS_MAX);
         }
-        Ok(suspicions)
+        Ok((suspicions, left_out))
+    }
+
+    /// What it is by now; `None`: it is right.
+    async fn look_again(&self, suspicion: Suspicion) -> Result<Option<Suspicion>> {
+        if let Suspicion::Orphan(id) | Suspicion::Loop(id) = suspicion {
+            return self.lead_to(id).await;
+        }
+        Ok(self.holds(&suspicion).await?.then_some(suspicion))
+    }
+
+    /// Climbs from a directory that was not reached: the root, nowhere, or round.
+    async fn lead_to(&self, id: InodeId) -> Result<Option<Suspicion>> {
+        let (mut at, mut seen) = (id, BTreeSet::new());
+        while at != InodeId::ROOT {
+            if !seen.insert(at) {
+                return Ok(Some(Suspicion::Loop(id)));
+            }
+            // Removed by now; what is below a removed one is said of that itself.
+            let Some(owner) = self.owner(at).await? else { return Ok(None) };
+            match self.is_named(at, owner).await {
+                Ok(true) => at = owner,
+                // Of a lost tree only its top is said.
+                Ok(false) => return Ok((at == id).then_some(Suspicion::Orphan(id))),
+                Err(error) if is_of_one(&error) => return Ok((at == id).then_some(Suspicion::Orphan(id))),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a name in `owner` leads to the directory.
+    async fn is_named(&self, id: InodeId, owner: InodeId) -> Result<bool> {
+        let listing = crate::Listing::new(self, owner, ListOptions::default(), owner.to_string().into());
+        let mut listing = listing.with_what_is_locked();
+        while let Some(page) = listing.next_page().await? {
+            if page.iter().any(|entry| entry.target == id) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     async fn holds(&self, suspicion: &Suspicion) -> Result<bool> {
         match suspicion {
-            Suspicion::Orphan(id) => match self.owner(*id).await? {
-                None => Ok(false),
-                Some(owner) => match self.children(owner, &owner.to_string()).await {
-                    Ok(children) => Ok(children.directories.iter().all(|(child, ..)| child != id)),
-                    Err(error) if is_of_one(&error) => Ok(true),
-                    Err(error) => Err(error),
-                },
-            },
+            Suspicion::Orphan(_) | Suspicion::Loop(_) => Ok(true),
             Suspicion::TwoNames(id, one, other) => {
                 Ok(self.leads_to(one, *id).await? && self.leads_to(other, *id).await?)
             }
@@ -284,6 +324,12 @@ impl Client {
                 let message = format!("directory {id} is owned by {owner}, but no name leads to it");
                 ("orphan", format!("shard {}", id.shard()), message)
             }
+            Suspicion::Loop(id) => {
+                let owner = self.owner(*id).await.ok().flatten().unwrap_or(InodeId::NULL);
+                let message =
+                    format!("directory {id} is below {owner}, and that leads back to it, not to the root");
+                ("loop", format!("shard {}", id.shard()), message)
+            }
             Suspicion::TwoNames(id, one, other) => {
                 ("two names", other.path.clone(), format!("directory {id} is {} as well", one.path))
             }
@@ -307,6 +353,18 @@ impl Client {
             }
         }
     }
+}
+
+/// Where a directory was found.
+fn edge_of(reached: &Reached, id: InodeId) -> Option<Edge> {
+    let (directory, name) = reached.get(&id)?;
+    let (mut names, mut at) = (Vec::new(), id);
+    while let Some((parent, name)) = reached.get(&at).filter(|_| at != InodeId::ROOT) {
+        names.push(String::from_utf8_lossy(name));
+        at = *parent;
+    }
+    let path = names.iter().rev().fold(String::new(), |path, name| format!("{path}/{name}"));
+    Some(Edge { directory: *directory, name: Bytes::copy_from_slice(name), path })
 }
 
 /// The cluster answers, but not about this one.

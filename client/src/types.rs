@@ -268,14 +268,14 @@ pub struct FsckReport {
     pub directories_reached: u64,
     /// Living entries seen in that walk.
     pub entries: u64,
-    /// Directories with an owner that no edge leads to.
+    /// Directories with an owner that no edge leads to, or that are below themselves; of a lost tree its top.
     pub orphans: u64,
 }
 
 #[derive(Debug, Clone)]
 pub struct FsckFinding {
-    /// The invariant that does not hold ("SH-3"), or what is wrong with the tree ("orphan", "two names", "wrong owner",
-    /// "not listed", "stuck lock").
+    /// The invariant that does not hold ("SH-3"), or what is wrong with the tree ("orphan", "loop", "two names",
+    /// "wrong owner", "not listed", "stuck lock").
     pub invariant: String,
     /// Where: "shard 7", "/a/b".
     pub place: String,

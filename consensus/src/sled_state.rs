@@ -1,4 +1,4 @@
-//! The state of all groups in one sled tree, with what changed in the last second still in memory.
+//! The state of all groups in one sled tree, with what changed in the last seconds still in memory.
 //!
 //! Each group is written as a batch of sled's with its applied row: what a crash leaves is an earlier state of it.
 //! sled's `flush` is not an fsync, so what it holds is verified row by row or rebuilt unless the marker
@@ -68,6 +68,7 @@ impl SledState {
 
     /// Writes the group whose changes have been in memory the longest, if that is long enough.
     pub(crate) fn write_due(&mut self, now: Instant) -> Result<(), StorageError> {
+        self.forget_written();
         if self.due().is_some_and(|due| due <= now) {
             self.write_oldest()?;
         }
@@ -75,13 +76,18 @@ impl SledState {
     }
 
     fn write_oldest(&mut self) -> Result<(), StorageError> {
-        while let Some((since, group)) = self.changed.pop_front() {
-            // Otherwise it was written for its size.
-            if self.table(group).since() == Some(since) {
-                return self.write(group);
-            }
+        self.forget_written();
+        let oldest = self.changed.pop_front();
+        oldest.map_or(Ok(()), |(_, group)| self.write(group))
+    }
+
+    /// Those at the front that were written for their size.
+    fn forget_written(&mut self) {
+        while let Some(&(since, group)) = self.changed.front()
+            && self.table(group).since() != Some(since)
+        {
+            self.changed.pop_front();
         }
-        Ok(())
     }
 
     fn write_all(&mut self) -> Result<(), StorageError> {
@@ -247,7 +253,9 @@ impl StateStore for SledState {
         let now = Instant::now();
         for commit in commits {
             let group = commit.group;
-            let Some(table) = self.tables.get_mut(&group) else { continue };
+            let Some(table) = self.tables.get_mut(&group) else {
+                return Err(StorageError::new(format!("{group} was never added to the state")));
+            };
             self.bytes -= table.bytes();
             if table.commit(commit, now) {
                 self.changed.push_back((now, group));

@@ -64,7 +64,7 @@ fn each_kind_of_damage_is_found_and_named() {
     let up = Up::start(&folder.path().join("data"));
     runtime().block_on(async {
         let client = up.client().await;
-        for path in ["/a", "/a/b", "/c", "/d", "/e"] {
+        for path in ["/a", "/a/b", "/c", "/d", "/e", "/g", "/g/h"] {
             client.mkdir(path, None).await.unwrap();
         }
         client.put_bytes("/c/f", "contents".into(), &CreateOptions::default()).await.unwrap();
@@ -98,6 +98,18 @@ fn each_kind_of_damage_is_found_and_named() {
         let lock = pb::LockDirectory { transaction: unknown + 4, directory: e.0, owner: InodeId::ROOT.0 };
         vandal.step(e.shard(), Op::LockDirectory(lock)).await;
 
+        // /g goes into /g/h, where no coordinator would let it go.
+        let (g, h) = (id("/g").await, id("/g/h").await);
+        let (transaction, name) = (unknown + 5, bytes::Bytes::from("g"));
+        let (target, replace) = (g.0, pb::Replace::Refuse.into());
+        let link = pb::LinkEdge { transaction, directory: h.0, name: name.clone(), target, replace };
+        vandal.step(h.shard(), Op::LinkEdge(link)).await;
+        let set = pb::SetOwner { transaction, directory: g.0, owner: h.0 };
+        vandal.step(g.shard(), Op::SetOwner(set)).await;
+        let (directory, owned, died_at) = (InodeId::ROOT.0, false, 0);
+        let unlink = pb::UnlinkEdge { transaction, directory, name, target, owned, died_at };
+        vandal.step(InodeId::ROOT.shard(), Op::UnlinkEdge(unlink)).await;
+
         let found = findings(&up);
         let has = |invariant: &str, place: &str, words: &[String]| {
             let fits = |(i, p, message): &(String, String, String)| {
@@ -115,7 +127,9 @@ fn each_kind_of_damage_is_found_and_named() {
         has("wrong owner", "/d", &[text(d), text(InodeId::ROOT), text(a)]);
         has("stuck lock", &format!("shard {}", c.shard()), &["'f'".to_owned(), text(c)]);
         has("stuck lock", &format!("shard {}", e.shard()), &[text(e)]);
-        assert_eq!(found.len(), 6, "{found:#?}");
+        has("loop", &format!("shard {}", g.shard()), &[text(g), text(h)]);
+        has("loop", &format!("shard {}", h.shard()), &[text(h), text(g)]);
+        assert_eq!(found.len(), 8, "{found:#?}");
     });
     up.stop();
 }

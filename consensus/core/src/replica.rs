@@ -59,9 +59,6 @@ pub(crate) struct Replica<M, L: LogStore> {
     lease_barred: u64,
     /// Its state is being made from a snapshot; raft is not told anything meanwhile.
     pub(crate) restoring: bool,
-    /// It has applied its own removal: its log is about to go, so nothing more may be promised with it, not even to one who
-    /// makes it a member anew.
-    pub(crate) removed: bool,
     /// Learners of a leader that do not answer, and how often that was seen in turn.
     unheard: BTreeMap<StoreId, u32>,
     /// The state is that of a snapshot raft has not yet taken.
@@ -121,7 +118,6 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
             lease: (0, Duration::ZERO),
             lease_barred: 0,
             restoring: false,
-            removed: false,
             unheard: BTreeMap::new(),
             restored: None,
             asleep: false,
@@ -512,9 +508,7 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
                     let change = ConfChangeV2::parse_from_bytes(&entry.data)
                         .map_err(|error| StorageError::new(format!("entry {}: {error}", entry.index)))?;
                     let conf = self.node.apply_conf_change(&change).map_err(raft_failed)?;
-                    let was_member = applied.membership.contains(self.me);
                     applied.membership = Membership::from_conf(&conf, entry.index);
-                    self.removed = (was_member || self.removed) && !applied.membership.contains(self.me);
                     self.node.mut_store().set_members(entry.index);
                 }
                 EntryType::EntryConfChange => {

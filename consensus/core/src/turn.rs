@@ -70,10 +70,7 @@ where
             for message in ready.take_messages() {
                 post(&mut self.peers, &mut self.transfers, self.ticks, id, message);
             }
-            let mut late = ready.take_persisted_messages();
-            if replica.removed {
-                late.retain(|message| message.get_msg_type() != MessageType::MsgAppendResponse);
-            }
+            let late = ready.take_persisted_messages();
             let entries = ready.take_entries();
             let hard = ready.hs().cloned();
             if let Some(hard) = &hard {

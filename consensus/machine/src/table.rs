@@ -64,16 +64,19 @@ pub fn page_under<'a, T: Table + ?Sized>(
     to: &[u8],
     limit: usize,
 ) -> Result<Vec<Row>, TableError> {
+    /// Rows of the table may be deleted by the changes: a few more than asked for save going there again.
+    const BELOW_MIN: usize = 64;
     let mut changes = changes.peekable();
     if changes.peek().is_none() {
         return table.page(from, to, limit);
     }
-    let mut merged = Vec::with_capacity(limit);
+    let mut merged = Vec::new();
     let mut from = from.to_vec();
+    let asked = limit.max(BELOW_MIN);
     loop {
-        let below = table.page(&from, to, limit)?;
+        let below = table.page(&from, to, asked)?;
         // Beyond the last row of a full page the table has rows that were not seen.
-        let more = (below.len() == limit).then(|| below.last().map(|(last, _)| last.clone())).flatten();
+        let more = (below.len() == asked).then(|| below.last().map(|(last, _)| last.clone())).flatten();
         let mut below = below.into_iter().peekable();
         while merged.len() < limit {
             let change = match (below.peek(), changes.peek()) {

@@ -26,6 +26,8 @@ use crate::transaction::{Moved, Next, Outcome, Request, Steps, steps_of, waits};
 /// Transactions waiting for one lock; more are told Busy, so that one stuck directory does not
 /// fill the coordinator.
 pub const QUEUE_MAX: usize = 1024;
+/// Moves of directories waiting for others; each that ends looks at all of them.
+pub const WAITING_MOVES_MAX: usize = 128;
 /// Unfinished transactions in all.
 pub const RUNNING_MAX: usize = 16_384;
 /// Finished transactions the shards have not forgotten yet: a minute of a fast stream while one
@@ -153,8 +155,6 @@ struct Running {
     /// A move of a directory that may go on.
     cleared: bool,
     phase: Phase,
-    /// Retired already, by an earlier driver: to be dropped as soon as it has its locks.
-    gone: bool,
     /// Begun by an earlier driver, which may have come to the shards.
     recovered: bool,
 }
@@ -271,8 +271,8 @@ impl Driver {
             return Err(CrossdirError::Busy.with("too many directory operations are on their way"));
         }
         let steps = steps_of(TransactionId(0), begin).ok_or_else(|| CrossdirError::Malformed.bare())?;
-        let waiting = if steps.owned().is_some() { self.moves.waiting() } else { 0 };
-        if self.locks.longest_queue(&steps.locks()).max(waiting) >= QUEUE_MAX {
+        let crowded = steps.owned().is_some() && self.moves.waiting() >= WAITING_MOVES_MAX;
+        if crowded || self.locks.longest_queue(&steps.locks()) >= QUEUE_MAX {
             return Err(CrossdirError::Busy.with("too many operations wait for the same directory"));
         }
         Ok(())
@@ -294,7 +294,7 @@ impl Driver {
                 }
             }
             Input::Effect(Effect::Finished(finished)) => self.finished(&finished, now, &mut out),
-            Input::Effect(Effect::Retired(retired)) => self.retired(&retired, now, &mut out),
+            Input::Effect(Effect::Retired(retired)) => self.retired(&retired),
             Input::Effect(Effect::Cleared(cleared)) => self.cleared(&cleared, now, &mut out),
             Input::Effect(Effect::TakenOver(driver)) if driver > self.id => out.push(Output::Replaced),
             Input::Effect(Effect::TakenOver(_)) => {}
@@ -381,7 +381,6 @@ impl Driver {
             recorded_answer: None,
             cleared,
             phase: Phase::Queued,
-            gone: false,
             // Nothing of a move comes to the shards before it is cleared.
             recovered: recovered && (owned.is_none() || cleared),
         };
@@ -397,9 +396,6 @@ impl Driver {
     fn start(&mut self, transaction: TransactionId, now: Time, out: &mut Vec<Output>) {
         debug_assert!(self.locks.holds(transaction), "XD-6");
         let Some(running) = self.running.get_mut(&transaction) else { return };
-        if running.gone {
-            return self.drop_gone(transaction, now, out);
-        }
         match running.cleared.then(|| running.steps.clear()).flatten() {
             Some(request) => self.ask(transaction, request, now, out),
             None => self.begin_steps(transaction, now, out),

@@ -79,6 +79,8 @@ impl Moves {
             return Leave::Wait;
         }
         if claim.ancestors.iter().any(|ancestor| changed.contains(ancestor)) {
+            // It keeps its place: what it has read is not changed by later ones for ever.
+            self.waiting.insert(transaction, claim);
             self.read(transaction);
             return Leave::ReadAgain;
         }

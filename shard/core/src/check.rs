@@ -206,7 +206,7 @@ impl<'a, T: Table + ?Sized> Checker<'a, T> {
     /// Whether the step of the transaction was done.
     fn remembers(&self, transaction: u64, step: Step) -> Result<bool, TableError> {
         let key = schema::transaction_key(TransactionId(transaction), step);
-        let row: Option<pb::TransactionRow> = schema::get(self.view, &key)?;
+        let row = self.look::<pb::TransactionRow>(&key)?;
         let outcome = row.and_then(|row| row.outcome).and_then(|outcome| outcome.result);
         Ok(matches!(outcome, Some(pb::write_result::Result::Done(_))))
     }

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use eggs_consensus_core::{Grant, GroupId, ReadTicket, Role};
 use eggs_crossdir_core::{
     Answer as Known, CrossdirMachine, Driver, Effect, Input, Output, Received, prepare,
 };
-use eggs_machine::MemoryTable;
 use eggs_machine::group::Applied;
+use eggs_machine::{Batch, MemoryTable, Table};
 use eggs_proto::limits::PROTOCOL_VERSION;
 use eggs_proto::pb::crossdir_reply::Result as Answer;
 use eggs_proto::pb::crossdir_request::Op;
@@ -426,9 +427,17 @@ impl Coordinator {
 
     fn recover(&mut self, kernel: &mut Kernel) -> Result<(), String> {
         let now = self.now(kernel);
-        let empty = MemoryTable::default();
+        let mut forgotten = MemoryTable::default();
         let Some(view) = self.view() else { return Err("the coordinator has no leader".to_owned()) };
-        let view = if self.cluster.bug == Some(Bug::NoRecovery) { &empty } else { view };
+        let view = match self.cluster.bug {
+            Some(Bug::NoRecovery) => {
+                // Only the counters.
+                let row = view.get(b"M").map_err(|error| error.to_string())?;
+                forgotten.apply(Batch { changes: vec![(Bytes::from_static(b"M"), row)] });
+                &forgotten
+            }
+            _ => view,
+        };
         let (driver, outputs) = Driver::recover(view, now).map_err(|error| error.to_string())?;
         self.taking_over = false;
         self.driver = Some(driver);

@@ -375,29 +375,14 @@ impl Driver {
         }
     }
 
-    pub(super) fn retired(&mut self, retired: &[TransactionId], now: Time, out: &mut Vec<Output>) {
-        for &transaction in retired {
-            if let Some(Ended { proposed_at: Some(made), .. }) = self.ended.remove(&transaction) {
+    pub(super) fn retired(&mut self, retired: &[TransactionId]) {
+        for transaction in retired {
+            debug_assert!(!self.running.contains_key(transaction), "XD-4");
+            if let Some(Ended { proposed_at: Some(made), .. }) = self.ended.remove(transaction) {
                 let at = made.saturating_add(RECORD_TIMEOUT);
-                self.timers.remove(&(at, Timer::RetireProposal(transaction)));
-            }
-            // An earlier driver, whose proposals were on their way, has carried it to its end.
-            if let Some(running) = self.running.get_mut(&transaction) {
-                running.gone = true;
-                if self.locks.holds(transaction) {
-                    self.drop_gone(transaction, now, out);
-                }
+                self.timers.remove(&(at, Timer::RetireProposal(*transaction)));
             }
         }
-    }
-
-    pub(super) fn drop_gone(&mut self, transaction: TransactionId, now: Time, out: &mut Vec<Output>) {
-        if let Some(Phase::Asking(asking)) = self.running.remove(&transaction).map(|running| running.phase) {
-            self.tags.remove(&asking.tag);
-            self.timers.remove(&(asking.timer, Timer::Step(transaction)));
-        }
-        self.release(transaction, now, out);
-        self.forget_what_is_safe(now, out);
     }
 }
 

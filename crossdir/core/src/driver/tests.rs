@@ -476,22 +476,6 @@ fn a_new_driver_takes_up_what_is_unfinished_in_order_and_ignores_old_news() {
 }
 
 #[test]
-fn transactions_ended_by_a_driver_before_are_dropped() {
-    let mut rig = Rig::new();
-    rig.begin(mkdir(b"n"));
-    rig.begin(mkdir(b"n"));
-    rig.begin(mkdir(b"n"));
-    // Proposals of an earlier driver that were still on their way.
-    assert_eq!(rig.step(Input::Effect(Effect::Retired(vec![TransactionId(2)]))), []);
-    let out = rig.step(Input::Effect(Effect::Retired(vec![TransactionId(1)])));
-    assert!(
-        matches!(write(&out).1, Op::CreateDirectory(op) if op.transaction == 3),
-        "2 is dropped on the way"
-    );
-    assert_eq!(rig.driver.unfinished(), 1);
-}
-
-#[test]
 fn ends_wait_for_a_batch_and_a_batch_does_not_wait_when_full() {
     let mut rig = Rig::new();
     let mut tags = Vec::new();

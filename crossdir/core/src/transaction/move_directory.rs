@@ -12,8 +12,8 @@
 //! Locks: both edges exclusive, both parents and the moved directory shared (they are not removed
 //! meanwhile).
 //!
-//! Between 1 and 2 the move is cleared ([`crate::moves`], XD-8): what 1 has read stays so until the move is over, because
-//! no move that would change it, or relies on what this one changes, is cleared beside it. The owner of a directory
+//! Between 1 and 2 the move is cleared ([`crate::moves`], XD-8): together with those that are cleared beside it, before and
+//! after, it makes no loop. The owner of a directory
 //! changes by SetOwner, which only transactions of this kind do, and by its removal: an ancestor of the new parent has a
 //! directory in it, so it cannot be removed; the new parent is locked. Files, mkdir and rmdir need no clearance, therefore.
 //!
