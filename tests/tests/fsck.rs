@@ -52,7 +52,7 @@ impl Vandal {
 
 /// Invariant, place and message of each finding.
 fn findings(up: &Up) -> Vec<(String, String, String)> {
-    let report = up.ctl().run(&["fsck", "--json"]).json();
+    let report = up.ctl().run(["fsck", "--json"]).json();
     let findings = report["findings"].as_array().unwrap().iter();
     let text = |finding: &serde_json::Value, key: &str| finding[key].as_str().unwrap().to_owned();
     findings.map(|f| (text(f, "invariant"), text(f, "place"), text(f, "message"))).collect()
