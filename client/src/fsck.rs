@@ -260,7 +260,9 @@ impl Client {
                 Ok(true) => at = owner,
                 // Of a lost tree only its top is said.
                 Ok(false) => return Ok((at == id).then_some(Suspicion::Orphan(id))),
-                Err(error) if is_of_one(&error) => return Ok((at == id).then_some(Suspicion::Orphan(id))),
+                Err(error) if error.is_not_found() => return Ok((at == id).then_some(Suspicion::Orphan(id))),
+                // It may be named there: that the owner cannot be listed is said of the owner.
+                Err(error) if is_of_one(&error) => return Ok(None),
                 Err(error) => return Err(error),
             }
         }

@@ -328,7 +328,7 @@ where
                 && !wanted.known.contains(me)
                 && !wanted.voters.contains(&me)
                 && !replica.leads()
-                && !replica.may_be_added()
+                && !replica.may_be_added_after(wanted.known.index)
         });
         if removed {
             self.remove(id).map_err(|error| HostError { group: id, error })?;

@@ -429,10 +429,11 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
         self.unheard.get(&store).is_some_and(|&looks| looks >= LOST_LOOKS)
     }
 
-    /// Whether entries that are not applied yet may make this replica a member.
-    pub(crate) fn may_be_added(&self) -> bool {
+    /// Whether entries after `known`, the index of members that were decided without this replica, may make it a member.
+    pub(crate) fn may_be_added_after(&self, known: u64) -> bool {
         let log = &self.node.raft.raft_log;
-        let (mut from, end) = ((self.applied.index + 1).max(log.first_index()), log.last_index() + 1);
+        let (mut from, end) =
+            ((self.applied.index.max(known) + 1).max(log.first_index()), log.last_index() + 1);
         while from < end {
             let context = raft::GetEntriesContext::empty(false);
             match log.slice(from, end, SCANNED_BYTES, context) {
