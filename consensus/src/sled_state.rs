@@ -31,6 +31,8 @@ const BYTES_MAX: usize = 16 << 20;
 const GROUP_BYTES_MAX: usize = 256 << 10;
 /// Changes stay in memory no longer than this.
 const WRITE_AFTER: Duration = Duration::from_secs(5);
+/// sled lets go of its file within this time.
+const LET_GO_MAX: Duration = Duration::from_secs(10);
 
 pub(crate) struct SledState {
     db: sled::Db,
@@ -51,6 +53,7 @@ impl SledState {
     pub(crate) fn open(directory: &Path) -> Result<Self, StorageError> {
         let state = directory.join("state");
         let clean = take_marker(directory)?;
+        wait_for_the_last(&state.join("db"));
         let config = sled::Config::new().path(&state).cache_capacity(CACHE_BYTES).flush_every_ms(Some(1000));
         let db =
             config.open().map_err(|error| StorageError::of_state(format!("{}: {error}", state.display())))?;
@@ -151,6 +154,16 @@ impl SledState {
             fs::write(&marker, format!("{crc:08x}\n")).and_then(|()| File::open(&marker)?.sync_all());
         written.map_err(|error| io_failed(&marker, &error))?;
         sync_directory(&directory)
+    }
+}
+
+/// sled's threads hold the lock of its file for a moment after it was dropped; to sled that is an error.
+/// The data directory is ours alone, so nobody else can have it.
+fn wait_for_the_last(db: &Path) {
+    let Ok(file) = File::open(db) else { return };
+    let end = Instant::now() + LET_GO_MAX;
+    while file.try_lock().is_err() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -59,7 +59,14 @@ fn build(folder: &Path) {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.arg("build").arg("--quiet").arg("--profile").arg(profile).arg("--target-dir").arg(target);
     cargo.args(PACKAGES.iter().flat_map(|package| ["-p", package]));
-    cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    cargo.current_dir(checkout());
     let status = cargo.stdin(Stdio::null()).status().expect("cargo");
     assert!(status.success(), "the programs under test do not build: {status}");
+}
+
+/// The top of the checkout. The runner of the tests says where it is: a target folder used by several checkouts may
+/// hold tests another one built.
+pub fn checkout() -> PathBuf {
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&manifest).parent().expect("a folder above tests").to_owned()
 }

@@ -18,7 +18,7 @@ mod seed;
 mod tree;
 mod up;
 
-pub use binaries::binary;
+pub use binaries::{binary, checkout};
 pub use command::{Ctl, Outcome, TOO_LONG, program, run, until};
 pub use daemons::{Daemons, SHUCKLE_RESTART};
 pub use h2::{Connection, Frame, answer_bytes, grpc_message};

@@ -380,7 +380,7 @@ struct Script<'a>(&'a Path);
 
 impl Script<'_> {
     fn run(&self, word: &str, more: &[&str]) -> Outcome {
-        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/local/cluster.sh"));
+        let mut command = Command::new(eggs_tests::checkout().join("deploy/local/cluster.sh"));
         let bin = eggs_tests::binary("eggsctl").parent().map(Path::to_owned).unwrap_or_default();
         // A host, where there is one, comes before the options.
         command.arg(word).args(more).arg("--data").arg(self.0).arg("--bin").arg(bin);
