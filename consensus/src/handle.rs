@@ -213,7 +213,7 @@ impl Handle {
         self.shared.clock_offset()
     }
 
-    /// What answers the other stores for this one; see [`peer_router`](crate::peer_router).
+    /// What answers the other stores for this one; see [`peer_streams`](crate::peer_streams).
     pub fn peers(&self) -> PeerHandler {
         PeerHandler::new(Arc::clone(&self.shared))
     }

@@ -11,7 +11,7 @@
 //!
 //! [`spawn`] starts it, [`Handle`] is how async code writes and reads, [`Runner::stop`] ends it in
 //! order. A storage error stops the thread; every request then gets [`ConsensusError::Stopped`], and
-//! the process should exit: [`Handle::stopped`] says so. [`peer_router`] is what a port serves to the other stores.
+//! the process should exit: [`Handle::stopped`] says so. [`peer_streams`] is what a port serves to the other stores.
 //!
 //! Invariants:
 //! - **CS-1** A log that has lost or damaged what was acknowledged is not opened ([`ConsensusError::Damaged`]): such a replica
@@ -43,4 +43,4 @@ pub use eggs_consensus_core::{GroupId, GroupStatus, Membership, Progress, Role};
 pub use handle::{Applied, ConsensusError, Handle, Views};
 pub use open::Options;
 pub use runner::{Event, Runner, spawn};
-pub use transport::{PeerHandler, peer_router};
+pub use transport::{PeerHandler, peer_streams};

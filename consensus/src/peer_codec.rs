@@ -117,7 +117,7 @@ mod tests {
 
     fn encoded() -> pb::PeerBatch {
         let messages = messages().into_iter().filter_map(|(group, message)| encode(group, message)).collect();
-        pb::PeerBatch { greeting: None, heartbeat: Some(pb::PeerHeartbeat::default()), messages }
+        pb::PeerBatch { heartbeat: Some(pb::PeerHeartbeat::default()), messages }
     }
 
     #[test]

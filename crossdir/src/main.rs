@@ -4,10 +4,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use eggs_consensus::peer_router;
+use eggs_consensus::peer_streams;
 use eggs_crossdir::{Config, Service};
 use eggs_daemon::args::{ClusterArgs, CommonArgs, DataArgs, HostArgs, ReplicaArgs};
-use eggs_daemon::{CancellationToken, Secret, metrics, run, server, systemd};
+use eggs_daemon::server::{self, Routes};
+use eggs_daemon::{CancellationToken, Secret, metrics, run, systemd};
 
 /// Coordinates EggsFS operations that touch more than one directory: mkdir, rmdir, mv
 #[derive(Debug, Parser)]
@@ -46,17 +47,16 @@ async fn daemon(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     };
     let service = Arc::new(tokio::task::spawn_blocking(|| Service::open(config)).await??);
     let health = Arc::downgrade(&service);
-    let router = service.router().merge(peer_router(vec![service.peers()])).merge(metrics::router(
-        move || match health.upgrade() {
-            Some(service) => service.health(),
-            None => Err("stopping".to_owned()),
-        },
-    ));
+    let router = service.router().merge(metrics::router(move || match health.upgrade() {
+        Some(service) => service.health(),
+        None => Err("stopping".to_owned()),
+    }));
     tracing::info!(%address, "listening");
     systemd::ready();
     // The port closes once others have taken over what was led here.
     let close = CancellationToken::new();
-    let served = tokio::spawn(server::serve(listener, router, close.clone()));
+    let routes = Routes::from(router).with(peer_streams(vec![service.peers()]));
+    let served = tokio::spawn(server::serve(listener, routes, close.clone()));
     let result = service.run(&advertised, stop).await;
     close.cancel();
     served.await?;

@@ -74,7 +74,7 @@ impl Service {
         server::grpc(service)
     }
 
-    /// What answers the other stores; the port has one `peer_router` for all stores behind it.
+    /// What answers the other stores; the port has one `peer_streams` for all stores behind it.
     pub fn peers(&self) -> PeerHandler {
         self.replica.peers()
     }

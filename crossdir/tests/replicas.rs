@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use eggs_consensus::peer_router;
-use eggs_daemon::{CancellationToken, Secret, channel, server};
+use eggs_consensus::peer_streams;
+use eggs_daemon::server::{self, Routes};
+use eggs_daemon::{CancellationToken, Secret, channel};
 use eggs_proto::limits::PROTOCOL_VERSION;
 use eggs_proto::pb::crossdir_service_client::CrossdirServiceClient;
 use eggs_proto::pb::registry_service_server::{RegistryService, RegistryServiceServer};
@@ -152,13 +153,13 @@ impl Host {
         let shard = tokio::task::spawn_blocking(|| eggs_shard::Service::open(shard)).await.unwrap().unwrap();
         let crossdir =
             tokio::task::spawn_blocking(|| eggs_crossdir::Service::open(crossdir)).await.unwrap().unwrap();
-        let router =
-            shard.router().merge(crossdir.router()).merge(peer_router(vec![shard.peers(), crossdir.peers()]));
+        let routes = Routes::from(shard.router().merge(crossdir.router()))
+            .with(peer_streams(vec![shard.peers(), crossdir.peers()]));
         let stop = CancellationToken::new();
         let (stopped, advertised) = (stop.clone(), address.clone());
         let life = tokio::spawn(async move {
             let close = CancellationToken::new();
-            let served = tokio::spawn(server::serve(listener, router, close.clone()));
+            let served = tokio::spawn(server::serve(listener, routes, close.clone()));
             let (a, b) =
                 tokio::join!(shard.run(&advertised, stopped.clone()), crossdir.run(&advertised, stopped));
             a.unwrap();

@@ -45,6 +45,10 @@ const SEND_BUFFER_BYTES: usize = 2 << 20;
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// As long as HTTP/2's, the longest.
 const PREFACE_BYTES: usize = 24;
+/// Of a protocol that is not HTTP ([`Streams`]).
+pub const MAGIC_BYTES: usize = 8;
+/// The first packet has all of the magic, but for malice and very bad luck.
+const MAGIC_PAUSE: Duration = Duration::from_millis(5);
 /// HTTP/1: from the connection, or the end of the last request, to the end of the next header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const PING_INTERVAL: Duration = Duration::from_secs(20);
@@ -78,6 +82,41 @@ impl fmt::Display for BindError {
 
 impl std::error::Error for BindError {}
 
+/// A protocol of its own on the same port. Connections whose first bytes are its magic are given to it.
+pub trait Streams: Send + Sync + 'static {
+    /// No beginning of an HTTP request.
+    fn magic(&self) -> [u8; MAGIC_BYTES];
+
+    /// One connection, its magic unread, from its first byte to its last. Ends soon after `stop`, or is cut off.
+    fn serve(&self, stream: TcpStream, stop: CancellationToken) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// What a port serves.
+#[derive(Clone)]
+pub struct Routes {
+    router: Router,
+    streams: Option<Arc<dyn Streams>>,
+}
+
+impl From<Router> for Routes {
+    fn from(router: Router) -> Self {
+        Routes { router, streams: None }
+    }
+}
+
+impl Routes {
+    #[must_use]
+    pub fn with(self, streams: Arc<dyn Streams>) -> Self {
+        Routes { streams: Some(streams), ..self }
+    }
+}
+
+impl fmt::Debug for Routes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Routes").field("router", &self.router).finish_non_exhaustive()
+    }
+}
+
 /// In the extensions of every request: cancelled when the port is to close, for answers that would not end by themselves.
 #[derive(Debug, Clone)]
 pub struct Stopping(pub CancellationToken);
@@ -106,10 +145,11 @@ where
     Router::new().route_service(&format!("/{}/{{*rest}}", S::NAME), service)
 }
 
-/// Serves `router` on `listener` until `stop`; then lets the requests in flight finish, for at most
+/// Serves `routes` on `listener` until `stop`; then lets the requests in flight finish, for at most
 /// ten seconds. Paths the router does not have are answered with a JSON 404 (gRPC: unimplemented);
 /// it must have no fallback of its own.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+pub async fn serve(listener: TcpListener, routes: impl Into<Routes>, stop: CancellationToken) {
+    let Routes { router, streams } = routes.into();
     let router = router.fallback(unknown).layer(axum::Extension(Stopping(stop.clone())));
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
@@ -127,9 +167,9 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
         };
         match accepted {
             Ok((stream, slot)) => {
-                let (router, stop) = (router.clone(), stop.clone());
+                let (router, streams, stop) = (router.clone(), streams.clone(), stop.clone());
                 connections.spawn(async move {
-                    connection(stream, router, stop).await;
+                    dispatch(stream, router, streams, stop).await;
                     drop(slot);
                 });
             }
@@ -175,6 +215,40 @@ fn builder() -> Builder<TokioExecutor> {
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT);
     builder
+}
+
+async fn dispatch(
+    stream: TcpStream,
+    router: Router,
+    streams: Option<Arc<dyn Streams>>,
+    stop: CancellationToken,
+) {
+    let Some(streams) = streams else { return connection(stream, router, stop).await };
+    let found = tokio::select! {
+        found = tokio::time::timeout(PREFACE_TIMEOUT, begins_with(&stream, streams.magic())) => found,
+        () = stop.cancelled() => return,
+    };
+    match found {
+        Ok(Ok(true)) => streams.serve(stream, stop).await,
+        Ok(Ok(false)) => connection(stream, router, stop).await,
+        // It said nothing, or is gone.
+        Ok(Err(_)) | Err(_) => {}
+    }
+}
+
+/// Whether the first bytes are `magic`; they stay unread.
+async fn begins_with(stream: &TcpStream, magic: [u8; MAGIC_BYTES]) -> io::Result<bool> {
+    let mut first = [0; MAGIC_BYTES];
+    loop {
+        let n = stream.peek(&mut first).await?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if n == MAGIC_BYTES || first[..n] != magic[..n] {
+            return Ok(first == magic);
+        }
+        tokio::time::sleep(MAGIC_PAUSE).await;
+    }
 }
 
 /// One connection from its first byte to its last. Its errors are the client's affair.

@@ -6,9 +6,10 @@
 
 use std::time::Duration;
 
-use eggs_consensus::peer_router;
+use eggs_consensus::peer_streams;
 use eggs_daemon::registry::Registry;
-use eggs_daemon::{CancellationToken, Secret, metrics, server};
+use eggs_daemon::server::{self, Routes};
+use eggs_daemon::{CancellationToken, Secret, metrics};
 use eggs_proto::pb::StoreKind::{self, StoreCrossdir, StoreShard};
 use eggs_proto::pb::registry_request::Op;
 use eggs_proto::{flags, pb};
@@ -39,9 +40,10 @@ async fn main() -> anyhow::Result<()> {
     .await?;
     let listener = server::bind(address.parse()?).await?;
     let stop = eggs_daemon::signal::shutdown()?;
-    let router = service.router().merge(peer_router(vec![service.peers()]));
+    let router = service.router();
     let router = router.merge(metrics::router(service.health()));
-    let served = tokio::spawn(server::serve(listener, router, stop.clone()));
+    let routes = Routes::from(router).with(peer_streams(vec![service.peers()]));
+    let served = tokio::spawn(server::serve(listener, routes, stop.clone()));
     println!("http://{address}/");
     let pretended = async {
         let registry = Registry::join(std::slice::from_ref(&address), Some(secret), None, &stop).await?;

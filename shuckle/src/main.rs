@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use eggs_consensus::peer_router;
+use eggs_consensus::peer_streams;
 use eggs_daemon::args::{CommonArgs, DataArgs, HostArgs, ReplicaArgs, advertised_address};
-use eggs_daemon::{CancellationToken, metrics, server, systemd};
+use eggs_daemon::server::{self, Routes};
+use eggs_daemon::{CancellationToken, metrics, systemd};
 use eggs_shuckle::{Config, SecretSource, Service};
 
 /// The registry of an EggsFS cluster: who replicates and leads what, which disks exist and how they feel.
@@ -77,8 +78,7 @@ async fn serve(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         patience: Config::PATIENCE,
     };
     let service = Service::open(config).await?;
-    let router =
-        service.router().merge(peer_router(vec![service.peers()])).merge(metrics::router(service.health()));
+    let router = service.router().merge(metrics::router(service.health()));
     match service.cluster() {
         Some(cluster) => tracing::info!(%address, %cluster, version = eggs_daemon::VERSION, "ready"),
         None => tracing::info!(%address, version = eggs_daemon::VERSION, "ready to found or join a cluster"),
@@ -86,7 +86,8 @@ async fn serve(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     systemd::ready();
     // The port closes once another has taken over what was led here.
     let close = CancellationToken::new();
-    let served = tokio::spawn(server::serve(listener, router, close.clone()));
+    let routes = Routes::from(router).with(peer_streams(vec![service.peers()]));
+    let served = tokio::spawn(server::serve(listener, routes, close.clone()));
     let result = service.run(stop).await;
     close.cancel();
     served.await?;

@@ -299,7 +299,7 @@ impl Service {
     }
 
     /// The gRPC service, the dashboard and the API. /metrics and /healthz are the process's to add
-    /// ([`eggs_daemon::metrics::router`]), once for all its services; so is the `peer_router`.
+    /// ([`eggs_daemon::metrics::router`]), once for all its services; so is the `peer_streams`.
     pub fn router(&self) -> Router {
         let service = RegistryServiceServer::new(Rpc(self.registry.clone()))
             .max_decoding_message_size(MESSAGE_BYTES_MAX)

@@ -153,7 +153,7 @@ impl Replica {
         &self.quorum
     }
 
-    /// What answers the other stores: for the one `peer_router` of the port.
+    /// What answers the other stores: for the one `peer_streams` of the port.
     pub fn peers(&self) -> PeerHandler {
         self.handle.peers()
     }

@@ -2,18 +2,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use eggs_daemon::server::{self, Stopping};
+use bytes::BytesMut;
+use eggs_daemon::server::{MAGIC_BYTES, Streams};
 use eggs_proto::limits::PROTOCOL_VERSION;
-use eggs_proto::pb::peer_service_server::{PeerService, PeerServiceServer};
 use eggs_proto::{StoreId, pb};
+use futures_util::StreamExt as _;
 use prost::Message as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Semaphore;
+use tokio_util::codec::FramedRead;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming};
 
+use super::frames::{self, Frames};
 use super::{DECODED_BYTES_MAX, label, snapshot_bytes};
 use crate::inbox::Mail;
 use crate::peer_codec;
@@ -21,9 +27,12 @@ use crate::places::Shared;
 
 /// A stream has said who it is by then.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
-/// Streams whose greeting is being waited for; more wait their turn. What strangers can make a port hold is that often the
-/// largest batch.
-const GREETINGS_MAX: usize = 32;
+/// What a stranger can make a port hold.
+const GREETING_BYTES_MAX: usize = 1 << 10;
+/// Streams whose greeting is being waited for; more wait their turn.
+const GREETINGS_MAX: usize = 256;
+/// A stream is closed no later than this after it was refused.
+const FAREWELL_MAX: Duration = Duration::from_secs(1);
 /// Of one stream, waiting for the consensus thread, in units of [`ROOM_UNIT`]; when it is full the stream is not read.
 const ROOM_UNITS: usize = 16 << 10;
 const ROOM_UNIT: usize = 1 << 10;
@@ -31,8 +40,6 @@ const ROOM_UNIT: usize = 1 << 10;
 const REFUSED_MAX: usize = 64;
 /// When the port is to close: streams stay for as long, so that what is in flight can be agreed on.
 const PARTING: Duration = Duration::from_millis(500);
-
-type Exchanged = Result<Response<pb::PeerFarewell>, Status>;
 
 /// Answers the other stores for one store.
 #[derive(Clone)]
@@ -53,39 +60,94 @@ impl fmt::Debug for PeerHandler {
     }
 }
 
-/// One `PeerService` for all stores of a port.
-pub fn peer_router(handlers: Vec<PeerHandler>) -> axum::Router {
+/// What takes in the streams to all stores of a port.
+pub fn peer_streams(handlers: Vec<PeerHandler>) -> Arc<dyn Streams> {
     let stores = handlers.into_iter().map(|handler| (handler.store.shared.store, handler)).collect();
-    let port = Port { stores, greetings: Semaphore::new(GREETINGS_MAX) };
-    server::grpc(PeerServiceServer::new(port).max_decoding_message_size(DECODED_BYTES_MAX))
+    Arc::new(Port(Arc::new(Ports { stores, greetings: Semaphore::new(GREETINGS_MAX) })))
 }
 
-struct Port {
+struct Port(Arc<Ports>);
+
+struct Ports {
     stores: BTreeMap<StoreId, PeerHandler>,
     greetings: Semaphore,
 }
 
-#[tonic::async_trait]
-impl PeerService for Port {
-    async fn exchange(&self, request: Request<Streaming<pb::PeerBatch>>) -> Exchanged {
-        let stopping = request.extensions().get::<Stopping>().cloned();
-        let mut stream = request.into_inner();
+impl Streams for Port {
+    fn magic(&self) -> [u8; MAGIC_BYTES] {
+        frames::MAGIC
+    }
+
+    fn serve(&self, stream: TcpStream, stop: CancellationToken) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let ports = Arc::clone(&self.0);
+        Box::pin(async move {
+            let (read, write) = stream.into_split();
+            let mut greetings = FramedRead::new(read, Frames::new(GREETING_BYTES_MAX));
+            let (ended, read) = match ports.greeted(&mut greetings).await {
+                Ok(None) => return,
+                Ok(Some((handler, from))) => {
+                    let mut batches = greetings.map_decoder(|_| Frames::new(DECODED_BYTES_MAX));
+                    (handler.receive(from, &mut batches, stop).await, batches.into_inner())
+                }
+                Err(refusal) => (Err(refusal), greetings.into_inner()),
+            };
+            if let Err(Refusal(why)) = ended {
+                say_farewell(read, write, why).await;
+            }
+        })
+    }
+}
+
+type Framed<M> = FramedRead<OwnedReadHalf, Frames<M>>;
+
+/// Why a stream is ended, in one line.
+#[derive(Debug)]
+struct Refusal(String);
+
+impl From<std::io::Error> for Refusal {
+    fn from(error: std::io::Error) -> Self {
+        Refusal(error.to_string())
+    }
+}
+
+fn refused(why: impl Into<String>) -> Refusal {
+    Refusal(why.into())
+}
+
+/// Tells the other side why. Closed before it was read to its end, a stream would be reset, and the words lost.
+async fn say_farewell(mut read: OwnedReadHalf, mut write: OwnedWriteHalf, why: String) {
+    let mut frame = BytesMut::new();
+    frames::encode(&pb::PeerFarewell { why }, &mut frame);
+    let part = async {
+        write.write_all(&frame).await?;
+        write.shutdown().await?;
+        let mut rest = vec![0; 16 << 10];
+        while read.read(&mut rest).await? > 0 {}
+        Ok::<(), std::io::Error>(())
+    };
+    // Who does not listen need not hear it.
+    let _ = tokio::time::timeout(FAREWELL_MAX, part).await;
+}
+
+impl Ports {
+    /// Who a new stream is from and to; `None`: it ended without a word.
+    async fn greeted(
+        &self,
+        greetings: &mut Framed<pb::PeerGreeting>,
+    ) -> Result<Option<(&PeerHandler, StoreId)>, Refusal> {
         let greeting = async {
             let _turn = self.greetings.acquire().await;
-            stream.message().await
+            let mut magic = [0; MAGIC_BYTES];
+            greetings.get_mut().read_exact(&mut magic).await?;
+            greetings.next().await.transpose()
         };
-        let first = tokio::time::timeout(GREETING_TIMEOUT, greeting).await;
-        let first = first.map_err(|_| Status::deadline_exceeded("no greeting came"))??;
-        let Some(mut batch) = first else { return Ok(Response::new(pb::PeerFarewell {})) };
-        let greeting = batch.greeting.take();
-        let greeting =
-            greeting.ok_or_else(|| Status::unauthenticated("the stream begins without a greeting"))?;
+        let greeting = tokio::time::timeout(GREETING_TIMEOUT, greeting).await;
+        let greeting = greeting.map_err(|_| refused("no greeting came"))??;
+        let Some(greeting) = greeting else { return Ok(None) };
         let handler = self.stores.get(&StoreId(greeting.to_store));
-        let handler = handler.ok_or_else(|| {
-            Status::not_found(format!("store {:#x} is not on this host", greeting.to_store))
-        })?;
-        let from = handler.admit(&greeting)?;
-        handler.receive(from, batch, stream, stopping).await
+        let handler =
+            handler.ok_or_else(|| refused(format!("store {:#x} is not on this host", greeting.to_store)))?;
+        Ok(Some((handler, handler.admit(&greeting)?)))
     }
 }
 
@@ -96,13 +158,13 @@ impl PeerHandler {
     }
 
     /// Who a stream is from, when its greeting is good.
-    fn admit(&self, greeting: &pb::PeerGreeting) -> Result<StoreId, Status> {
+    fn admit(&self, greeting: &pb::PeerGreeting) -> Result<StoreId, Refusal> {
         let refusal = match self.check(greeting) {
             Ok(from) => return Ok(from),
             Err(refusal) => refusal,
         };
         let mut refused = locked(&self.store.refused);
-        let why = refusal.message().to_owned();
+        let why = refusal.0.clone();
         if refused.len() < REFUSED_MAX && refused.insert((greeting.from_store, why.clone())) {
             let (host, from) = (self.store.shared.name, StoreId(greeting.from_store));
             tracing::warn!(host, %from, %why, "refused a peer");
@@ -110,30 +172,27 @@ impl PeerHandler {
         Err(refusal)
     }
 
-    fn check(&self, greeting: &pb::PeerGreeting) -> Result<StoreId, Status> {
+    fn check(&self, greeting: &pb::PeerGreeting) -> Result<StoreId, Refusal> {
         let shared = &self.store.shared;
         if greeting.version != PROTOCOL_VERSION {
-            return Err(Status::failed_precondition(format!(
+            return Err(refused(format!(
                 "the peer speaks version {} of the protocol, this host version {PROTOCOL_VERSION}",
                 greeting.version
             )));
         }
         let joined = shared.joined.borrow();
         let Some(joined) = &*joined else {
-            return Err(Status::unavailable("this store is not part of a cluster yet"));
+            return Err(refused("this store is not part of a cluster yet"));
         };
         if greeting.cluster_id != joined.cluster.0[..] {
-            return Err(Status::permission_denied(format!(
-                "the peer is of another cluster, this one is {}",
-                joined.cluster
-            )));
+            return Err(refused(format!("the peer is of another cluster, this one is {}", joined.cluster)));
         }
         if !joined.secret_is(&greeting.secret) {
-            return Err(Status::permission_denied("wrong cluster secret"));
+            return Err(refused("wrong cluster secret"));
         }
         let from = StoreId(greeting.from_store);
         if from == shared.store || from.0 == 0 {
-            return Err(Status::invalid_argument("the peer says that it is this store"));
+            return Err(refused("the peer says that it is this store"));
         }
         Ok(from)
     }
@@ -142,26 +201,24 @@ impl PeerHandler {
     async fn receive(
         &self,
         from: StoreId,
-        first: pb::PeerBatch,
-        mut stream: Streaming<pb::PeerBatch>,
-        stopping: Option<Stopping>,
-    ) -> Exchanged {
+        batches: &mut Framed<pb::PeerBatch>,
+        stop: CancellationToken,
+    ) -> Result<(), Refusal> {
         let replaced = CancellationToken::new();
         if let Some(before) = locked(&self.store.streams).insert(from, replaced.clone()) {
             before.cancel();
         }
         let intake = Intake::new(Arc::clone(&self.store.shared), from);
         let take_all = async {
-            intake.take(first).await?;
-            while let Some(batch) = stream.message().await? {
-                intake.take(batch).await?;
+            while let Some(batch) = batches.next().await {
+                intake.take(batch?).await?;
             }
-            Ok(Response::new(pb::PeerFarewell {}))
+            Ok(())
         };
         let result = tokio::select! {
             result = take_all => result,
-            () = replaced.cancelled() => Err(Status::aborted("another stream of the same store took its place")),
-            () = parting(stopping, &self.store.shared) => Err(Status::unavailable("this host is stopping")),
+            () = replaced.cancelled() => Err(refused("another stream of the same store took its place")),
+            () = parting(stop, &self.store.shared) => Err(refused("this host is stopping")),
         };
         let mut streams = locked(&self.store.streams);
         if !replaced.is_cancelled() {
@@ -172,8 +229,7 @@ impl PeerHandler {
 }
 
 /// Waits until the port is to close, hands over what is led here, and lets that happen.
-async fn parting(stopping: Option<Stopping>, shared: &Shared) {
-    let Some(Stopping(stop)) = stopping else { return std::future::pending().await };
+async fn parting(stop: CancellationToken, shared: &Shared) {
     stop.cancelled().await;
     shared.inbox.tell(|news| news.hand_over = true);
     tokio::time::sleep(PARTING).await;
@@ -204,14 +260,14 @@ impl Intake {
         }
     }
 
-    async fn take(&self, batch: pb::PeerBatch) -> Result<(), Status> {
+    async fn take(&self, batch: pb::PeerBatch) -> Result<(), Refusal> {
         let bytes = batch.encoded_len();
         self.messages.increment(batch.messages.len() as u64);
         self.bytes.increment(bytes as u64);
         let decoded = peer_codec::decode_batch(self.from, self.shared.store, batch);
         let batch = decoded.map_err(|error| {
             tracing::warn!(host = self.shared.name, from = %self.from, %error, "ended the stream of a peer");
-            Status::invalid_argument(error.to_string())
+            refused(error.to_string())
         })?;
         for (_, message) in &batch.messages {
             if let Some((bytes, last)) = snapshot_bytes(message) {
@@ -222,12 +278,12 @@ impl Intake {
         let units = (bytes / ROOM_UNIT + 1).min(ROOM_UNITS);
         let units = u32::try_from(units).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.room).acquire_many_owned(units).await;
-        let room = room.map_err(|_| Status::unavailable("this host is stopping"))?;
+        let room = room.map_err(|_| refused("this host is stopping"))?;
         let mail = Mail { from: self.from, batch, bytes, _room: room };
         if self.shared.inbox.tell(|news| news.mail.push(mail)) {
             Ok(())
         } else {
-            Err(Status::unavailable("this store has stopped"))
+            Err(refused("this store has stopped"))
         }
     }
 }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use eggs_consensus::{
-    Applied, ConsensusError, GroupId, GroupStatus, Handle, Membership, Options, Runner, peer_router, spawn,
+    Applied, ConsensusError, GroupId, GroupStatus, Handle, Membership, Options, Runner, peer_streams, spawn,
 };
-use eggs_daemon::server;
+use eggs_daemon::server::{self, Routes};
 use eggs_machine::{Machine, Outcome, Table, TableError, Tx};
 use eggs_proto::{ClusterId, SessionId, StoreId, Time, pb};
 use std::sync::Arc;
@@ -107,8 +107,8 @@ impl Store {
         let listener = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         self.address = listener.local_addr().unwrap().to_string();
         let stop = CancellationToken::new();
-        let router = peer_router(vec![running.handle.peers()]);
-        let serving = tokio::spawn(server::serve(listener, router, stop.clone()));
+        let routes = Routes::from(axum::Router::new()).with(peer_streams(vec![running.handle.peers()]));
+        let serving = tokio::spawn(server::serve(listener, routes, stop.clone()));
         running.server = Some((stop, serving));
     }
 

@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use eggs_consensus::peer_router;
+use eggs_consensus::peer_streams;
 use eggs_daemon::registry::{JoinError, Registry};
-use eggs_daemon::{CancellationToken, Secret, metrics, server};
+use eggs_daemon::server::{self, Routes};
+use eggs_daemon::{CancellationToken, Secret, metrics};
 use eggs_proto::ClusterId;
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
@@ -90,10 +91,11 @@ impl Host {
             .merge(shard.router())
             .merge(crossdir.router())
             .merge(blockd.router())
-            .merge(peer_router(vec![shuckle.peers(), shard.peers(), crossdir.peers()]))
             .merge(metrics::router(health(&shuckle, &shard, &crossdir, &blockd)));
         let close = CancellationToken::new();
-        let served = Some(tokio::spawn(server::serve(listener, router, close.clone())));
+        let routes =
+            Routes::from(router).with(peer_streams(vec![shuckle.peers(), shard.peers(), crossdir.peers()]));
+        let served = Some(tokio::spawn(server::serve(listener, routes, close.clone())));
         let mut host = Host {
             name: Layout::name(number),
             tasks: JoinSet::new(),

@@ -8,9 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use eggs_consensus::peer_router;
+use eggs_consensus::peer_streams;
 use eggs_daemon::registry::{Registry, RegistryCallError};
-use eggs_daemon::{CancellationToken, Secret, metrics, server};
+use eggs_daemon::server::{self, Routes};
+use eggs_daemon::{CancellationToken, Secret, metrics};
 use eggs_proto::pb::StoreKind;
 use eggs_proto::pb::registry_reply::Result as Answer;
 use eggs_proto::pb::registry_request::Op;
@@ -62,9 +63,10 @@ impl Shuckle {
         let service = Arc::new(Service::open(config).await?);
         let address = listener.local_addr().unwrap();
         let (stop, close) = (CancellationToken::new(), CancellationToken::new());
-        let router = service.router().merge(peer_router(vec![service.peers()]));
+        let router = service.router();
         let router = router.merge(metrics::router(service.health()));
-        let served = tokio::spawn(server::serve(listener, router, close.clone()));
+        let routes = Routes::from(router).with(peer_streams(vec![service.peers()]));
+        let served = tokio::spawn(server::serve(listener, routes, close.clone()));
         let (runs, told) = (Arc::clone(&service), stop.clone());
         let ran = tokio::spawn(async move { runs.run(told).await });
         Ok(Shuckle { service, address, stop, close, served, ran })
