@@ -1,9 +1,9 @@
-//! Between stores: one stream each way, opened when there is something to say. A TCP connection with frames of its own
-//! (docs/adr/0017): half of what replication cost was HTTP/2's.
+//! Between stores: one stream each way, opened when there is something to say: a TCP connection with frames
+//! (docs/adr/0017).
 //!
 //! - [`frames`]: how messages lie on a stream.
-//! - [`outgoing`]: what goes to another store. While one batch is being sent the next ones are merged; what does not fit is
-//!   dropped, which raft bears, and the newest heartbeat stays.
+//! - [`outgoing`]: the stream to another store: opened, opened again, and what waits for it ([`link`]). While one batch is
+//!   being sent the next ones are merged; what does not fit is dropped, which raft bears, and the newest heartbeat stays.
 //! - [`incoming`]: what comes from others. Nothing of a stream is looked at before its greeting was found good; what the
 //!   consensus thread has not taken in yet stops the reading of its stream.
 

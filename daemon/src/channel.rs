@@ -9,10 +9,13 @@ use crate::server::{CONNECTION_WINDOW, FRAME_BYTES_MAX, STREAM_WINDOW};
 /// Connecting within a cluster takes a round trip. Longer than this, the packets are lost: a fresh attempt gets through
 /// sooner than the kernel's ever slower repetitions.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Without keep-alive a channel stays broken after a partition heals (measured). A channel that is not
-/// answered for the two together is given up and opened anew.
+/// Without keep-alive a channel stays broken after a partition heals (measured). A channel with a request on it that is
+/// not answered for the two together is given up and opened anew.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_millis(1000);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_millis(1000);
+/// One without requests is the kernel's to watch: that wakes nobody.
+const QUIET_INTERVAL: Duration = Duration::from_secs(2);
+const QUIET_RETRIES: u32 = 2;
 
 /// An address that is none.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +56,9 @@ fn endpoint(address: &str) -> Result<Endpoint, AddressError> {
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .keep_alive_while_idle(true))
+        .tcp_keepalive(Some(QUIET_INTERVAL))
+        .tcp_keepalive_interval(Some(QUIET_INTERVAL))
+        .tcp_keepalive_retries(Some(QUIET_RETRIES)))
 }
 
 #[cfg(test)]

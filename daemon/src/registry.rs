@@ -29,7 +29,7 @@ const RETRY: Duration = Duration::from_millis(50);
 /// Between looks at a map that has just changed.
 const EAGER: Duration = Duration::from_millis(100);
 /// Between looks at a map that has not changed for long: whoever finds it wrong asks for a fresh one.
-const AT_REST: Duration = Duration::from_secs(3);
+const AT_REST: Duration = Duration::from_secs(5);
 /// How long one call goes on trying.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long one replica may take to answer before another is tried.

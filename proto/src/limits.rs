@@ -63,7 +63,7 @@ pub const CLOCK_OFFSET_MAX: Duration = Duration::from_millis(500);
 /// A clock further ahead than this is not believed.
 pub const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(60);
 /// Daemons register this often …
-pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(1000);
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(1500);
 /// … and are stale when not heard of for this long.
 pub const STALE_AFTER: Duration = Duration::from_secs(5);
 
