@@ -12,6 +12,7 @@ use eggs_proto::limits::PROTOCOL_VERSION;
 use eggs_proto::{StoreId, pb};
 use futures_util::StreamExt as _;
 use prost::Message as _;
+use rustix::net::sockopt;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -33,6 +34,8 @@ const GREETING_BYTES_MAX: usize = 1 << 10;
 const GREETINGS_MAX: usize = 256;
 /// A stream is closed no later than this after it was refused.
 const FAREWELL_MAX: Duration = Duration::from_secs(1);
+/// After such a silence the kernel asks whether the other side is there.
+const QUIET_MAX: Duration = Duration::from_secs(20);
 /// Of one stream, waiting for the consensus thread, in units of [`ROOM_UNIT`]; when it is full the stream is not read.
 const ROOM_UNITS: usize = 16 << 10;
 const ROOM_UNIT: usize = 1 << 10;
@@ -81,6 +84,9 @@ impl Streams for Port {
     fn serve(&self, stream: TcpStream, stop: CancellationToken) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         let ports = Arc::clone(&self.0);
         Box::pin(async move {
+            // Of a host that vanished nothing is heard any more. Without it, one connection stays too long.
+            let _ = sockopt::set_socket_keepalive(&stream, true)
+                .and_then(|()| sockopt::set_tcp_keepidle(&stream, QUIET_MAX));
             let (read, write) = stream.into_split();
             let mut greetings = FramedRead::new(read, Frames::new(GREETING_BYTES_MAX));
             let (ended, read) = match ports.greeted(&mut greetings).await {
