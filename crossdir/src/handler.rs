@@ -10,12 +10,14 @@ use eggs_crossdir_core::driver::QUEUE_MAX;
 use eggs_crossdir_core::{Answer as Known, prepare};
 use eggs_daemon::space::Space;
 use eggs_machine::Table;
-use eggs_proto::limits::PROTOCOL_VERSION;
+use eggs_proto::limits::{
+    PROTOCOL_VERSION, SLOW_TRANSACTION, SLOW_TRANSACTIONS_MAX, TRANSACTION_STEP_BYTES_MAX,
+};
 use eggs_proto::pb::begin_transaction::Op as Intent;
 use eggs_proto::pb::crossdir_reply::Result as Answer;
 use eggs_proto::pb::crossdir_request::Op;
 use eggs_proto::{ClusterId, CrossdirError, ServiceError, SessionId, Time, TransactionId, pb};
-use eggs_replica::Quorum;
+use eggs_replica::{InFlight, Quorum};
 use prost::Message;
 use tokio::sync::oneshot;
 
@@ -69,6 +71,23 @@ impl Handler {
             Op::ResolveMove(op) => self.resolve(TransactionId(op.transaction)).await.map(Answer::ResolveMove),
             op => self.transaction(op, SessionId(header.session), header.sequence, shards).await,
         }
+    }
+
+    /// What heartbeats tell of the transactions.
+    pub(crate) async fn in_flight(&self) -> InFlight {
+        let unfinished = self.driving.unfinished.load(Ordering::Relaxed);
+        if unfinished == 0 {
+            return InFlight::default();
+        }
+        // Without an answer: it leads no more.
+        let mut slow = self.ask(Event::List).await.unwrap_or_default();
+        let now = self.consensus.now();
+        slow.retain(|info| !info.finished && now.since(Time(info.started_at)) > SLOW_TRANSACTION);
+        slow.truncate(SLOW_TRANSACTIONS_MAX);
+        for info in &mut slow {
+            info.step.truncate(info.step.floor_char_boundary(TRANSACTION_STEP_BYTES_MAX));
+        }
+        InFlight { transactions: u32::try_from(unfinished).unwrap_or(u32::MAX), slow }
     }
 
     fn admit(&self, header: &pb::RequestHeader) -> Result<&Shards, pb::Error> {

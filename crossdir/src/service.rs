@@ -1,6 +1,6 @@
 //! The coordinator's life: open, join the cluster, drive while it leads, stop.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use axum::Router;
@@ -102,12 +102,9 @@ impl Service {
         let events = events.ok_or_else(|| failed("run was called twice".to_owned()))?;
         let driving = driving::drive(events, self.handler.driving.clone(), consensus, shards.clone());
         let _ = self.handler.joined.set((joined.cluster(), shards));
-        let transactions = || {
-            let unfinished = self.handler.driving.unfinished.load(Ordering::Relaxed);
-            u32::try_from(unfinished).unwrap_or(u32::MAX)
-        };
+        let in_flight = || self.handler.in_flight();
         tokio::select! {
-            result = self.replica.serve(&joined, advertised, transactions, stop) => result,
+            result = self.replica.serve(&joined, advertised, in_flight, stop) => result,
             result = driving => result.map_err(failed),
         }
     }

@@ -62,6 +62,11 @@ pub const SESSION_TTL: Duration = Duration::from_secs(24 * 3600);
 pub const CLOCK_OFFSET_MAX: Duration = Duration::from_millis(500);
 /// A clock further ahead than this is not believed.
 pub const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(60);
+/// A transaction that takes longer than this is shown, …
+pub const SLOW_TRANSACTION: Duration = Duration::from_secs(2);
+/// … but not more of them than this, the oldest, each in so many bytes.
+pub const SLOW_TRANSACTIONS_MAX: usize = 32;
+pub const TRANSACTION_STEP_BYTES_MAX: usize = 512;
 /// Daemons register this often …
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(1500);
 /// … and are stale when not heard of for this long.

@@ -11,7 +11,7 @@ use eggs_daemon::{CancellationToken, server};
 use eggs_proto::limits::MESSAGE_BYTES_MAX;
 use eggs_proto::pb::shard_service_server::{ShardService, ShardServiceServer};
 use eggs_proto::{SessionId, ShardId, pb};
-use eggs_replica::{Replica, Settings, StartError};
+use eggs_replica::{InFlight, Replica, Settings, StartError};
 use eggs_shard_core::{Cluster, ShardMachine};
 use prost::Message;
 use tokio::sync::watch;
@@ -95,7 +95,7 @@ impl Service {
     pub async fn run(&self, advertised: &str, stop: CancellationToken) -> Result<(), StartError> {
         let Some(joined) = self.replica.join(true, &stop).await? else { return Ok(()) };
         tokio::select! {
-            result = self.replica.serve(&joined, advertised, || 0, stop) => result,
+            result = self.replica.serve(&joined, advertised, || std::future::ready(InFlight::default()), stop) => result,
             () = self.follow(joined.map.clone()) => Ok(()),
             () = self.expire() => Ok(()),
         }

@@ -146,6 +146,13 @@ fn store(map: &pb::ClusterMapReply, number: usize, kind: StoreKind, round: u64) 
         },
         led: map.groups.iter().filter(leads).map(led).collect(),
         transactions: 3,
+        slow_transactions: vec![pb::TransactionInfo {
+            transaction: 4711,
+            kind: "mkdir".to_owned(),
+            started_at: eggs_daemon::clock::wall().0 - 42_000_000_000,
+            step: "waits for shard 17".to_owned(),
+            finished: false,
+        }],
         boot: 7,
     })
 }

@@ -416,6 +416,9 @@ fn versioned(map: pb::ClusterMapReply) -> pb::ClusterMapReply {
     let mut hasher = DefaultHasher::new();
     hasher.write_u32(map.replicas);
     hasher.write_u32(map.crossdir_transactions);
+    for transaction in &map.slow_transactions {
+        hasher.write(&transaction.encode_length_delimited_to_vec());
+    }
     for store in &map.stores {
         let store = pb::StoreInfo { last_seen: 0, clock_offset: 0, ..store.clone() };
         hasher.write(&store.encode_length_delimited_to_vec());

@@ -18,7 +18,7 @@ use eggs_proto::pb::registry_command::Command;
 use eggs_proto::pb::registry_reply::Result as Answer;
 use eggs_proto::pb::registry_service_server::{RegistryService, RegistryServiceServer};
 use eggs_proto::{ClusterId, RegistryError, ServiceError, SessionId, StoreId, pb};
-use eggs_replica::{Replica, Settings, StartError};
+use eggs_replica::{InFlight, Replica, Settings, StartError};
 use eggs_shuckle_core::RegistryMachine;
 use prost::Message;
 use tonic::{Request, Response, Status};
@@ -351,7 +351,10 @@ impl Service {
         let Some(joined) = self.replica.join(false, &stop).await? else { return Ok(()) };
         self.check_replicas(joined.registry.replicas())?;
         self.registry.joined(joined.clone());
-        let served = self.replica.serve(&joined, &self.advertised, || 0, stop).await;
+        let served = self
+            .replica
+            .serve(&joined, &self.advertised, || std::future::ready(InFlight::default()), stop)
+            .await;
         served.map_err(|error| match error {
             StartError::Registry(RegistryCallError::Refused { address, error })
                 if error.code == RegistryError::Unauthorized.code() =>

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use eggs_proto::{BlockServiceId, ClusterId, GroupId, StoreId, Time, flags, pb};
+use eggs_proto::{BlockServiceId, ClusterId, GroupId, StoreId, Time, TransactionId, flags, pb};
 use eggs_shuckle_core::summary::{class_name, summarize};
 use eggs_shuckle_core::{Capacity, State, groups_of, kind_name};
 use pb::StoreKind;
@@ -285,6 +285,18 @@ pub struct Crossdir {
     pub address: String,
     pub alive: bool,
     pub transactions: u32,
+    /// Those that take long, the oldest first; not more than a few.
+    pub slow_transactions: Vec<Transaction>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Transaction {
+    pub transaction: String,
+    pub kind: String,
+    pub started_at_ns: u64,
+    pub age_ms: u64,
+    /// What it is doing or waiting for.
+    pub step: String,
 }
 
 impl Known {
@@ -334,6 +346,11 @@ impl Known {
                 address: coordinator.map(|group| group.address).unwrap_or_default(),
                 alive: summary.crossdir_alive,
                 transactions: map.crossdir_transactions,
+                slow_transactions: map
+                    .slow_transactions
+                    .iter()
+                    .map(|info| transaction(info, map.now))
+                    .collect(),
             },
         }
     }
@@ -519,6 +536,16 @@ impl Known {
         metrics::gauge!("eggs_shuckle_crossdir_alive").set(f64::from(u8::from(summary.crossdir.alive)));
         metrics::gauge!("eggs_shuckle_transactions").set(f64::from(summary.crossdir.transactions));
         metrics::gauge!("eggs_shuckle_health").set(f64::from(summary.health.level));
+    }
+}
+
+fn transaction(info: &pb::TransactionInfo, now: u64) -> Transaction {
+    Transaction {
+        transaction: TransactionId(info.transaction).to_string(),
+        kind: info.kind.clone(),
+        started_at_ns: info.started_at,
+        age_ms: now.saturating_sub(info.started_at) / 1_000_000,
+        step: info.step.clone(),
     }
 }
 

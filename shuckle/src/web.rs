@@ -48,7 +48,10 @@ fn api() -> Router<Registry> {
         .route(
             "/transactions",
             get(|registry| {
-                answer(registry, |known| json!({ "transactions": known.map.crossdir_transactions }))
+                answer(registry, |known| {
+                    let crossdir = known.summary().crossdir;
+                    json!({ "transactions": crossdir.transactions, "slow": crossdir.slow_transactions })
+                })
             }),
         )
         .route("/version", get(|| async { Json(json!({ "version": eggs_daemon::VERSION, "api": 1 })) }))

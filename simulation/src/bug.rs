@@ -58,6 +58,8 @@ bugs! {
     ClockGoesBack = "clock-goes-back";
     /// Readers believe a name that a move has locked.
     UnresolvedMoves = "unresolved-moves";
+    /// The coordinator takes every directory for one of the root's when it looks for loops.
+    UnclearedMoves = "uncleared-moves";
     /// The coordinator does not take up what it had begun before it stopped.
     NoRecovery = "no-recovery";
     /// A block service proves a block before it is durable.

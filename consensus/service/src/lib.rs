@@ -14,5 +14,5 @@ mod replica;
 mod start;
 
 pub use quorum::Quorum;
-pub use replica::{Joined, Replica, Settings};
+pub use replica::{InFlight, Joined, Replica, Settings};
 pub use start::{StartError, StoreOptions, start};

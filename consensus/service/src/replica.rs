@@ -29,6 +29,16 @@ const REPEAT_INTERVAL: Duration = Duration::from_secs(30);
 /// Heartbeats out of turn while a change of members gets no further.
 const EAGER_BEATS: u32 = 20;
 
+/// What the coordinator has in flight, where it leads; nothing elsewhere.
+#[derive(Debug, Clone, Default)]
+pub struct InFlight {
+    pub transactions: u32,
+    /// Those of them that take long, the oldest first; at most [`SLOW_TRANSACTIONS_MAX`].
+    ///
+    /// [`SLOW_TRANSACTIONS_MAX`]: eggs_proto::limits::SLOW_TRANSACTIONS_MAX
+    pub slow: Vec<pb::TransactionInfo>,
+}
+
 /// What a store needs to know.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -202,18 +212,21 @@ impl Replica {
     }
 
     /// Registers as `advertised`, goes on telling how the store is, and does what the map says, until `stop`;
-    /// then hands over what it leads. `transactions`: in flight here, for the coordinator.
+    /// then hands over what it leads.
     ///
     /// # Errors
     /// What no retry helps against, and a consensus thread that has stopped.
-    pub async fn serve(
+    pub async fn serve<F: Future<Output = InFlight>>(
         &self,
         joined: &Joined,
         advertised: &str,
-        transactions: impl Fn() -> u32,
+        in_flight: impl Fn() -> F,
         stop: CancellationToken,
     ) -> Result<(), StartError> {
-        let report = || self.report(advertised, transactions(), &joined.map);
+        let report = || {
+            let in_flight = in_flight();
+            async { self.report(advertised, in_flight.await, &joined.map).await }
+        };
         let registered = || tracing::info!(store = %self.handle.store(), host = self.host, "registered");
         let heartbeat = joined.registry.heartbeat_with_news(report, registered, &self.news, stop);
         tokio::select! {
@@ -237,7 +250,7 @@ impl Replica {
         self.directory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn report(&self, advertised: &str, transactions: u32, map: &MapWatch) -> Op {
+    async fn report(&self, advertised: &str, in_flight: InFlight, map: &MapWatch) -> Op {
         let status = self.handle.status().await;
         let led: Vec<pb::LedGroup> = status.into_iter().filter(|status| status.leader).map(led).collect();
         // Until they are as wanted, others wait for each step; but not for steps that do not come.
@@ -258,7 +271,8 @@ impl Replica {
             clock_offset,
             problem: clock_problem(clock_offset).or_else(full).unwrap_or_default(),
             led,
-            transactions,
+            transactions: in_flight.transactions,
+            slow_transactions: in_flight.slow,
             boot: self.boot,
         })
     }

@@ -97,7 +97,7 @@ mod tests {
     fn golden_frame() {
         let mut sent = BytesMut::new();
         encode(&farewell("bye"), &mut sent);
-        assert_eq!(sent[..], *b"\x05\0\0\0\x1c\xa6\xd3\xf0\x0a\x03bye");
+        assert_eq!(sent[..], *b"\x05\0\0\0\x74\x08\x51\x16\x0a\x03bye");
     }
 
     /// Each bit of a frame flipped: an error, or it waits for more.

@@ -79,7 +79,7 @@ async fn strangers_are_refused_and_harm_nothing() {
     for itself in [id, StoreId(0)] {
         refused(&address, &[frame(&greeting(itself, id))], "this store").await;
     }
-    refused(&address, std::slice::from_ref(&garbage), "malformed").await;
+    refused(&address, std::slice::from_ref(&garbage), "not on this host").await;
     refused(&address, &[frame(&good), garbage], "raft message").await;
     // Frames that are none: too long for a greeting, damaged, no message, cut off.
     refused(&address, &[vec![0xff; 5000]], "too long").await;

@@ -61,6 +61,7 @@ pub struct Health {
     pub(crate) leads: BTreeMap<GroupId, Lead>,
     /// In flight, as the coordinator's leader says.
     pub(crate) transactions: u32,
+    pub(crate) slow_transactions: Vec<pb::TransactionInfo>,
     pub(crate) services: BTreeMap<BlockServiceId, ServiceHealth>,
     pub(crate) reports: BTreeMap<BlockServiceId, Reports>,
     /// In all `reports`.
@@ -104,6 +105,7 @@ impl Health {
             replaced: BTreeMap::new(),
             leads: BTreeMap::new(),
             transactions: 0,
+            slow_transactions: Vec::new(),
             services: BTreeMap::new(),
             reports: BTreeMap::new(),
             remembered: 0,

@@ -649,9 +649,19 @@ fn hostile() -> impl Strategy<Value = Op> {
         prop::collection::vec(led, 0..3),
         (any::<i64>(), text(), 0u64..3),
     );
-    let store = store.prop_map(|(id, kind, host, address, led, (clock_offset, problem, boot))| {
-        pb::RegisterStore { id, kind, host, address, led, clock_offset, problem, boot, transactions: 0 }
-    });
+    let store =
+        store.prop_map(|(id, kind, host, address, led, (clock_offset, problem, boot))| pb::RegisterStore {
+            id,
+            kind,
+            host,
+            address,
+            led,
+            clock_offset,
+            problem,
+            boot,
+            transactions: 0,
+            slow_transactions: Vec::new(),
+        });
     let block = (0u64..5, 0u64..5, any::<u64>(), -1i32..4)
         .prop_map(|(block_service, block, file, kind)| pb::BadBlock { block_service, block, file, kind });
     prop_oneof![

@@ -57,6 +57,7 @@ impl Health {
             block_services: block_services.collect(),
             groups,
             crossdir_transactions: self.transactions,
+            slow_transactions: self.slow_transactions.clone(),
             replicas: schema::meta(view)?.map_or(0, |meta| meta.replicas),
             now: now.0,
             version: 0,

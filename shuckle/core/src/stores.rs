@@ -172,6 +172,7 @@ impl Health {
             }
             if group == GroupId::CROSSDIR {
                 self.transactions = op.transactions;
+                self.slow_transactions.clone_from(&op.slow_transactions);
             }
             self.leads.insert(group, Lead::of(id, led, now));
         }

@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use eggs_machine::{Table, TableError};
 use eggs_proto::limits::{CLASS_FLASH, CLASS_HDD, SHARDS};
-use eggs_proto::{GroupId, Time, flags, pb};
+use eggs_proto::{GroupId, Time, TransactionId, flags, pb};
 
 use crate::health::Health;
 use crate::troubles::{Host, Picture};
 
 /// A class of disks with less than one part in this many free is nearly full.
 const NEARLY_FULL_PARTS: u64 = 10;
+/// Somebody should see why a transaction takes so long.
+const STUCK_AFTER: Duration = Duration::from_secs(30);
 /// Things named one by one in a reason; more are counted.
 const NAMED_MAX: usize = 4;
 
@@ -119,6 +122,7 @@ pub fn summarize(map: &pb::ClusterMapReply) -> Summary {
     let mut reasons = picture.reasons();
     reasons.extend(disk_reasons(&map.block_services, &total));
     reasons.extend(class_reasons(&classes));
+    reasons.extend(transaction_reason(map));
     reasons.sort_by_key(|reason| std::cmp::Reverse(reason.state));
     Summary {
         state: reasons.first().map_or(State::Healthy, |reason| reason.state),
@@ -132,6 +136,25 @@ pub fn summarize(map: &pb::ClusterMapReply) -> Summary {
         classes,
         failure_domains,
     }
+}
+
+/// A transaction that does not get on: what it waits for is in its step.
+fn transaction_reason(map: &pb::ClusterMapReply) -> Option<Reason> {
+    let age = |info: &pb::TransactionInfo| Time(map.now).since(Time(info.started_at));
+    let stuck: Vec<_> = map.slow_transactions.iter().filter(|info| age(info) > STUCK_AFTER).collect();
+    let first = stuck.first()?;
+    let more = match stuck.len() - 1 {
+        0 => String::new(),
+        more => format!("; {more} more do not get on"),
+    };
+    let text = format!(
+        "a {} (transaction {}) has been under way for {} s: {}{more}",
+        first.kind,
+        TransactionId(first.transaction),
+        age(first).as_secs(),
+        first.step
+    );
+    Some(Reason { state: State::Degraded, text })
 }
 
 fn disk_reasons(services: &[pb::BlockServiceInfo], total: &Capacity) -> Vec<Reason> {

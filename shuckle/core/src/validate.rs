@@ -3,7 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use eggs_proto::limits::{CLASS_INLINE, FAILURE_DOMAIN_BYTES_MAX, MEMBERS_MAX, PATH_BYTES_MAX, SHARDS};
+use eggs_proto::limits::{
+    CLASS_INLINE, FAILURE_DOMAIN_BYTES_MAX, MEMBERS_MAX, PATH_BYTES_MAX, SHARDS, SLOW_TRANSACTIONS_MAX,
+    TRANSACTION_STEP_BYTES_MAX,
+};
 use eggs_proto::{GroupId, RegistryError, ServiceError, flags, pb};
 
 use crate::schema::{kind_name, kind_of};
@@ -145,6 +148,13 @@ pub fn register_store(op: &pb::RegisterStore) -> Check {
     }
     if op.led.len() > GROUPS_MAX {
         return Err(malformed("more groups than there are"));
+    }
+    if op.slow_transactions.len() > SLOW_TRANSACTIONS_MAX {
+        return Err(malformed("too many slow transactions"));
+    }
+    let long = |info: &pb::TransactionInfo| info.step.len().max(info.kind.len()) > TRANSACTION_STEP_BYTES_MAX;
+    if op.slow_transactions.iter().any(long) {
+        return Err(malformed("a slow transaction with too long a step"));
     }
     let mut seen = BTreeSet::new();
     for led in &op.led {

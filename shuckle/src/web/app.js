@@ -363,6 +363,17 @@ function showCapacity(state) {
   });
 }
 
+// Those that take long; the others come and go too quickly to be read.
+function showTransactions(state) {
+  const slow = state.crossdir.slow_transactions;
+  $("transactions").hidden = slow.length === 0;
+  fill($("transactions").querySelector("tbody"), slow, (one) => one.transaction, (one) => element("tr", "",
+    cell("Transaction", element("code", "", one.transaction)),
+    cell("Kind", one.kind),
+    cell("Age", span(one.age_ms), "number"),
+    cell("Does or waits for", one.step)));
+}
+
 const STATE_TAGS = {
   lost: ["bad", "LOST"], stale: ["warn", "not heard of"], failing: ["warn", "failing"],
   restricted: ["", "restricted"], ok: ["good", "well"],
@@ -455,6 +466,7 @@ function show(state) {
   showGroups(state);
   showStores(state);
   showCapacity(state);
+  showTransactions(state);
   showDisks(state);
   text($("updated"), `updated ${new Date().toLocaleTimeString()}, every ${REFRESH_MS / 1000} s`);
 }

@@ -12,7 +12,7 @@ use eggs_machine::{Batch, MemoryTable, Table};
 use eggs_proto::limits::PROTOCOL_VERSION;
 use eggs_proto::pb::crossdir_reply::Result as Answer;
 use eggs_proto::pb::crossdir_request::Op;
-use eggs_proto::{CrossdirError, ServiceError, SessionId, ShardError, ShardId, Time, TransactionId, pb};
+use eggs_proto::{CrossdirError, InodeId, ServiceError, SessionId, ShardError, ShardId, Time, TransactionId, pb};
 use prost::Message;
 
 use super::{
@@ -379,7 +379,14 @@ impl Coordinator {
             }
             Asked::Stat(tag) => {
                 let received = match result {
-                    Some(Reply::Stat(stat)) => Received::Answer(stat),
+                    Some(Reply::Stat(mut stat)) => {
+                        if self.cluster.bug == Some(Bug::UnclearedMoves)
+                            && let Some(attributes) = &mut stat.attributes
+                        {
+                            attributes.parent = Some(InodeId::ROOT.0);
+                        }
+                        Received::Answer(stat)
+                    }
                     Some(Reply::Error(error)) => Received::Refused(error),
                     _ => Received::Lost(lost()),
                 };
