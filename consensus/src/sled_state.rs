@@ -5,7 +5,7 @@
 //! of an orderly stop is there: only that stop fsyncs sled's files, and the marker holds their CRCs.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -162,7 +162,7 @@ impl SledState {
 fn wait_for_the_last(db: &Path) {
     let Ok(file) = File::open(db) else { return };
     let end = Instant::now() + LET_GO_MAX;
-    while file.try_lock().is_err() && Instant::now() < end {
+    while matches!(file.try_lock(), Err(TryLockError::WouldBlock)) && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(5));
     }
 }

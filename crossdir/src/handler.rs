@@ -28,6 +28,8 @@ use crate::shards::Shards;
 const WAIT_MAX: Duration = Duration::from_secs(10);
 /// What cannot be agreed on by then is answered all the same, with words for why: clients have more patience than that.
 const AGREE_MAX: Duration = Duration::from_secs(5);
+/// A heartbeat does not wait longer to hear of the transactions.
+const LIST_MAX: Duration = Duration::from_millis(100);
 
 /// What every request needs; cheap to clone.
 #[derive(Debug, Clone)]
@@ -79,8 +81,11 @@ impl Handler {
         if unfinished == 0 {
             return InFlight::default();
         }
-        // Without an answer: it leads no more.
-        let mut slow = self.ask(Event::List).await.unwrap_or_default();
+        let (answer, answered) = oneshot::channel();
+        // Without an answer it leads no more; or it is busy, and tells it next time.
+        let _ = self.driving.events.send(Event::List(answer));
+        let slow = tokio::time::timeout(LIST_MAX, answered).await;
+        let mut slow = slow.ok().and_then(Result::ok).unwrap_or_default();
         let now = self.consensus.now();
         slow.retain(|info| !info.finished && now.since(Time(info.started_at)) > SLOW_TRANSACTION);
         slow.truncate(SLOW_TRANSACTIONS_MAX);

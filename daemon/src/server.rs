@@ -25,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// What one stream may have in flight: a few data messages.
@@ -47,7 +48,7 @@ const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 const PREFACE_BYTES: usize = 24;
 /// Of a protocol that is not HTTP ([`Streams`]).
 pub const MAGIC_BYTES: usize = 8;
-/// The first packet has all of the magic, but for malice and very bad luck.
+/// The first packet has all of the magic, but for malice and very bad luck. Doubled each time.
 const MAGIC_PAUSE: Duration = Duration::from_millis(5);
 /// HTTP/1: from the connection, or the end of the last request, to the end of the next header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -223,14 +224,15 @@ async fn dispatch(
     streams: Option<Arc<dyn Streams>>,
     stop: CancellationToken,
 ) {
-    let Some(streams) = streams else { return connection(stream, router, stop).await };
+    let preface = Instant::now() + PREFACE_TIMEOUT;
+    let Some(streams) = streams else { return connection(stream, router, preface, stop).await };
     let found = tokio::select! {
-        found = tokio::time::timeout(PREFACE_TIMEOUT, begins_with(&stream, streams.magic())) => found,
+        found = tokio::time::timeout_at(preface, begins_with(&stream, streams.magic())) => found,
         () = stop.cancelled() => return,
     };
     match found {
         Ok(Ok(true)) => streams.serve(stream, stop).await,
-        Ok(Ok(false)) => connection(stream, router, stop).await,
+        Ok(Ok(false)) => connection(stream, router, preface, stop).await,
         // It said nothing, or is gone.
         Ok(Err(_)) | Err(_) => {}
     }
@@ -238,7 +240,7 @@ async fn dispatch(
 
 /// Whether the first bytes are `magic`; they stay unread.
 async fn begins_with(stream: &TcpStream, magic: [u8; MAGIC_BYTES]) -> io::Result<bool> {
-    let mut first = [0; MAGIC_BYTES];
+    let (mut first, mut pause) = ([0; MAGIC_BYTES], MAGIC_PAUSE);
     loop {
         let n = stream.peek(&mut first).await?;
         if n == 0 {
@@ -247,17 +249,18 @@ async fn begins_with(stream: &TcpStream, magic: [u8; MAGIC_BYTES]) -> io::Result
         if n == MAGIC_BYTES || first[..n] != magic[..n] {
             return Ok(first == magic);
         }
-        tokio::time::sleep(MAGIC_PAUSE).await;
+        tokio::time::sleep(pause).await;
+        pause *= 2;
     }
 }
 
 /// One connection from its first byte to its last. Its errors are the client's affair.
-async fn connection(stream: TcpStream, router: Router, stop: CancellationToken) {
+async fn connection(stream: TcpStream, router: Router, preface: Instant, stop: CancellationToken) {
     let received = Arc::new(AtomicUsize::new(0));
     let io = TokioIo::new(Counted { stream, received: Arc::clone(&received) });
     let builder = builder();
     let mut served = pin!(builder.serve_connection(io, TowerToHyperService::new(router)));
-    let mut preface = pin!(tokio::time::sleep(PREFACE_TIMEOUT));
+    let mut preface = pin!(tokio::time::sleep_until(preface));
     let (mut greeted, mut stopping) = (false, false);
     loop {
         tokio::select! {

@@ -2,11 +2,15 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::routing::get;
-use eggs_daemon::{CancellationToken, channel, metrics, registry, server};
+use eggs_daemon::server::{self, MAGIC_BYTES, Routes, Streams};
+use eggs_daemon::{CancellationToken, channel, metrics, registry};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 struct Running {
@@ -15,11 +19,28 @@ struct Running {
     served: JoinHandle<()>,
 }
 
+/// Answers what it is sent, to the end.
+struct Echo;
+
+impl Streams for Echo {
+    fn magic(&self) -> [u8; MAGIC_BYTES] {
+        *b"testecho"
+    }
+
+    fn serve(&self, mut stream: TcpStream, _: CancellationToken) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move {
+            let (mut read, mut write) = stream.split();
+            let _ = tokio::io::copy(&mut read, &mut write).await;
+        })
+    }
+}
+
 async fn start(router: Router) -> Running {
     let listener = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
-    let served = tokio::spawn(server::serve(listener, router, stop.clone()));
+    let served =
+        tokio::spawn(server::serve(listener, Routes::from(router).with(Arc::new(Echo)), stop.clone()));
     Running { address, stop, served }
 }
 
@@ -99,6 +120,37 @@ async fn hostile_bytes_hurt_nobody_else() {
     })
     .await
     .unwrap();
+    running.stop.cancel();
+    running.served.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_bytes_tell_who_a_connection_is_for() {
+    let running = start(Router::new().route("/", get(|| async { "page" }))).await;
+    let address = running.address;
+    let all = tokio::task::spawn_blocking(move || {
+        let mut slow = std::net::TcpStream::connect(address).unwrap();
+        slow.set_nodelay(true).unwrap();
+        for byte in b"testecho" {
+            slow.write_all(&[*byte]).unwrap();
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        slow.write_all(b"more").unwrap();
+        slow.shutdown(Shutdown::Write).unwrap();
+        let mut answer = Vec::new();
+        slow.read_to_end(&mut answer).unwrap();
+        (
+            answer,
+            exchange(address, b"testechoes", true),
+            exchange(address, b"testech", true),
+            page(address, "/"),
+        )
+    });
+    let (slow, whole, cut, page) = all.await.unwrap();
+    assert_eq!((&slow[..], &whole[..], &cut[..]), (&b"testechomore"[..], &b"testechoes"[..], &b""[..]));
+    assert!(page.ends_with("page"), "{page}");
+    // One that begins so and says no more holds nobody up.
+    let _silent = std::net::TcpStream::connect(address).unwrap().write_all(b"test");
     running.stop.cancel();
     running.served.await.unwrap();
 }

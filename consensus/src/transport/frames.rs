@@ -22,7 +22,8 @@ pub(super) fn encode(message: &impl Message, to: &mut BytesMut) {
     to.put_u32_le(u32::try_from(length).unwrap_or(u32::MAX));
     let crc_at = to.len();
     to.put_u32_le(0);
-    message.encode_raw(to);
+    // There is room: it was made.
+    let _ = message.encode(to);
     let crc = crc32fast::hash(&to[crc_at + 4..]);
     to[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
 }
@@ -31,7 +32,7 @@ pub(super) fn encode(message: &impl Message, to: &mut BytesMut) {
 #[derive(Debug)]
 pub(super) struct Frames<M> {
     /// Of a message: what is said to be longer is not waited for.
-    pub(super) bytes_max: usize,
+    bytes_max: usize,
     message: PhantomData<fn() -> M>,
 }
 

@@ -12,7 +12,6 @@ use eggs_proto::limits::PROTOCOL_VERSION;
 use eggs_proto::{StoreId, pb};
 use futures_util::StreamExt as _;
 use prost::Message as _;
-use rustix::net::sockopt;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -28,15 +27,16 @@ use crate::places::Shared;
 
 /// A stream has said who it is by then.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
-/// What a stranger can make a port hold.
+/// What is taken in of a stranger.
 const GREETING_BYTES_MAX: usize = 1 << 10;
-/// Streams whose greeting is being waited for; more wait their turn.
-const GREETINGS_MAX: usize = 256;
+/// Read at once of a peer.
+const READ_BYTES: usize = 64 << 10;
 /// A stream is closed no later than this after it was refused.
 const FAREWELL_MAX: Duration = Duration::from_secs(1);
-/// After such a silence the kernel asks whether the other side is there.
-const QUIET_MAX: Duration = Duration::from_secs(20);
-/// Of one stream, waiting for the consensus thread, in units of [`ROOM_UNIT`]; when it is full the stream is not read.
+/// A peer that has nothing to say sends heartbeats. A stream that stays silent for longer is one of a host that vanished, or
+/// waits for bytes that a damaged length announced.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// Of one peer, waiting for the consensus thread, in units of [`ROOM_UNIT`]; when it is full the stream is not read.
 const ROOM_UNITS: usize = 16 << 10;
 const ROOM_UNIT: usize = 1 << 10;
 /// Refused strangers that are remembered, so that each is logged once.
@@ -54,6 +54,8 @@ struct Store {
     shared: Arc<Shared>,
     /// The stream of each peer: a newer one ends the one before.
     streams: Mutex<BTreeMap<StoreId, CancellationToken>>,
+    /// Of each peer, whatever its stream: what one has left behind counts against the next.
+    rooms: Mutex<BTreeMap<StoreId, Arc<Semaphore>>>,
     refused: Mutex<BTreeSet<(u64, String)>>,
 }
 
@@ -66,14 +68,11 @@ impl fmt::Debug for PeerHandler {
 /// What takes in the streams to all stores of a port.
 pub fn peer_streams(handlers: Vec<PeerHandler>) -> Arc<dyn Streams> {
     let stores = handlers.into_iter().map(|handler| (handler.store.shared.store, handler)).collect();
-    Arc::new(Port(Arc::new(Ports { stores, greetings: Semaphore::new(GREETINGS_MAX) })))
+    Arc::new(Port { stores: Arc::new(stores) })
 }
 
-struct Port(Arc<Ports>);
-
-struct Ports {
-    stores: BTreeMap<StoreId, PeerHandler>,
-    greetings: Semaphore,
+struct Port {
+    stores: Arc<BTreeMap<StoreId, PeerHandler>>,
 }
 
 impl Streams for Port {
@@ -82,17 +81,20 @@ impl Streams for Port {
     }
 
     fn serve(&self, stream: TcpStream, stop: CancellationToken) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        let ports = Arc::clone(&self.0);
+        let stores = Arc::clone(&self.stores);
         Box::pin(async move {
-            // Of a host that vanished nothing is heard any more. Without it, one connection stays too long.
-            let _ = sockopt::set_socket_keepalive(&stream, true)
-                .and_then(|()| sockopt::set_tcp_keepidle(&stream, QUIET_MAX));
             let (read, write) = stream.into_split();
-            let mut greetings = FramedRead::new(read, Frames::new(GREETING_BYTES_MAX));
-            let (ended, read) = match ports.greeted(&mut greetings).await {
+            let frames = Frames::new(GREETING_BYTES_MAX);
+            let mut greetings = FramedRead::with_capacity(read, frames, GREETING_BYTES_MAX);
+            let greeted = tokio::select! {
+                greeted = greeted(&stores, &mut greetings) => greeted,
+                () = stop.cancelled() => return,
+            };
+            let (ended, read) = match greeted {
                 Ok(None) => return,
                 Ok(Some((handler, from))) => {
                     let mut batches = greetings.map_decoder(|_| Frames::new(DECODED_BYTES_MAX));
+                    batches.read_buffer_mut().reserve(READ_BYTES);
                     (handler.receive(from, &mut batches, stop).await, batches.into_inner())
                 }
                 Err(refusal) => (Err(refusal), greetings.into_inner()),
@@ -127,7 +129,7 @@ async fn say_farewell(mut read: OwnedReadHalf, mut write: OwnedWriteHalf, why: S
     let part = async {
         write.write_all(&frame).await?;
         write.shutdown().await?;
-        let mut rest = vec![0; 16 << 10];
+        let mut rest = [0; 1 << 10];
         while read.read(&mut rest).await? > 0 {}
         Ok::<(), std::io::Error>(())
     };
@@ -135,31 +137,29 @@ async fn say_farewell(mut read: OwnedReadHalf, mut write: OwnedWriteHalf, why: S
     let _ = tokio::time::timeout(FAREWELL_MAX, part).await;
 }
 
-impl Ports {
-    /// Who a new stream is from and to; `None`: it ended without a word.
-    async fn greeted(
-        &self,
-        greetings: &mut Framed<pb::PeerGreeting>,
-    ) -> Result<Option<(&PeerHandler, StoreId)>, Refusal> {
-        let greeting = async {
-            let _turn = self.greetings.acquire().await;
-            let mut magic = [0; MAGIC_BYTES];
-            greetings.get_mut().read_exact(&mut magic).await?;
-            greetings.next().await.transpose()
-        };
-        let greeting = tokio::time::timeout(GREETING_TIMEOUT, greeting).await;
-        let greeting = greeting.map_err(|_| refused("no greeting came"))??;
-        let Some(greeting) = greeting else { return Ok(None) };
-        let handler = self.stores.get(&StoreId(greeting.to_store));
-        let handler =
-            handler.ok_or_else(|| refused(format!("store {:#x} is not on this host", greeting.to_store)))?;
-        Ok(Some((handler, handler.admit(&greeting)?)))
-    }
+/// Who a new stream is from and to; `None`: it ended without a word.
+async fn greeted<'a>(
+    stores: &'a BTreeMap<StoreId, PeerHandler>,
+    greetings: &mut Framed<pb::PeerGreeting>,
+) -> Result<Option<(&'a PeerHandler, StoreId)>, Refusal> {
+    let greeting = async {
+        let mut magic = [0; MAGIC_BYTES];
+        greetings.get_mut().read_exact(&mut magic).await?;
+        greetings.next().await.transpose()
+    };
+    let greeting = tokio::time::timeout(GREETING_TIMEOUT, greeting).await;
+    let greeting = greeting.map_err(|_| refused("no greeting came"))??;
+    let Some(greeting) = greeting else { return Ok(None) };
+    let handler = stores.get(&StoreId(greeting.to_store));
+    let handler =
+        handler.ok_or_else(|| refused(format!("store {:#x} is not on this host", greeting.to_store)))?;
+    Ok(Some((handler, handler.admit(&greeting)?)))
 }
 
 impl PeerHandler {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let store = Store { shared, streams: Mutex::default(), refused: Mutex::default() };
+        let store =
+            Store { shared, streams: Mutex::default(), rooms: Mutex::default(), refused: Mutex::default() };
         PeerHandler { store: Arc::new(store) }
     }
 
@@ -214,12 +214,20 @@ impl PeerHandler {
         if let Some(before) = locked(&self.store.streams).insert(from, replaced.clone()) {
             before.cancel();
         }
-        let intake = Intake::new(Arc::clone(&self.store.shared), from);
+        let room = {
+            let mut rooms = locked(&self.store.rooms);
+            Arc::clone(rooms.entry(from).or_insert_with(|| Arc::new(Semaphore::new(ROOM_UNITS))))
+        };
+        let intake = Intake::new(Arc::clone(&self.store.shared), from, room);
         let take_all = async {
-            while let Some(batch) = batches.next().await {
-                intake.take(batch?).await?;
+            loop {
+                let batch = tokio::time::timeout(SILENCE_MAX, batches.next()).await;
+                match batch.map_err(|_| refused("nothing was heard of the peer"))? {
+                    Some(Ok(batch)) => intake.take(batch).await?,
+                    Some(Err(error)) => return Err(self.damaged(from, error)),
+                    None => return Ok(()),
+                }
             }
-            Ok(())
         };
         let result = tokio::select! {
             result = take_all => result,
@@ -231,6 +239,16 @@ impl PeerHandler {
             streams.remove(&from);
         }
         result
+    }
+}
+
+impl PeerHandler {
+    /// A frame that is none, or a connection that broke.
+    fn damaged(&self, from: StoreId, error: std::io::Error) -> Refusal {
+        if error.kind() == std::io::ErrorKind::InvalidData {
+            tracing::warn!(host = self.store.shared.name, %from, %error, "ended the stream of a peer");
+        }
+        error.into()
     }
 }
 
@@ -253,12 +271,12 @@ struct Intake {
 }
 
 impl Intake {
-    fn new(shared: Arc<Shared>, from: StoreId) -> Self {
+    fn new(shared: Arc<Shared>, from: StoreId, room: Arc<Semaphore>) -> Self {
         let name = shared.name;
         Intake {
             shared,
             from,
-            room: Arc::new(Semaphore::new(ROOM_UNITS)),
+            room,
             messages: metrics::counter!("eggs_peer_messages_received_total", "host" => name, "peer" => label(from)),
             bytes: metrics::counter!("eggs_peer_bytes_received_total", "host" => name, "peer" => label(from)),
             snapshots: metrics::counter!("eggs_consensus_snapshots_received_total", "host" => name),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,8 +23,9 @@ use crate::places::{Joined, Shared};
 /// Connecting within a cluster takes a round trip. Longer than this, the packets are lost: a fresh attempt gets through
 /// sooner than the kernel's ever slower repetitions.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The kernel gives a connection up whose bytes are not acknowledged for so long; heartbeats see to it that there are some.
-const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(2);
+/// The kernel gives a connection up whose bytes are not acknowledged, or not read, for so long; heartbeats see to it that
+/// there are some. Shorter, and a peer that is held up by its disk would lose what it has not read yet.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(3);
 /// Longer than any farewell.
 const FAREWELL_BYTES_MAX: usize = 4 << 10;
 /// When a stream breaks, why may still be on its way.
@@ -143,12 +145,18 @@ impl Sender {
                 Err(error) => error,
             }
         };
-        tokio::select! {
-            why = farewell(&stream) => why,
-            error = write => {
-                let why = tokio::time::timeout(FAREWELL_WAIT, farewell(&stream)).await;
-                why.unwrap_or_else(|_| error.to_string())
-            }
+        let mut words = pin!(farewell(&stream));
+        let error = tokio::select! {
+            words = &mut words => return match words {
+                Ok(Some(words)) => words,
+                Ok(None) => "the peer ended the stream".to_owned(),
+                Err(error) => error.to_string(),
+            },
+            error = write => error,
+        };
+        match tokio::time::timeout(FAREWELL_WAIT, words).await {
+            Ok(Ok(Some(words))) => words,
+            _ => error.to_string(),
         }
     }
 
@@ -169,21 +177,19 @@ async fn connect(address: &str) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Why the other side ends the stream.
-async fn farewell(stream: &TcpStream) -> String {
+/// Why the other side ends the stream; `None`: it does not say.
+async fn farewell(stream: &TcpStream) -> io::Result<Option<String>> {
     let mut words = Frames::<pb::PeerFarewell>::new(FAREWELL_BYTES_MAX);
     let mut buffer = BytesMut::new();
     loop {
         match stream.readable().await.and_then(|()| stream.try_read_buf(&mut buffer)) {
-            Ok(0) => return "the peer ended the stream".to_owned(),
+            Ok(0) => return Ok(None),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(error) => return error.to_string(),
+            Err(error) => return Err(error),
         }
-        match words.decode(&mut buffer) {
-            Ok(Some(farewell)) => return farewell.why.replace('\n', " "),
-            Ok(None) => {}
-            Err(error) => return error.to_string(),
+        if let Some(farewell) = words.decode(&mut buffer)? {
+            return Ok(Some(farewell.why.replace('\n', " ")));
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use eggs_machine::MemoryTable;
 use eggs_proto::flags;
+use eggs_proto::limits::{SLOW_TRANSACTIONS_MAX, TRANSACTION_STEP_BYTES_MAX};
 use pb::StoreKind::{self, StoreCrossdir, StoreShard, StoreShuckle};
 use proptest::prelude::*;
 
@@ -379,6 +380,50 @@ fn a_host_has_one_live_store_of_a_kind() {
 }
 
 #[test]
+fn transactions_that_take_long_are_told() {
+    let mut registry = Registry::new(STALE_AFTER);
+    registry.whole();
+    let slow = |transaction, started_at: Time, step: &str| pb::TransactionInfo {
+        transaction,
+        kind: "mkdir".into(),
+        started_at: started_at.0,
+        step: step.into(),
+        finished: false,
+    };
+    let beat = |slow| {
+        let mut beat = Beat::new(20, StoreCrossdir, "a").led(&[256], 1, &[20]);
+        beat.0.slow_transactions = slow;
+        beat.op()
+    };
+    let began = Time(registry.now);
+    let two = vec![slow(5, began, "waits for shard 7"), slow(6, began, "waits for transaction 5")];
+    registry.ok(&beat(two.clone()));
+    assert_eq!((registry.map().slow_transactions, registry.texts()), (two.clone(), vec![]));
+    for _ in 0..30 {
+        registry.pass(Duration::from_secs(1));
+        registry.beat();
+        registry.ok(&disks("b:1", (1..=8).map(report).collect()));
+    }
+    registry.ok(&beat(two.clone()));
+    assert_eq!(registry.texts(), [""; 0], "not yet");
+    registry.pass(Duration::from_secs(1));
+    registry.ok(&beat(two));
+    let texts = registry.texts();
+    assert!(
+        texts.len() == 1 && texts[0].contains("under way for 31 s: waits for shard 7; 1 more"),
+        "{texts:?}"
+    );
+    // Another that leads has none.
+    registry.ok(&beat(vec![]));
+    assert_eq!((registry.map().slow_transactions, registry.texts()), (vec![], vec![]));
+
+    let many = vec![slow(1, began, ""); SLOW_TRANSACTIONS_MAX + 1];
+    registry.refused(&beat(many), RegistryError::Malformed, "too many");
+    let long = "x".repeat(TRANSACTION_STEP_BYTES_MAX + 1);
+    registry.refused(&beat(vec![slow(1, began, &long)]), RegistryError::Malformed, "too long");
+}
+
+#[test]
 fn of_two_leaders_the_later_term_wins() {
     let mut registry = Registry::three(Duration::ZERO);
     let all: Vec<u32> = (0..256).collect();
@@ -660,7 +705,7 @@ fn hostile() -> impl Strategy<Value = Op> {
             problem,
             boot,
             transactions: 0,
-            slow_transactions: Vec::new(),
+            slow_transactions: vec![pb::TransactionInfo::default(); (boot as usize) * 20],
         });
     let block = (0u64..5, 0u64..5, any::<u64>(), -1i32..4)
         .prop_map(|(block_service, block, file, kind)| pb::BadBlock { block_service, block, file, kind });

@@ -12,7 +12,9 @@ use eggs_machine::{Batch, MemoryTable, Table};
 use eggs_proto::limits::PROTOCOL_VERSION;
 use eggs_proto::pb::crossdir_reply::Result as Answer;
 use eggs_proto::pb::crossdir_request::Op;
-use eggs_proto::{CrossdirError, InodeId, ServiceError, SessionId, ShardError, ShardId, Time, TransactionId, pb};
+use eggs_proto::{
+    CrossdirError, InodeId, ServiceError, SessionId, ShardError, ShardId, Time, TransactionId, pb,
+};
 use prost::Message;
 
 use super::{
