@@ -44,7 +44,8 @@
 //! - **XD-11** After a transaction, whatever crashed on the way, the namespace is as if it had run at one
 //!   go, or not at all.
 //! - **XD-12** At every instant a moved inode has exactly one name: the old one dies at the instant the new one
-//!   comes, and while the old one is locked who reads it asks what became of the move.
+//!   comes, and while the old one is locked who reads it asks what became of the move. So has each of two that are
+//!   exchanged, and each of their names leads to one of them.
 
 pub mod driver;
 pub mod locks;
