@@ -32,10 +32,9 @@
 //! - **XD-6** No two transactions that conflict run at once.
 //! - **XD-7** Of two transactions that conflict, the one begun first runs first; every transaction runs
 //!   once those begun before it are done.
-//! - **XD-8** What a transaction decides by looking at more than the shards' memory of it (today: that a move of a directory
-//!   makes no loop) is recorded before it acts on it, is not made wrong by what others do until it is over, and is not
-//!   decided again after a crash.
-//!   Only the newest driver's decisions are recorded.
+//! - **XD-8** What a transaction decides by looking at more than the shards' memory of it (today: that a move or an exchange
+//!   of directories makes no loop) is recorded before it acts on it, is not made wrong by what others do until it is over,
+//!   and is not decided again after a crash. Only the newest driver's decisions are recorded.
 //! - **XD-9** A caller is answered once: when the outcome is certain and nothing is left that the caller
 //!   could tell from its being done (XD-12). An uncertain outcome is never answered; the step is repeated.
 //! - **XD-10** A step of a transaction never runs after the shard forgot it: the floor that goes with
