@@ -10,13 +10,12 @@ use eggs_proto::{InodeId, Time, pb, policy};
 
 use crate::error::{ClientError, Result};
 use crate::listing::Listing;
-use crate::names::{RenameWords, attributes_or, check_name, done, link_reply};
+use crate::names::{DIRECTORY_MODE, RenameWords, attributes_or, check_name, done, link_reply};
 use crate::path::Path;
 use crate::types::{CreateOptions, ListOptions, NewAttributes, Policies, Replace, Resolved};
 use crate::walk::{Start, Want};
 use crate::{Client, Directory, FileReader};
 
-const DIRECTORY_MODE: u32 = 0o755;
 const LINK_MODE: u32 = 0o777;
 
 impl Directory {

@@ -11,7 +11,7 @@ use futures_util::{StreamExt, stream};
 
 use crate::Client;
 use crate::error::{ClientError, Result};
-use crate::moves::Moves;
+use crate::moves::{Fate, Moves};
 use crate::path::Path;
 use crate::types::{Entry, ListOptions, Metadata};
 use crate::walk::{Start, Want};
@@ -128,9 +128,11 @@ impl Listing {
         let mut moves = Moves::new(&self.client, self.options.at);
         let mut entries = Vec::with_capacity(reply.entries.len());
         for entry in reply.entries {
-            if entry.locked_by == 0 || self.locked_are_there || self.is_there(&entry, &mut moves).await? {
-                entries.push(entry_of(entry)?);
-            }
+            let entry = match entry.locked_by == 0 || self.locked_are_there {
+                true => Some(entry),
+                false => self.settled(entry, &mut moves).await?,
+            };
+            entries.extend(entry.map(entry_of).transpose()?);
         }
         if self.options.attributes {
             self.complete(&mut entries).await?;
@@ -138,28 +140,32 @@ impl Listing {
         Ok(entries)
     }
 
-    /// Whether a name that a move has locked is there.
-    async fn is_there(&self, entry: &pb::Entry, moves: &mut Moves) -> Result<bool> {
-        if let Some(gone) = moves.is_gone(&self.client, entry.locked_by).await? {
-            return Ok(!gone);
-        }
-        let path = Path { names: vec![entry.name.clone()] };
-        let want = Want { at: self.options.at, ..Want::default() };
-        match self.client.walk(&Start::at(self.directory), path, want, &self.what).await {
-            Ok(walked) => Ok(walked.inode.0 == entry.target),
-            Err(error) if error.is_not_found() => Ok(false),
-            Err(error) => Err(error),
-        }
+    /// What a name is that a move or an exchange has locked; `None`: it is not there.
+    async fn settled(&self, entry: pb::Entry, moves: &mut Moves) -> Result<Option<pb::Entry>> {
+        let (target, created_at) = match moves.fate(&self.client, entry.locked_by).await? {
+            Some(Fate::There) => return Ok(Some(entry)),
+            Some(Fate::Gone) => return Ok(None),
+            Some(Fate::Leads(target, since)) => (target, since),
+            None => {
+                let path = Path { names: vec![entry.name.clone()] };
+                let want = Want { at: self.options.at, ..Want::default() };
+                match self.client.walk(&Start::at(self.directory), path, want, &self.what).await {
+                    Ok(walked) => (walked.inode, walked.created_at),
+                    Err(error) if error.is_not_found() => return Ok(None),
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        let attributes = entry.attributes.filter(|attributes| attributes.inode == target.0);
+        Ok(Some(pb::Entry { target: target.0, created_at: created_at.0, attributes, ..entry }))
     }
 
-    /// Attributes of inodes of other shards.
+    /// Attributes the page came without: of inodes of other shards, and of what was exchanged.
     async fn complete(&self, entries: &mut [Entry]) -> Result<()> {
-        let elsewhere =
-            |entry: &Entry| entry.metadata.is_none() && entry.target.shard() != self.directory.shard();
         let missing: Vec<(usize, InodeId)> = entries
             .iter()
             .enumerate()
-            .filter_map(|(n, entry)| elsewhere(entry).then_some((n, entry.target)))
+            .filter_map(|(n, entry)| entry.metadata.is_none().then_some((n, entry.target)))
             .collect();
         let stats = missing.into_iter().map(|(n, target)| async move {
             match self.client.stat_inode(target).await {

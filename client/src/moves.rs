@@ -1,13 +1,22 @@
-//! Names that a move has locked: whether they are still there is known to the coordinator.
+//! Names that a move or an exchange has locked: whether they are still there is known to the coordinator.
 
 use eggs_client_core::retry::Backoff;
 use eggs_proto::pb::{crossdir_reply, crossdir_request};
-use eggs_proto::{Time, TransactionId, pb};
+use eggs_proto::{InodeId, Time, TransactionId, pb};
 
 use crate::Client;
 use crate::ask::Patience;
 use crate::connection::entropy;
 use crate::error::{ClientError, Result};
+
+/// What a locked name is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    There,
+    Gone,
+    /// It leads to this inode instead, since then.
+    Leads(InodeId, Time),
+}
 
 /// What one who reads has learned of moves, all as of one instant.
 #[derive(Debug)]
@@ -15,6 +24,7 @@ pub(crate) struct Moves {
     at: Time,
     pub moved: Vec<u64>,
     pub not_moved: Vec<u64>,
+    pub exchanged: Vec<pb::Exchanged>,
     patience: Patience,
     backoff: Backoff,
 }
@@ -22,23 +32,33 @@ pub(crate) struct Moves {
 impl Moves {
     /// `at` unset: now.
     pub fn new(client: &Client, at: Time) -> Moves {
-        let (moved, not_moved) = (Vec::new(), Vec::new());
-        Moves { at, moved, not_moved, patience: client.shared.patience(), backoff: Backoff::default() }
+        let (patience, backoff) = (client.shared.patience(), Backoff::default());
+        let (moved, not_moved, exchanged) = (Vec::new(), Vec::new(), Vec::new());
+        Moves { at, moved, not_moved, exchanged, patience, backoff }
     }
 
-    /// Whether the old name was gone by the instant; asks the coordinator once. `None`: the move is over, and nothing is
-    /// locked by it any more: to be looked at again.
-    pub async fn is_gone(&mut self, client: &Client, transaction: u64) -> Result<Option<bool>> {
+    /// What the name was by the instant; asks the coordinator once. `None`: the move is over, and nothing is locked by it
+    /// any more: to be looked at again.
+    pub async fn fate(&mut self, client: &Client, transaction: u64) -> Result<Option<Fate>> {
         if self.moved.contains(&transaction) {
-            return Ok(Some(true));
+            return Ok(Some(Fate::Gone));
         }
         if self.not_moved.contains(&transaction) {
-            return Ok(Some(false));
+            return Ok(Some(Fate::There));
+        }
+        if let Some(known) = self.exchanged.iter().find(|known| known.transaction == transaction) {
+            return Ok(Some(Fate::Leads(InodeId(known.target), Time(known.exchanged_at))));
         }
         let reply = client.resolve_move(TransactionId(transaction)).await?;
-        let gone = match reply.outcome() {
-            pb::MoveOutcome::MoveNotMade => false,
-            pb::MoveOutcome::MoveMade => self.at.is_unset() || reply.moved_at <= self.at.0,
+        let by_then = self.at.is_unset() || reply.moved_at <= self.at.0;
+        let fate = match reply.outcome() {
+            pb::MoveOutcome::MoveMade if by_then => Fate::Gone,
+            pb::MoveOutcome::MoveExchanged if by_then => {
+                Fate::Leads(InodeId(reply.target), Time(reply.moved_at))
+            }
+            pb::MoveOutcome::MoveNotMade | pb::MoveOutcome::MoveMade | pb::MoveOutcome::MoveExchanged => {
+                Fate::There
+            }
             pb::MoveOutcome::MoveOver => {
                 // A replica that has not heard of it yet will.
                 if !self.patience.sleep(self.backoff.pause(entropy())).await {
@@ -47,9 +67,15 @@ impl Moves {
                 return Ok(None);
             }
         };
-        let known = if gone { &mut self.moved } else { &mut self.not_moved };
-        known.push(transaction);
-        Ok(Some(gone))
+        match fate {
+            Fate::Gone => self.moved.push(transaction),
+            Fate::There => self.not_moved.push(transaction),
+            Fate::Leads(target, at) => {
+                let (target, exchanged_at) = (target.0, at.0);
+                self.exchanged.push(pb::Exchanged { transaction, target, exchanged_at });
+            }
+        }
+        Ok(Some(fate))
     }
 }
 

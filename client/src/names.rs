@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use eggs_client_core::span::{Body, check_page};
-use eggs_proto::limits::{DEPTH_MAX, PATH_BYTES_MAX};
+use eggs_proto::limits::{DEPTH_MAX, MKDIR_NAMES_MAX, PATH_BYTES_MAX};
 use eggs_proto::pb::{crossdir_reply, crossdir_request, shard_reply, shard_request, write_op, write_result};
 use eggs_proto::{CrossdirError, InodeId, ServiceError, ShardError, Time, names, pb, policy};
 
@@ -17,6 +17,7 @@ use crate::walk::{Start, Walked, Want};
 use crate::{Client, Directory};
 
 const FILE_MODE: u32 = 0o644;
+pub(crate) const DIRECTORY_MODE: u32 = 0o755;
 
 /// What the caller says of a new inode, or what is usual.
 pub(crate) fn attributes_or(given: Option<&NewAttributes>, mode: u32) -> NewAttributes {
@@ -182,40 +183,59 @@ impl Client {
 
     /// Makes a directory and those on the way; one that exists is fine.
     pub async fn mkdir_all(&self, path: impl AsRef<[u8]>) -> Result<InodeId> {
-        let path = Path::parse(path.as_ref())?;
-        // From the end back to the first that exists, then forward.
-        let mut missing = Vec::new();
-        let mut rest = path.clone();
-        let mut directory = loop {
-            match self.directory_at(&Start::root(), rest.clone(), None).await {
-                Ok(directory) => break directory,
-                Err(error) if error.is_not_found() => match rest.split() {
-                    Some((parent, name)) => {
-                        missing.push(name);
-                        rest = parent;
-                    }
-                    None => return Err(error),
-                },
-                Err(error) if error.refusal() == Some(Refusal::NotDirectory) && missing.is_empty() => {
-                    return Err(self.exists_or(error, &path).await);
-                }
-                Err(error) => return Err(error),
-            }
-        };
-        while let Some(name) = missing.pop() {
-            directory = match directory.mkdir(&name, None).await {
-                Err(error) if error.is_exists() => directory.directory(&name).await?,
-                made => made?,
-            };
-        }
-        Ok(directory.inode)
+        self.mkdir_all_with(path, None).await
     }
 
-    /// "file exists" when something that is no directory has the path itself.
-    async fn exists_or(&self, error: ClientError, path: &Path) -> ClientError {
-        match self.walk(&Start::root(), path.clone(), Want::default(), "").await {
-            Ok(_) => ClientError::refused(Refusal::Exists, ShardError::Exists, path),
-            Err(_) => error,
+    /// As [`Client::mkdir_all`]. What is missing is made in one request: who sees one of the new directories sees all.
+    /// Those on the way have the usual mode.
+    ///
+    /// # Errors
+    /// "too deep" when more than [`MKDIR_NAMES_MAX`] are missing.
+    pub async fn mkdir_all_with(
+        &self,
+        path: impl AsRef<[u8]>,
+        attributes: Option<NewAttributes>,
+    ) -> Result<InodeId> {
+        let path = Path::parse(path.as_ref())?;
+        let what = path.to_string();
+        let attributes = attributes_or(attributes.as_ref(), DIRECTORY_MODE);
+        let on_the_way = NewAttributes { mode: DIRECTORY_MODE, mtime: None, ..attributes };
+        // Again when somebody else has made or removed some of them meanwhile.
+        let mut again = 2 * path.names.len();
+        loop {
+            let want = Want { follow: true, as_far: true, ..Want::default() };
+            let walked = self.walk(&Start::root(), path.clone(), want, &what).await?;
+            if walked.rest.is_empty() {
+                return match walked.inode.is_directory() {
+                    true => Ok(walked.inode),
+                    false => Err(ClientError::refused(Refusal::Exists, ShardError::Exists, what)),
+                };
+            }
+            let missing = walked.rest.len();
+            if missing > MKDIR_NAMES_MAX {
+                let why =
+                    format!("{missing} directories are missing, at most {MKDIR_NAMES_MAX} are made at once");
+                return Err(ClientError::refused(Refusal::TooDeep, why, what));
+            }
+            let op = pb::MkdirPath {
+                parent: walked.inode.0,
+                names: walked.rest,
+                on_the_way: Some(on_the_way),
+                attributes: Some(attributes),
+            };
+            match self.shared.crossdir_write(crossdir_request::Op::MkdirPath(op)).await? {
+                Ok(crossdir_reply::Result::MkdirPath(reply)) if reply.inodes.len() == missing => {
+                    return Ok(InodeId(reply.inodes[missing - 1]));
+                }
+                Ok(_) => return Err(ClientError::other_reply("mkdir")),
+                Err(error) => {
+                    let error = ClientError::from_crossdir(&error, &what);
+                    if again == 0 || !(error.is_exists() || error.is_not_found()) {
+                        return Err(error);
+                    }
+                    again -= 1;
+                }
+            }
         }
     }
 
@@ -290,6 +310,50 @@ impl Client {
                     let words = RenameWords { from: &from_text, to: &to_text };
                     return Err(words.say(ClientError::from_crossdir(&error, &from_text)));
                 }
+            }
+        }
+    }
+
+    /// Exchanges what two paths lead to, at one instant: files, links and directories in any mix. Both have to exist; neither
+    /// may be above the other.
+    pub async fn exchange(&self, one: impl AsRef<[u8]>, other: impl AsRef<[u8]>) -> Result<()> {
+        let (one, other) = (Path::parse(one.as_ref())?, Path::parse(other.as_ref())?);
+        let (one_text, other_text) = (one.to_string(), other.to_string());
+        let is_root = || ClientError::refused(Refusal::IsRoot, ShardError::IsRoot, "/");
+        let name = one.names.last().cloned().ok_or_else(is_root)?;
+        let other_name = other.names.last().cloned().ok_or_else(is_root)?;
+        let what = format!("{one_text} <-> {other_text}");
+        let mut again = true;
+        loop {
+            let root = Start::root();
+            let first = self.walk(&root, one.clone(), Want::default(), &one_text);
+            let second = self.walk(&root, other.clone(), Want::default(), &other_text);
+            let (first, second) = futures_util::future::try_join(first, second).await?;
+            if first.directory == second.directory {
+                let op = pb::Exchange { directory: first.directory.0, name, other_name };
+                let result = self.write_one(first.directory, write_op::Op::Exchange(op)).await?;
+                return link_reply(result, &what).map(drop);
+            }
+            let op = pb::ExchangeAcross {
+                directory: first.directory.0,
+                name: name.clone(),
+                target: first.inode.0,
+                other_directory: second.directory.0,
+                other_name: other_name.clone(),
+                other_target: second.inode.0,
+            };
+            let error = if first.inode == second.inode {
+                // It was moved from the one to the other between the two looks.
+                CrossdirError::Changed.bare()
+            } else {
+                match self.shared.crossdir_write(crossdir_request::Op::Exchange(op)).await? {
+                    Ok(crossdir_reply::Result::Exchange(_)) => return Ok(()),
+                    Ok(_) => return Err(ClientError::other_reply("exchange")),
+                    Err(error) => error,
+                }
+            };
+            if !std::mem::take(&mut again) || error.code != CrossdirError::Changed.code() {
+                return Err(ClientError::from_crossdir(&error, &what));
             }
         }
     }

@@ -66,7 +66,7 @@ impl Client {
         at: Time,
         what: &str,
     ) -> Result<FileReader> {
-        let want = Want { at, attributes: true, spans: true, follow: true };
+        let want = Want { at, attributes: true, spans: true, follow: true, ..Want::default() };
         let walked = self.walk(start, path, want, what).await?;
         let (spans, all) = (walked.spans, walked.all_spans);
         let attributes = walked.attributes.ok_or_else(|| ClientError::not_found(what))?;

@@ -1,5 +1,6 @@
 //! From a path to an inode: one request per host on the way, symbolic links followed here.
 
+use bytes::Bytes;
 use eggs_proto::limits::WALK_COMPONENTS_MAX;
 use eggs_proto::pb::{shard_reply, shard_request};
 use eggs_proto::{InodeId, ServiceError, ShardError, Time, pb, policy};
@@ -21,6 +22,8 @@ pub(crate) struct Want {
     pub spans: bool,
     /// Follow a link at the end too.
     pub follow: bool,
+    /// What is missing is no error: the walk ends at the last directory there is.
+    pub as_far: bool,
 }
 
 /// Where a walk ended.
@@ -35,6 +38,8 @@ pub(crate) struct Walked {
     pub all_spans: bool,
     /// Of the directories on the way, nearer ones winning; without the defaults.
     pub policies: Policies,
+    /// With [`Want::as_far`]: the names that are missing.
+    pub rest: Vec<Bytes>,
 }
 
 /// Where to begin: a directory and what is inherited there.
@@ -72,14 +77,21 @@ impl Client {
     /// Walks from `start` along `path`; `what` is the path for people.
     pub(crate) async fn walk(&self, start: &Start, path: Path, want: Want, what: &str) -> Result<Walked> {
         let mut path = path;
+        // Names at its end that are not of a link's target.
+        let mut own = path.names.len();
         for _ in 0..=LINKS_MAX {
             let (walked, consumed) = self.walk_to_link(start, &path, want, what).await?;
             let at_end = consumed == path.names.len();
-            if !walked.inode.is_symlink() || (at_end && !want.follow) {
-                return Ok(walked);
-            }
-            let target = self.link_target(walked.inode, walked.spans, walked.all_spans).await?;
             let rest = path.names.split_off(consumed);
+            if !walked.inode.is_symlink() || (at_end && !want.follow) {
+                // A link that leads nowhere.
+                if rest.len() > own {
+                    return Err(ClientError::not_found(what));
+                }
+                return Ok(Walked { rest, ..walked });
+            }
+            own = rest.len();
+            let target = self.link_target(walked.inode, walked.spans, walked.all_spans).await?;
             if target.first() == Some(&b'/') {
                 if start.inode != InodeId::ROOT {
                     // An absolute target leaves the directory the walk began in.
@@ -113,6 +125,7 @@ impl Client {
             spans: Vec::new(),
             all_spans: false,
             policies: start.policies.clone(),
+            rest: Vec::new(),
         };
         let mut consumed = 0;
         let mut moves = Moves::new(self, want.at);
@@ -139,13 +152,17 @@ impl Client {
             (walked.attributes, walked.spans) = (reply.attributes, reply.spans);
             walked.all_spans = reply.all_spans;
             if reply.locked_by != 0 {
-                moves.is_gone(self, reply.locked_by).await?;
+                moves.fate(self, reply.locked_by).await?;
                 continue;
             }
             if walked.inode.is_symlink() && (consumed < path.names.len() || want.follow) {
                 return Ok((walked, consumed));
             }
             if let Some(error) = reply.stopped {
+                let missing = error.code == ShardError::NotFound.code() && walked.inode.is_directory();
+                if want.as_far && missing {
+                    return Ok((walked, consumed));
+                }
                 return Err(stopped(&error, path, consumed, what));
             }
             if consumed == path.names.len() {
@@ -163,7 +180,7 @@ impl Client {
     pub(crate) async fn walk_once(
         &self,
         start: InodeId,
-        names: &[bytes::Bytes],
+        names: &[Bytes],
         want: Want,
         moves: &Moves,
     ) -> Result<Result<pb::WalkReply, pb::Error>> {
@@ -175,6 +192,7 @@ impl Client {
             want_spans: want.spans,
             moved: moves.moved.clone(),
             not_moved: moves.not_moved.clone(),
+            exchanged: moves.exchanged.clone(),
         });
         match self.shared.shard_read(start.shard(), op).await? {
             Ok(shard_reply::Result::Walk(reply)) => Ok(Ok(reply)),

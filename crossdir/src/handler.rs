@@ -119,7 +119,7 @@ impl Handler {
         sequence: u64,
         shards: &Shards,
     ) -> Result<Answer, pb::Error> {
-        if self.space.is_almost_full() && matches!(op, Op::Mkdir(_)) {
+        if self.space.is_almost_full() && matches!(op, Op::Mkdir(_) | Op::MkdirPath(_)) {
             return Err(CrossdirError::NoSpace.with("the coordinator"));
         }
         // No queue can be longer than all that is unfinished: only then is it worth asking.
@@ -240,6 +240,8 @@ fn intent(op: &Op) -> Option<Intent> {
         Op::Mkdir(op) => Some(Intent::Mkdir(op.clone())),
         Op::Rmdir(op) => Some(Intent::Rmdir(op.clone())),
         Op::Move(op) => Some(Intent::Move(op.clone())),
+        Op::MkdirPath(op) => Some(Intent::MkdirPath(op.clone())),
+        Op::Exchange(op) => Some(Intent::Exchange(op.clone())),
         Op::ListTransactions(_) | Op::ResolveMove(_) => None,
     }
 }
@@ -263,6 +265,8 @@ fn op_name(op: &Op) -> &'static str {
         Op::Mkdir(_) => "mkdir",
         Op::Rmdir(_) => "rmdir",
         Op::Move(_) => "move",
+        Op::MkdirPath(_) => "mkdir_path",
+        Op::Exchange(_) => "exchange",
         Op::ListTransactions(_) => "list_transactions",
         Op::ResolveMove(_) => "resolve_move",
     }

@@ -18,6 +18,8 @@ pub const NAME_BYTES_MAX: usize = 255;
 pub const PATH_BYTES_MAX: usize = 4096;
 /// Components in one walk request.
 pub const WALK_COMPONENTS_MAX: usize = 256;
+/// Directories one request makes, each in the one before.
+pub const MKDIR_NAMES_MAX: usize = 256;
 /// Deepest directory; bounds the walk to the root of the no-loops check.
 pub const DEPTH_MAX: usize = 2048;
 

@@ -52,6 +52,10 @@ bugs! {
     DamagedLogKept = "damaged-log-kept";
     /// A directory that was moved still says it belongs to its old parent.
     NoSetOwner = "no-set-owner";
+    /// Of an exchange only the one name changes: the other is unlocked as it was.
+    HalfExchange = "half-exchange";
+    /// Of several directories to be made, the last one is not.
+    HalfPath = "half-path";
     /// Now and then a shard loses an entry of the dead map.
     ForgetDeadMap = "forget-dead-map";
     /// A shard's clock now and then goes back.
@@ -110,6 +114,7 @@ impl Machine for BuggyShard {
         match self.bug {
             Some(Bug::NoTransactionCheck) => forget_steps(tx, &command)?,
             Some(Bug::NoSetOwner) => command = without_set_owner(&command).into(),
+            Some(bug @ (Bug::HalfExchange | Bug::HalfPath)) => command = by_half(&command, bug).into(),
             Some(Bug::NoSessionCheck) => delete(tx, &[0, b'C'], 0, 1)?,
             Some(Bug::ClockGoesBack) if time.0.is_multiple_of(8) => time = Time(time.0 - 20_000_000),
             _ => {}
@@ -159,6 +164,11 @@ fn forget_steps<T: Table + ?Sized>(tx: &mut Tx<'_, T>, command: &[u8]) -> Result
             Op::UnlinkEdge(op) => (op.transaction, Step::UnlinkEdge),
             Op::SetOwner(op) => (op.transaction, Step::SetOwner),
             Op::RemoveDirectory(op) => (op.transaction, Step::RemoveDirectory),
+            Op::CreateDirectories(op) => (op.transaction, Step::CreateDirectories),
+            Op::DiscardDirectories(op) => (op.transaction, Step::DiscardDirectories),
+            Op::ExchangeEdge(op) => (op.transaction, Step::ExchangeEdge),
+            Op::SettleEdge(op) => (op.transaction, Step::SettleEdge),
+            Op::SetOwners(op) => (op.transaction, Step::SetOwners),
             _ => continue,
         };
         tx.delete(transaction_key(TransactionId(transaction), step))?;
@@ -170,9 +180,29 @@ fn forget_steps<T: Table + ?Sized>(tx: &mut Tx<'_, T>, command: &[u8]) -> Result
 fn without_set_owner(command: &[u8]) -> Vec<u8> {
     let mut command = pb::ShardCommand::decode(command).unwrap_or_default();
     for op in command.ops.iter_mut().filter_map(|op| op.op.as_mut()) {
-        if let Some(Op::SetOwner(set)) = &op.op {
-            let nothing = pb::SetAttributes { inode: set.directory, ..pb::SetAttributes::default() };
-            op.op = Some(Op::SetAttributes(nothing));
+        let directory = match &op.op {
+            Some(Op::SetOwner(set)) => set.directory,
+            Some(Op::SetOwners(set)) => set.owners.first().map_or(0, |owner| owner.directory),
+            _ => continue,
+        };
+        let nothing = pb::SetAttributes { inode: directory, ..pb::SetAttributes::default() };
+        op.op = Some(Op::SetAttributes(nothing));
+    }
+    command.encode_to_vec()
+}
+
+/// The command without half of what it should do.
+fn by_half(command: &[u8], bug: Bug) -> Vec<u8> {
+    let mut command = pb::ShardCommand::decode(command).unwrap_or_default();
+    for op in command.ops.iter_mut().filter_map(|op| op.op.as_mut()) {
+        match (&mut op.op, bug) {
+            (Some(Op::SettleEdge(step)), Bug::HalfExchange) => {
+                let (transaction, directory) = (step.transaction, step.directory);
+                let name = std::mem::take(&mut step.name);
+                op.op = Some(Op::UnlockEdge(pb::UnlockEdge { transaction, directory, name }));
+            }
+            (Some(Op::CreateDirectories(step)), Bug::HalfPath) => drop(step.names.pop()),
+            _ => {}
         }
     }
     command.encode_to_vec()

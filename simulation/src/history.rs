@@ -119,6 +119,8 @@ pub(crate) struct Operation {
     pub claims: Vec<Claim>,
     /// Size of the file it writes.
     pub size: u32,
+    /// Directories it makes below the one whose birth it claims.
+    pub below: usize,
     /// The directory it tries to remove.
     pub removes: Option<InodeId>,
 }
@@ -148,6 +150,7 @@ impl History {
             outcome: Outcome::Unknown,
             claims: Vec::new(),
             size: 0,
+            below: 0,
             removes: None,
         });
         id

@@ -39,11 +39,18 @@ struct Notes {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Put { path: String, size: usize, number: u64 },
+    Put {
+        path: String,
+        size: usize,
+        number: u64,
+    },
     Mkdir(String),
+    /// Each in the one before.
+    MkdirAll(Vec<String>),
     Rmdir(String),
     Unlink(String),
     Rename(String, String),
+    Exchange(String, String),
 }
 
 impl Step {
@@ -62,6 +69,18 @@ impl Step {
         let new = format!("{parent}/n{number}");
         let file = (!files.is_empty()).then(|| files[rng.random_range(0..files.len().max(1))].clone());
         let empty = directories.iter().find(|path| !notes.names.keys().any(|name| is_below(name, path)));
+        let all: Vec<&String> = notes.names.keys().collect();
+        let pick = |rng: &mut ChaCha8Rng| all.get(rng.random_range(0..all.len().max(1))).copied();
+        let apart = |a: &str, b: &str| a != b && !is_below(a, b) && !is_below(b, a);
+        if let (true, Some(one), Some(other)) = (rng.random_bool(0.12), pick(rng), pick(rng))
+            && apart(one, other)
+        {
+            return Step::Exchange(one.clone(), other.clone());
+        }
+        if rng.random_bool(0.06) {
+            let below = format!("{new}/a");
+            return Step::MkdirAll(vec![new, below.clone(), format!("{below}/b")]);
+        }
         match (rng.random_range(0..10), file) {
             (0..5, _) | (_, None) => {
                 let size = SIZES[rng.random_range(0..SIZES.len())];
@@ -89,8 +108,21 @@ impl Step {
             Step::Mkdir(path) => {
                 names.insert(path.clone(), Node::Directory);
             }
+            Step::MkdirAll(paths) => {
+                names.extend(paths.iter().map(|path| (path.clone(), Node::Directory)));
+            }
             Step::Rmdir(path) | Step::Unlink(path) => {
                 names.remove(path);
+            }
+            Step::Exchange(one, other) => {
+                let moved = |name: &String| {
+                    let below =
+                        |path: &String| (name == path || is_below(name, path)).then(|| &name[path.len()..]);
+                    let to_other = below(one).map(|rest| format!("{other}{rest}"));
+                    to_other.or_else(|| below(other).map(|rest| format!("{one}{rest}")))
+                };
+                names =
+                    names.iter().map(|(name, node)| (moved(name).unwrap_or(name.clone()), *node)).collect();
             }
             Step::Rename(from, to) => {
                 let moved: Vec<String> =
@@ -112,6 +144,10 @@ impl Step {
                 client.put_bytes(path, bytes(*size, *number).into(), &options).await.map(drop)
             }
             Step::Mkdir(path) => client.mkdir(path, None).await.map(drop),
+            Step::MkdirAll(paths) => {
+                client.mkdir_all(paths.last().expect("directories to make")).await.map(drop)
+            }
+            Step::Exchange(one, other) => client.exchange(one, other).await,
             Step::Rmdir(path) => client.rmdir(path).await.map(drop),
             Step::Unlink(path) => client.unlink(path).await,
             Step::Rename(from, to) => client.rename(from, to, Replace::Refuse).await.map(drop),

@@ -134,7 +134,7 @@ fn each_kind_of_damage_is_found_and_named() {
     up.stop();
 }
 
-/// Directories are made, moved and removed all the while.
+/// Directories are made, moved, exchanged and removed all the while.
 #[test]
 fn a_busy_cluster_is_clean() {
     let folder = scratch();
@@ -151,7 +151,13 @@ fn a_busy_cluster_is_clean() {
                 }
                 while !done.load(Ordering::Relaxed) {
                     let (left, right) = (format!("/{n}/left/d"), format!("/{n}/right/d"));
+                    let (path, other) = (format!("/{n}/right/p/q"), format!("/{n}/right/p"));
                     client.mkdir(&left, None).await.unwrap();
+                    client.mkdir_all(&path).await.unwrap();
+                    client.exchange(&left, &path).await.unwrap();
+                    client.exchange(&other, &left).await.unwrap();
+                    client.rmdir(&other).await.unwrap();
+                    client.rmdir(format!("{left}/q")).await.unwrap();
                     client.rename(&left, &right, Replace::Refuse).await.unwrap();
                     client.rmdir(&right).await.unwrap();
                     rounds.fetch_add(1, Ordering::Relaxed);

@@ -199,6 +199,7 @@ fn refusals_in_posix_words() {
     std::fs::create_dir(folder.path().join("d")).unwrap();
     ctl.ok("mkdir -p /d/sub");
     ctl.ok("put f /d/f");
+    ctl.ok("put f /d/g");
     for (words, reasons) in [
         ("ls /no", &["/no", "no such file or directory"][..]),
         ("cat /no", &["cat", "/no", "no such file or directory"]),
@@ -209,6 +210,7 @@ fn refusals_in_posix_words() {
         ("mkdir /no/d", &["/no", "no such file or directory"]),
         ("mkdir /d/f/x", &["/d/f", "not a directory"]),
         ("mkdir -p /d/f", &["/d/f", "file exists"]),
+        ("mkdir -p /d/f/x/y", &["/d/f", "not a directory"]),
         ("rmdir /d", &["/d", "directory not empty"]),
         ("rmdir /d/f", &["/d/f", "not a directory"]),
         ("rmdir /no", &["/no", "no such file or directory"]),
@@ -219,6 +221,11 @@ fn refusals_in_posix_words() {
         ("mv /no /x", &["/no", "no such file or directory"]),
         ("mv /d/f /no/x", &["no such file or directory"]),
         ("mv /d /d/sub", &["/d", "into itself"]),
+        ("mv -n /d/f /d/g", &["/d/g", "file exists"]),
+        ("mv --exchange /d/f /no", &["/no", "no such file or directory"]),
+        ("mv --exchange /d/sub /d", &["/d/sub <-> /d", "into itself"]),
+        ("mv --exchange /d/f /", &["/", "root"]),
+        ("mv --exchange /d/f/ /d/sub", &["/d/f", "not a directory"]),
         ("cp /d /x", &["/d", "is a directory"]),
         ("cp /no /x", &["/no", "no such file or directory"]),
         ("put no /x", &["no", "no such file or directory"]),

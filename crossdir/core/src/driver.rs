@@ -102,18 +102,21 @@ pub enum MoveState {
     Made(Time),
     /// It is at the step that decides, or may have been.
     Undecided,
+    /// At this instant the name came to lead to this inode.
+    Exchanged(Time, InodeId),
 }
 
 impl MoveState {
     /// `None`: not certain yet.
     pub fn reply(self) -> Option<pb::ResolveMoveReply> {
-        let (outcome, moved_at) = match self {
-            MoveState::Over => (pb::MoveOutcome::MoveOver, 0),
-            MoveState::NotMade => (pb::MoveOutcome::MoveNotMade, 0),
-            MoveState::Made(at) => (pb::MoveOutcome::MoveMade, at.0),
+        let (outcome, moved_at, target) = match self {
+            MoveState::Over => (pb::MoveOutcome::MoveOver, 0, 0),
+            MoveState::NotMade => (pb::MoveOutcome::MoveNotMade, 0, 0),
+            MoveState::Made(at) => (pb::MoveOutcome::MoveMade, at.0, 0),
+            MoveState::Exchanged(at, target) => (pb::MoveOutcome::MoveExchanged, at.0, target.0),
             MoveState::Undecided => return None,
         };
-        Some(pb::ResolveMoveReply { outcome: outcome.into(), moved_at })
+        Some(pb::ResolveMoveReply { outcome: outcome.into(), moved_at, target })
     }
 }
 
@@ -271,7 +274,7 @@ impl Driver {
             return Err(CrossdirError::Busy.with("too many directory operations are on their way"));
         }
         let steps = steps_of(TransactionId(0), begin).ok_or_else(|| CrossdirError::Malformed.bare())?;
-        let crowded = steps.owned().is_some() && self.moves.waiting() >= WAITING_MOVES_MAX;
+        let crowded = !steps.owned().is_empty() && self.moves.waiting() >= WAITING_MOVES_MAX;
         if crowded || self.locks.longest_queue(&steps.locks()) >= QUEUE_MAX {
             return Err(CrossdirError::Busy.with("too many operations wait for the same directory"));
         }
@@ -336,6 +339,7 @@ impl Driver {
         let over = matches!(running.phase, Phase::Over { .. });
         match running.steps.moved() {
             Moved::At(at) => MoveState::Made(at),
+            Moved::Exchanged(at, target) => MoveState::Exchanged(at, target),
             Moved::Perhaps => MoveState::Undecided,
             Moved::NotYet | Moved::Never if over => MoveState::Over,
             Moved::NotYet if running.recovered => MoveState::Undecided,
@@ -382,10 +386,10 @@ impl Driver {
             cleared,
             phase: Phase::Queued,
             // Nothing of a move comes to the shards before it is cleared.
-            recovered: recovered && (owned.is_none() || cleared),
+            recovered: recovered && (owned.is_empty() || cleared),
         };
-        if let Some(target) = owned.filter(|_| cleared) {
-            self.moves.restore(transaction, target);
+        if cleared && !owned.is_empty() {
+            self.moves.restore(transaction, owned);
         }
         self.running.insert(transaction, running);
         if self.locks.acquire(transaction, locks) {
@@ -404,7 +408,7 @@ impl Driver {
 
     fn begin_steps(&mut self, transaction: TransactionId, now: Time, out: &mut Vec<Output>) {
         let Some(running) = self.running.get_mut(&transaction) else { return };
-        if running.steps.owned().is_some() {
+        if !running.steps.owned().is_empty() {
             self.moves.read(transaction);
         }
         let request = running.steps.first();

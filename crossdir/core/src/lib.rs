@@ -32,10 +32,9 @@
 //! - **XD-6** No two transactions that conflict run at once.
 //! - **XD-7** Of two transactions that conflict, the one begun first runs first; every transaction runs
 //!   once those begun before it are done.
-//! - **XD-8** What a transaction decides by looking at more than the shards' memory of it (today: that a move of a directory
-//!   makes no loop) is recorded before it acts on it, is not made wrong by what others do until it is over, and is not
-//!   decided again after a crash.
-//!   Only the newest driver's decisions are recorded.
+//! - **XD-8** What a transaction decides by looking at more than the shards' memory of it (today: that a move or an exchange
+//!   of directories makes no loop) is recorded before it acts on it, is not made wrong by what others do until it is over,
+//!   and is not decided again after a crash. Only the newest driver's decisions are recorded.
 //! - **XD-9** A caller is answered once: when the outcome is certain and nothing is left that the caller
 //!   could tell from its being done (XD-12). An uncertain outcome is never answered; the step is repeated.
 //! - **XD-10** A step of a transaction never runs after the shard forgot it: the floor that goes with
@@ -44,7 +43,8 @@
 //! - **XD-11** After a transaction, whatever crashed on the way, the namespace is as if it had run at one
 //!   go, or not at all.
 //! - **XD-12** At every instant a moved inode has exactly one name: the old one dies at the instant the new one
-//!   comes, and while the old one is locked who reads it asks what became of the move.
+//!   comes, and while the old one is locked who reads it asks what became of the move. So has each of two that are
+//!   exchanged, and each of their names leads to one of them.
 
 pub mod driver;
 pub mod locks;

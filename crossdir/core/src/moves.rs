@@ -3,11 +3,14 @@
 //! A move gives its target another owner, and must make no loop: its target must not be among the ancestors of its new
 //! directory. It reads these one by one, while others run, and is *clear* to go on when what it has read is so: no other
 //! move that is clear and not over has one of the ancestors for its target, and none was over since the reading began.
+//! An exchange of two directories is one move with two targets and two new directories: neither target must be among the
+//! ancestors of either.
 //!
 //! Why that is enough. Suppose there were a loop, and take of the moves that made a part of it the one that was cleared
-//! last. The ancestors it had read led to the root and did not have its target among them. So on the way from its new
-//! directory round to its target there is a first one of these ancestors that got another owner later, by another of
-//! those moves. That one was not cleared later; so it was clear and not over then, and had an ancestor for its target.
+//! last. The ancestors it had read led to the root and did not have its target, or targets, among them. So on the way from
+//! its new directory round to a target of its there is a first one of these ancestors that got another owner later, by
+//! another of those moves. That one was not cleared later; so it was clear and not over then, and had an ancestor for its
+//! target.
 //!
 //! Whoever waits keeps its place: a later move that would change what it relies on waits behind it. Waiting is for clear
 //! moves and for earlier ones only, so it ends.
@@ -19,8 +22,9 @@ use eggs_proto::{InodeId, TransactionId};
 /// What a move changes, and what it relies on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Claim {
-    pub(crate) target: InodeId,
-    /// The new directory, its owner, and so on; up to the root, or to where reading ended.
+    /// One, or the two of an exchange.
+    pub(crate) targets: Vec<InodeId>,
+    /// The new directory, its owner, and so on; up to the root, or to where reading ended. Of an exchange: of both.
     pub(crate) ancestors: Vec<InodeId>,
 }
 
@@ -37,7 +41,7 @@ pub(crate) enum Leave {
 #[derive(Debug, Default)]
 pub(crate) struct Moves {
     /// Clear and not over, and their targets.
-    clear: BTreeMap<TransactionId, InodeId>,
+    clear: BTreeMap<TransactionId, Vec<InodeId>>,
     /// As they last read it.
     waiting: BTreeMap<TransactionId, Claim>,
     /// Those that read, and what got another owner meanwhile.
@@ -51,18 +55,18 @@ impl Moves {
     }
 
     /// It was clear for an earlier driver, and may have begun.
-    pub(crate) fn restore(&mut self, transaction: TransactionId, target: InodeId) {
-        self.clear.insert(transaction, target);
+    pub(crate) fn restore(&mut self, transaction: TransactionId, targets: Vec<InodeId>) {
+        self.clear.insert(transaction, targets);
     }
 
     /// The ancestors are read, and the move would go on; it counts as clear from here on.
     pub(crate) fn go_on(&mut self, transaction: TransactionId, claim: Claim) -> Leave {
-        let behind = self.waits_behind(transaction, claim.target);
-        let target = claim.target;
+        let behind = self.waits_behind(transaction, &claim.targets);
+        let targets = claim.targets.clone();
         let leave = self.settle(transaction, claim, behind);
         if leave == Leave::Clear {
             self.waiting.remove(&transaction);
-            self.clear.insert(transaction, target);
+            self.clear.insert(transaction, targets);
         }
         leave
     }
@@ -88,11 +92,12 @@ impl Moves {
     }
 
     fn is_blocked(&self, claim: &Claim) -> bool {
-        self.clear.values().any(|target| claim.ancestors.contains(target))
+        self.clear.values().flatten().any(|target| claim.ancestors.contains(target))
     }
 
-    fn waits_behind(&self, transaction: TransactionId, target: InodeId) -> bool {
-        self.waiting.range(..transaction).any(|(_, earlier)| earlier.ancestors.contains(&target))
+    fn waits_behind(&self, transaction: TransactionId, targets: &[InodeId]) -> bool {
+        let relies = |earlier: &Claim| targets.iter().any(|target| earlier.ancestors.contains(target));
+        self.waiting.range(..transaction).any(|(_, earlier)| relies(earlier))
     }
 
     /// It holds nobody up any more. Answers who has to read again, in the order they came: they are reading now.
@@ -101,7 +106,7 @@ impl Moves {
         let waited = self.waiting.remove(&transaction).is_some();
         let ran = self.clear.remove(&transaction);
         for changed in self.reading.values_mut() {
-            changed.extend(ran);
+            changed.extend(ran.iter().flatten());
         }
         if !waited && ran.is_none() {
             return Vec::new();
@@ -109,7 +114,7 @@ impl Moves {
         let free = |(&id, waiting): (&TransactionId, &Claim)| {
             let free = !self.reading.contains_key(&id)
                 && !self.is_blocked(waiting)
-                && !self.waits_behind(id, waiting.target);
+                && !self.waits_behind(id, &waiting.targets);
             free.then_some(id)
         };
         let free: Vec<TransactionId> = self.waiting.iter().filter_map(free).collect();

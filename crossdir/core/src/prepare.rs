@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use eggs_machine::Table;
+use eggs_proto::limits::MKDIR_NAMES_MAX;
 use eggs_proto::names::{self, NameError};
 use eggs_proto::{CrossdirError, InodeId, ServiceError, SessionId, ShardId, Time, pb};
 use pb::begin_transaction::Op as Intent;
@@ -39,6 +40,14 @@ pub fn prepare<T: Table + ?Sized>(
             check_move(entry)?;
             (Intent::Move(entry.clone()), ShardId(0))
         }
+        Op::MkdirPath(mkdir) => {
+            check_mkdir_path(mkdir)?;
+            (Intent::MkdirPath(mkdir.clone()), choose(alive, counter)?)
+        }
+        Op::Exchange(exchange) => {
+            check_exchange(exchange)?;
+            (Intent::Exchange(exchange.clone()), ShardId(0))
+        }
         Op::ListTransactions(_) | Op::ResolveMove(_) => {
             return Err(CrossdirError::Malformed.with("not an operation"));
         }
@@ -62,6 +71,49 @@ fn choose(alive: &[ShardId], counter: u64) -> Result<ShardId, pb::Error> {
 fn check_mkdir(op: &pb::Mkdir) -> Result<(), pb::Error> {
     check_directory(op.parent, "parent")?;
     check_name(&op.name)
+}
+
+fn check_mkdir_path(op: &pb::MkdirPath) -> Result<(), pb::Error> {
+    check_directory(op.parent, "parent")?;
+    if op.names.is_empty() {
+        return Err(CrossdirError::Malformed.with("no directory to make"));
+    }
+    if op.names.len() > MKDIR_NAMES_MAX {
+        let count = op.names.len();
+        let what = format_args!("{count} directories to make at once, at most {MKDIR_NAMES_MAX}");
+        return Err(CrossdirError::TooDeep.with(what));
+    }
+    op.names.iter().try_for_each(check_name)
+}
+
+fn check_exchange(op: &pb::ExchangeAcross) -> Result<(), pb::Error> {
+    check_directory(op.directory, "directory")?;
+    check_directory(op.other_directory, "other directory")?;
+    check_name(&op.name)?;
+    check_name(&op.other_name)?;
+    for target in [InodeId(op.target), InodeId(op.other_target)] {
+        if target.is_null() || target.kind().is_none() {
+            return Err(CrossdirError::Malformed.with(format_args!("target {target}")));
+        }
+        if target == InodeId::ROOT {
+            return Err(CrossdirError::IsRoot.bare());
+        }
+    }
+    // The shard does that alone, faster.
+    if op.directory == op.other_directory {
+        return Err(CrossdirError::Malformed.with("both names are in one directory"));
+    }
+    if op.target == op.other_target {
+        return Err(CrossdirError::Malformed.with("both names are of one inode"));
+    }
+    if op.target == op.other_directory || op.other_target == op.directory {
+        let above = if op.target == op.other_directory { op.target } else { op.other_target };
+        return Err(CrossdirError::Loop.with(InodeId(above)));
+    }
+    if op.target == op.directory || op.other_target == op.other_directory {
+        return Err(CrossdirError::Malformed.with("a directory is not its own parent"));
+    }
+    Ok(())
 }
 
 fn check_rmdir(op: &pb::Rmdir) -> Result<(), pb::Error> {
@@ -156,6 +208,16 @@ mod tests {
         Op::Mkdir(pb::Mkdir { parent, name: Bytes::from_static(name), attributes: None })
     }
 
+    fn mkdir_path(parent: u64, names: Vec<Bytes>) -> Op {
+        Op::MkdirPath(pb::MkdirPath { parent, names, ..pb::MkdirPath::default() })
+    }
+
+    fn exchange(directory: u64, target: u64, other_directory: u64, other_target: u64) -> Op {
+        let (name, other_name) = (name(b"a"), name(b"b"));
+        let op = pb::ExchangeAcross { directory, name, target, other_directory, other_name, other_target };
+        Op::Exchange(op)
+    }
+
     fn rmdir(parent: u64, target: u64) -> Op {
         Op::Rmdir(pb::Rmdir { parent, name: name(b"n"), target })
     }
@@ -191,6 +253,19 @@ mod tests {
             (Op::Move(moved(dir(1), 0, dir(2))), CrossdirError::Malformed),
             (Op::Move(moved(dir(1), dir(3), file(2))), CrossdirError::NotDirectory),
             (Op::Move(pb::Move { replace: 9, ..moved(dir(1), file(3), dir(2)) }), CrossdirError::Malformed),
+            (mkdir_path(ROOT, vec![]), CrossdirError::Malformed),
+            (mkdir_path(file(1), vec![name(b"n")]), CrossdirError::NotDirectory),
+            (mkdir_path(ROOT, vec![name(b"n"), name(b".")]), CrossdirError::InvalidName),
+            (mkdir_path(ROOT, vec![name(b"n"); MKDIR_NAMES_MAX + 1]), CrossdirError::TooDeep),
+            (exchange(dir(1), file(3), dir(1), file(4)), CrossdirError::Malformed),
+            (exchange(dir(1), file(3), dir(2), file(3)), CrossdirError::Malformed),
+            (exchange(dir(1), dir(2), dir(2), file(3)), CrossdirError::Loop),
+            (exchange(dir(1), file(3), dir(2), dir(1)), CrossdirError::Loop),
+            (exchange(dir(1), dir(1), dir(2), file(3)), CrossdirError::Malformed),
+            (exchange(dir(1), file(3), dir(2), dir(2)), CrossdirError::Malformed),
+            (exchange(dir(1), file(3), dir(2), ROOT), CrossdirError::IsRoot),
+            (exchange(dir(1), 0, dir(2), file(3)), CrossdirError::Malformed),
+            (exchange(file(1), file(3), dir(2), file(4)), CrossdirError::NotDirectory),
             (Op::ListTransactions(pb::ListTransactions {}), CrossdirError::Malformed),
         ];
         for (op, error) in cases {
@@ -198,6 +273,8 @@ mod tests {
         }
         run(Op::Move(moved(dir(1), file(3), dir(2)))).unwrap();
         run(rmdir(ROOT, dir(1))).unwrap();
+        run(mkdir_path(ROOT, vec![name(b"n"); MKDIR_NAMES_MAX])).unwrap();
+        run(exchange(dir(1), dir(3), dir(2), file(4))).unwrap();
     }
 
     #[test]

@@ -4,7 +4,7 @@
 mod world;
 
 use eggs_proto::{CrossdirError, InodeId, ServiceError, pb};
-use world::{Weather, World, code, mkdir, put_small, rename, rmdir, unlink};
+use world::{Weather, World, code, exchange, mkdir, mkdir_path, put_small, rename, rmdir, unlink};
 
 const ROOT: u64 = InodeId::ROOT.0;
 
@@ -14,6 +14,7 @@ struct Tree {
     b: u64,
     d: u64,
     f: u64,
+    g: u64,
 }
 
 fn make(world: &mut World, parent: u64, name: &[u8]) -> u64 {
@@ -33,8 +34,9 @@ fn plant(world: &mut World) -> Tree {
         world.write(InodeId(directory).shard(), put_small(directory, name));
     }
     let f = world.lookup(a, b"f").unwrap();
+    let g = world.lookup(b, b"g").unwrap();
     world.settle();
-    Tree { a, b, d, f }
+    Tree { a, b, d, f, g }
 }
 
 type Scenario = (&'static str, fn(&Tree) -> pb::crossdir_request::Op, u32);
@@ -78,6 +80,28 @@ fn scenarios() -> Vec<Scenario> {
             "move directory below itself",
             |t| rename((ROOT, b"a"), t.a, (t.d, b"a"), pb::Replace::Refuse),
             refuse(CrossdirError::Loop),
+        ),
+        ("mkdir path", |t| mkdir_path(t.a, &[b"x", b"y", b"x"]), 0),
+        ("mkdir path over a file", |t| mkdir_path(t.a, &[b"f", b"y"]), refuse(CrossdirError::Exists)),
+        ("mkdir path in nothing", |t| mkdir_path(t.a + 77, &[b"x", b"y"]), refuse(CrossdirError::NotFound)),
+        ("exchange files", |t| exchange((t.a, b"f"), t.f, (t.b, b"g"), t.g), 0),
+        ("exchange a directory and a file", |t| exchange((t.a, b"d"), t.d, (t.b, b"g"), t.g), 0),
+        ("exchange a file and a directory", |t| exchange((t.b, b"g"), t.g, (t.a, b"d"), t.d), 0),
+        ("exchange directories", |t| exchange((t.a, b"d"), t.d, (ROOT, b"b"), t.b), 0),
+        (
+            "exchange with what is above",
+            |t| exchange((ROOT, b"a"), t.a, (t.d, b"e"), t.b),
+            refuse(CrossdirError::Loop),
+        ),
+        (
+            "exchange with what has gone",
+            |t| exchange((t.a, b"f"), t.f, (t.b, b"h"), t.g),
+            refuse(CrossdirError::NotFound),
+        ),
+        (
+            "exchange with what is another",
+            |t| exchange((t.a, b"f"), t.f, (t.b, b"g"), t.g + 5),
+            refuse(CrossdirError::Changed),
         ),
         (
             "move directory to nowhere",

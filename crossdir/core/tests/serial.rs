@@ -5,21 +5,26 @@
 
 mod world;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use eggs_proto::{CrossdirError, InodeId, ServiceError, TransactionId, pb};
 use pb::crossdir_request::Op;
 use world::model::Model;
-use world::{Rng, Weather, World, code, mkdir, put_small, rename, rmdir, unlink};
+use world::{Rng, Weather, World, code, exchange, made, mkdir, mkdir_path, put_small, rename, rmdir, unlink};
 
 const ROOT: u64 = InodeId::ROOT.0;
 const NAMES: [&[u8]; 3] = [b"a", b"b", b"c"];
 
-/// The directories clients can know of: those with a name, and removed ones.
+/// The directories clients can know of: those that names lead to from the root, and removed ones.
 fn known(world: &World) -> Vec<u64> {
-    let named: std::collections::BTreeSet<u64> = world.edges().values().map(|edge| edge.target).collect();
+    let edges = world.edges();
+    let (mut reached, mut left) = (BTreeSet::from([ROOT]), vec![ROOT]);
+    while let Some(directory) = left.pop() {
+        let entries = edges.iter().filter(|((parent, _), _)| *parent == directory);
+        left.extend(entries.map(|(_, edge)| edge.target).filter(|&target| reached.insert(target)));
+    }
     let owners = world.owners().into_iter();
-    owners.filter(|(id, owner)| *owner == 0 || *id == ROOT || named.contains(id)).map(|(id, _)| id).collect()
+    owners.filter(|(id, owner)| *owner == 0 || reached.contains(id)).map(|(id, _)| id).collect()
 }
 
 fn random_op(rng: &mut Rng, world: &World) -> Op {
@@ -27,16 +32,22 @@ fn random_op(rng: &mut Rng, world: &World) -> Op {
     let edges: Vec<(u64, Vec<u8>, u64)> = world
         .edges()
         .into_iter()
+        .filter(|((directory, _), _)| directories.contains(directory))
         .map(|((directory, name), edge)| (directory, name.to_vec(), edge.target))
         .collect();
     let somewhere = *rng.pick(&directories);
     let name = *rng.pick(&NAMES);
     if edges.is_empty() || rng.percent(25) {
-        return mkdir(somewhere, name);
+        let below = [name, *rng.pick(&NAMES), *rng.pick(&NAMES)];
+        return if rng.percent(70) { mkdir(somewhere, name) } else { mkdir_path(somewhere, &below) };
     }
     let (directory, old, target) = rng.pick(&edges).clone();
     if InodeId(target).is_directory() && rng.percent(30) {
         return rmdir(directory, &old, target);
+    }
+    if rng.percent(30) {
+        let (other_directory, other, other_target) = rng.pick(&edges).clone();
+        return exchange((directory, &old), target, (other_directory, &other), other_target);
     }
     let replace = if rng.percent(50) { pb::Replace::File } else { pb::Replace::Refuse };
     rename((directory, &old), target, (somewhere, name), replace)
@@ -96,10 +107,7 @@ struct Call {
 impl Call {
     fn of(world: &World, transaction: TransactionId, op: Op) -> Call {
         let answer = &world.answers[&transaction];
-        let made = match &answer.result {
-            Some(pb::crossdir_reply::Result::Mkdir(reply)) => reply.inode,
-            _ => 0,
-        };
+        let made = made(answer);
         let (begun_at, answered_at) = (world.begun_at[&transaction], world.answered_at[&transaction]);
         Call { op, code: code(answer), made, begun_at, answered_at }
     }

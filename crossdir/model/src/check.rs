@@ -73,8 +73,9 @@ impl Protocol {
 
     fn names(&self, state: &State, directory: usize, visible: bool) -> usize {
         let named = |&edge: &usize| {
-            state.edges[edge].target.map(usize::from) == Some(directory)
-                && (!visible || state.visible(&self.scenario, edge))
+            let there = state.edges[edge].target;
+            let found = if visible { state.seen(&self.scenario, edge) } else { there };
+            found.map(usize::from) == Some(directory)
         };
         (0..self.scenario.edges.len()).filter(named).count()
     }

@@ -2,9 +2,9 @@
 
 use crate::Protocol;
 use crate::Weakness::{
-    AnswerBeforeRecorded, ClaimWhenRecorded, ClearUnchecked, ClearedKeepTheirPlace, DropClaims,
-    ForgetWhatWasOver, IgnoreReplaced, LateView, OvertakeWaiting, RefuseUnchecked, RefusedKeepNoLocks,
-    StepBeforeRecorded, ViewBeforeTakeOver,
+    AnswerBeforeRecorded, ClaimOneOfTwo, ClaimWhenRecorded, ClearUnchecked, ClearedKeepTheirPlace,
+    DropClaims, ForgetWhatWasOver, IgnoreReplaced, LateView, OvertakeWaiting, RefuseUnchecked,
+    RefusedKeepNoLocks, StepBeforeRecorded, ViewBeforeTakeOver,
 };
 use crate::scenario::{Op, ROOT, TRANSACTIONS_MAX, Transaction};
 use crate::state::{Driver, Job, Lost, Phase, Proposal, Reply, Set, Stage, State, Step, bit, has};
@@ -34,8 +34,8 @@ impl Protocol {
             }
             match self.scenario.ops[transaction] {
                 Op::Rmdir { .. } => state.send(transaction, Step::RemoveDirectory),
-                Op::Move { .. } if cleared => state.send(transaction, Step::LockEdge),
-                Op::Move { .. } => self.read_anew(state, transaction),
+                Op::Move { .. } | Op::Exchange { .. } if cleared => state.send(transaction, Step::LockEdge),
+                Op::Move { .. } | Op::Exchange { .. } => self.read_anew(state, transaction),
             }
         }
     }
@@ -43,20 +43,37 @@ impl Protocol {
     // ---- reading and leave ----
 
     fn read_anew(&self, state: &mut State, transaction: Transaction) {
-        let Some(at) = self.scenario.new_parent(transaction) else { return };
-        state.driver.jobs[transaction].phase = Phase::Reading { at, read: 0, changed: 0 };
+        let mut parents = self.scenario.new_parents(transaction).into_iter();
+        let (Some(at), then) = (parents.next(), parents.next()) else { return };
+        state.driver.jobs[transaction].phase = Phase::Reading { at, read: 0, changed: 0, then };
+    }
+
+    /// What a move claims to change.
+    fn targets(&self, transaction: Transaction) -> Set {
+        let mut targets = self.scenario.targets(transaction);
+        if self.is(ClaimOneOfTwo) {
+            targets.truncate(1);
+        }
+        targets.into_iter().fold(0, |set, target| set | bit(target))
     }
 
     pub(crate) fn read(&self, state: &mut State, transaction: Transaction) {
-        let Phase::Reading { at, read, changed } = state.driver.jobs[transaction].phase else { return };
+        let Phase::Reading { at, read, changed, then } = state.driver.jobs[transaction].phase else { return };
+        let is_exchange = matches!(self.scenario.ops[transaction], Op::Exchange { .. });
         let read = read | bit(at);
-        let target = self.scenario.target(transaction);
+        let targets = self.scenario.targets(transaction);
         let ended = |read, refusal| Phase::Read { read, changed, refusal };
         state.driver.jobs[transaction].phase = match state.owner[usize::from(at)] {
             None => ended(read, Some(Reply::Missing)),
-            Some(owner) if owner == target => ended(read, Some(Reply::Loop)),
-            Some(ROOT) => ended(read | bit(ROOT), None),
-            Some(owner) => Phase::Reading { at: owner, read, changed },
+            Some(owner) if targets.contains(&owner) => ended(read, Some(Reply::Loop)),
+            Some(owner) if owner == ROOT || (is_exchange && has(read, owner)) => {
+                let read = read | bit(owner);
+                match then.filter(|&next| !has(read, next)) {
+                    Some(at) => Phase::Reading { at, read, changed, then: None },
+                    None => ended(read, None),
+                }
+            }
+            Some(owner) => Phase::Reading { at: owner, read, changed, then },
         };
     }
 
@@ -91,13 +108,13 @@ impl Protocol {
     }
 
     fn is_blocked(&self, state: &State, ancestors: Set) -> bool {
-        let changes = |other| self.is_clear(state, other) && has(ancestors, self.scenario.target(other));
+        let changes = |other| self.is_clear(state, other) && ancestors & self.targets(other) != 0;
         !self.is(ClearUnchecked) && (0..state.begun).any(changes)
     }
 
     fn waits_behind(&self, state: &State, transaction: Transaction) -> bool {
-        let target = self.scenario.target(transaction);
-        let relies = |job: &Job| job.waits.is_some_and(|ancestors| has(ancestors, target));
+        let targets = self.targets(transaction);
+        let relies = |job: &Job| job.waits.is_some_and(|ancestors| ancestors & targets != 0);
         !self.is(OvertakeWaiting) && state.driver.jobs[..transaction].iter().any(relies)
     }
 
@@ -116,15 +133,16 @@ impl Protocol {
 
     /// What a refusal says is true at the instant it is decided, by a driver that can have it recorded.
     fn check_refusal(&self, state: &mut State, transaction: Transaction, reply: Reply) {
-        let Some(mut at) = self.scenario.new_parent(transaction) else { return };
-        let truth = loop {
+        let targets = self.scenario.targets(transaction);
+        let truth_above = |mut at| loop {
             match state.owner[usize::from(at)] {
                 None => break Some(Reply::Missing),
-                Some(owner) if owner == self.scenario.target(transaction) => break Some(Reply::Loop),
+                Some(owner) if targets.contains(&owner) => break Some(Reply::Loop),
                 Some(owner) if owner == at => break None,
                 Some(owner) => at = owner,
             }
         };
+        let truth = self.scenario.new_parents(transaction).into_iter().find_map(truth_above);
         let newest = state.driver.stage == Stage::Made { number: state.number };
         if newest && truth != Some(reply) {
             state.must_not_be("a move was refused for what is not so");
@@ -136,10 +154,12 @@ impl Protocol {
     /// A shard's answer to the step the transaction is at.
     pub(crate) fn go_on(&self, state: &mut State, transaction: Transaction, step: Step, done: bool) {
         let is_move = self.is_move(transaction);
+        let is_exchange = matches!(self.scenario.ops[transaction], Op::Exchange { .. });
         match (step, done) {
             (Step::LockEdge, true) => state.send(transaction, Step::LinkEdge),
             (Step::LinkEdge, true) => state.send(transaction, Step::SetOwner),
-            (Step::SetOwner, true) => {
+            (Step::SetOwner, true) if is_exchange => state.send(transaction, Step::SetOtherOwner),
+            (Step::SetOwner | Step::SetOtherOwner, true) => {
                 state.answer(transaction, Reply::Done);
                 state.send(transaction, Step::UnlinkEdge);
             }
@@ -170,7 +190,7 @@ impl Protocol {
         if ran {
             for job in &mut state.driver.jobs {
                 if let Phase::Reading { changed, .. } | Phase::Read { changed, .. } = &mut job.phase {
-                    *changed |= bit(self.scenario.target(transaction));
+                    *changed |= self.targets(transaction);
                 }
             }
         }

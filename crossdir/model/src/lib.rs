@@ -25,6 +25,10 @@
 //! 6. LockEdge, LinkEdge (decides; refused: UnlockEdge), SetOwner, answer, UnlinkEdge; over: locks go, the end is proposed,
 //!    shards forget when it is applied. A shard remembers each outcome (XD-1).
 //!
+//! An exchange of `t` in `q` and `u` in `p` is both moves at once, by these rules: one claim with two targets, which reads
+//! the ancestors of `p` and then those of `q` not read yet. Its LinkEdge gives `u`'s name to `t`; after two SetOwners its
+//! UnlinkEdge gives the locked name of `t` to `u`.
+//!
 //! Whoever comes to lead proposes TakeOver, and when that is applied, reads the rows and makes a driver of them. The log
 //! counts TakeOvers; the driver's number is the count its view had. Clearances and ends carry it, and when they are applied
 //! count for nothing if there has been another TakeOver since. A driver that hears of another TakeOver is dropped, and
@@ -45,7 +49,8 @@
 //! slow to hear is being slow to act on it. A lost driver does nothing more but for what it sent; or, where the scenario has
 //! it so ([`Scenario::lingering`]), goes on beside the next, and hears what is applied until another TakeOver is. What of it
 //! counts for nothing any more is dropped at once, for fewer states. The shards forget at once, and late steps find the
-//! floor (XD-10). mkdir changes no owner, and files have none. Depth is not limited.
+//! floor (XD-10). mkdir changes no owner, and files have none: an exchange of a directory and a file is a move of the
+//! directory. Depth is not limited.
 //!
 //! Written out rather than on a library for it: the search is a page ([`search()`]), and the library would bring a
 //! web server that cannot be left out.
@@ -73,6 +78,8 @@ pub enum Weakness {
     ClearUnchecked,
     /// A move counts as clear only once that is recorded.
     ClaimWhenRecorded,
+    /// An exchange counts as a move of the first of its two directories only.
+    ClaimOneOfTwo,
     /// What became over while the ancestors were read does not matter.
     ForgetWhatWasOver,
     /// A refusal does not ask whether what was read still holds.
@@ -153,7 +160,7 @@ impl Protocol {
     }
 
     fn is_move(&self, transaction: Transaction) -> bool {
-        matches!(self.scenario.ops[transaction], Op::Move { .. })
+        matches!(self.scenario.ops[transaction], Op::Move { .. } | Op::Exchange { .. })
     }
 
     fn deliver(&self, state: &mut State, transaction: Transaction, step: Step) {

@@ -23,8 +23,22 @@ pub struct EdgeName {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
-    Move { target: Directory, old: EdgeId, new: EdgeId },
-    Rmdir { target: Directory, edge: EdgeId },
+    Move {
+        target: Directory,
+        old: EdgeId,
+        new: EdgeId,
+    },
+    Rmdir {
+        target: Directory,
+        edge: EdgeId,
+    },
+    /// Each goes where the other was; `edge` is the one that is locked.
+    Exchange {
+        one: Directory,
+        edge: EdgeId,
+        other: Directory,
+        other_edge: EdgeId,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -92,6 +106,47 @@ impl Scenario {
         self.push(Op::Rmdir { target, edge })
     }
 
+    /// `one` in `parent` and `other` in `other_parent`, each under its number.
+    #[must_use]
+    pub fn exchange(
+        mut self,
+        (one, parent): (Directory, Directory),
+        (other, other_parent): (Directory, Directory),
+    ) -> Scenario {
+        assert!(one != other && parent != other_parent && one != other_parent && other != parent);
+        let (edge, other_edge) = (self.edge(parent, one), self.edge(other_parent, other));
+        self.push(Op::Exchange { one, edge, other, other_edge })
+    }
+
+    /// An exchange of every two directories where they are at first, upon every tree, before and after every other
+    /// transaction.
+    pub fn every_exchange(directories: u8, crashes: u8) -> Vec<Scenario> {
+        let mut scenarios = Vec::new();
+        for tree in trees(directories) {
+            let empty = Scenario::new(&tree, crashes);
+            for first in empty.clone().each_exchange() {
+                scenarios.extend(first.clone().each_op(true));
+                scenarios.extend(first.each_exchange());
+            }
+            for first in empty.each_op(true) {
+                scenarios.extend(first.each_exchange());
+            }
+        }
+        scenarios
+    }
+
+    /// This one with each one exchange more.
+    fn each_exchange(self) -> Vec<Scenario> {
+        let directories = self.parents.len() as Directory;
+        let all = (1..directories).flat_map(|one| (1..directories).map(move |other| (one, other)));
+        let at = |directory: Directory| self.parents[usize::from(directory)];
+        let may_be = |&(one, other): &(Directory, Directory)| {
+            one != other && at(one) != at(other) && one != at(other) && other != at(one)
+        };
+        let with = |(one, other)| self.clone().exchange((one, at(one)), (other, at(other)));
+        all.filter(may_be).map(with).collect()
+    }
+
     /// Every two transactions upon every tree of the root and `directories` more, each moved or removed from where it is;
     /// the second one also from where it is not, or not yet.
     pub fn every_pair(directories: u8, crashes: u8) -> Vec<Scenario> {
@@ -155,17 +210,20 @@ impl Scenario {
         self.edges[usize::from(edge)].parent
     }
 
-    /// A move's.
-    pub fn new_parent(&self, transaction: Transaction) -> Option<Directory> {
+    /// Of what is moved, in the order their ancestors are read.
+    pub fn new_parents(&self, transaction: Transaction) -> Vec<Directory> {
         match self.ops[transaction] {
-            Op::Move { new, .. } => Some(self.parent(new)),
-            Op::Rmdir { .. } => None,
+            Op::Move { new, .. } => vec![self.parent(new)],
+            Op::Rmdir { .. } => Vec::new(),
+            Op::Exchange { edge, other_edge, .. } => vec![self.parent(other_edge), self.parent(edge)],
         }
     }
 
-    pub fn target(&self, transaction: Transaction) -> Directory {
+    /// What is moved or removed.
+    pub fn targets(&self, transaction: Transaction) -> Vec<Directory> {
         match self.ops[transaction] {
-            Op::Move { target, .. } | Op::Rmdir { target, .. } => target,
+            Op::Move { target, .. } | Op::Rmdir { target, .. } => vec![target],
+            Op::Exchange { one, other, .. } => vec![one, other],
         }
     }
 
@@ -185,6 +243,14 @@ impl Scenario {
                 (Resource::Directory(self.parent(old)), false),
                 (Resource::Directory(self.parent(new)), false),
                 (Resource::Directory(target), false),
+            ],
+            Op::Exchange { one, edge, other, other_edge } => vec![
+                (Resource::Edge(edge), true),
+                (Resource::Edge(other_edge), true),
+                (Resource::Directory(self.parent(edge)), false),
+                (Resource::Directory(self.parent(other_edge)), false),
+                (Resource::Directory(one), false),
+                (Resource::Directory(other), false),
             ],
             Op::Rmdir { target, edge } => vec![
                 (Resource::Edge(edge), true),
@@ -224,6 +290,9 @@ impl fmt::Display for Scenario {
                     write!(f, "; {transaction}: move {target} {} to {}", name(old), name(new))?;
                 }
                 Op::Rmdir { edge, .. } => write!(f, "; {transaction}: rmdir {}", name(edge))?,
+                Op::Exchange { edge, other_edge, .. } => {
+                    write!(f, "; {transaction}: exchange {} and {}", name(edge), name(other_edge))?;
+                }
             }
         }
         write!(f, "; {} crashes", self.crashes)?;

@@ -19,7 +19,7 @@ fn apply(state: &mut State, scenario: &Scenario, transaction: Transaction, step:
     let exists = |state: &State, edge: EdgeId| state.owner[usize::from(scenario.parent(edge))].is_some();
     let locked = |edge: Edge| edge.locked_by.is_some_and(|by| usize::from(by) != transaction);
     match (scenario.ops[transaction], step) {
-        (Op::Move { target, old, .. }, Step::LockEdge) => {
+        (Op::Move { target, old, .. } | Op::Exchange { one: target, edge: old, .. }, Step::LockEdge) => {
             let edge = state.edges[usize::from(old)];
             if locked(edge) {
                 return None;
@@ -40,7 +40,22 @@ fn apply(state: &mut State, scenario: &Scenario, transaction: Transaction, step:
             state.edges[usize::from(new)].target = Some(target);
             state.made |= bit(transaction);
         }
-        (Op::Move { target, new, .. }, Step::SetOwner) => {
+        (Op::Exchange { one, other, other_edge, .. }, Step::LinkEdge) => {
+            let edge = state.edges[usize::from(other_edge)];
+            if locked(edge) {
+                return None;
+            }
+            if !exists(state, other_edge) || edge.target != Some(other) {
+                return Some(false);
+            }
+            state.edges[usize::from(other_edge)].target = Some(one);
+            state.made |= bit(transaction);
+        }
+        (Op::Exchange { other: target, edge: new, .. }, Step::SetOtherOwner)
+        | (
+            Op::Move { target, new, .. } | Op::Exchange { one: target, other_edge: new, .. },
+            Step::SetOwner,
+        ) => {
             let owner = &mut state.owner[usize::from(target)];
             if owner.is_none() {
                 return Some(false);
@@ -60,7 +75,14 @@ fn apply(state: &mut State, scenario: &Scenario, transaction: Transaction, step:
                 state.made |= bit(transaction);
             }
         }
-        (Op::Move { old, .. }, Step::UnlockEdge) => {
+        (Op::Exchange { one, edge, other, .. }, Step::UnlinkEdge) => {
+            let at = state.edges[usize::from(edge)];
+            if at.locked_by != Some(transaction as u8) || at.target != Some(one) {
+                return Some(false);
+            }
+            state.edges[usize::from(edge)] = Edge { target: Some(other), locked_by: None };
+        }
+        (Op::Move { old, .. } | Op::Exchange { edge: old, .. }, Step::UnlockEdge) => {
             let edge = &mut state.edges[usize::from(old)];
             if edge.locked_by == Some(transaction as u8) {
                 edge.locked_by = None;

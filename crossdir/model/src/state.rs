@@ -55,9 +55,10 @@ pub enum Step {
     UnlockEdge,
     RemoveDirectory,
     RestoreDirectory,
+    SetOtherOwner,
 }
 
-pub const STEPS: [Step; 7] = [
+pub const STEPS: [Step; 8] = [
     Step::LockEdge,
     Step::LinkEdge,
     Step::SetOwner,
@@ -65,6 +66,7 @@ pub const STEPS: [Step; 7] = [
     Step::UnlockEdge,
     Step::RemoveDirectory,
     Step::RestoreDirectory,
+    Step::SetOtherOwner,
 ];
 
 /// Of one transaction; sets of [`Step`].
@@ -162,6 +164,8 @@ pub enum Phase {
         at: Directory,
         read: Set,
         changed: Set,
+        /// Of an exchange: the new parent to go on from.
+        then: Option<Directory>,
     },
     /// `refusal`: what the reading came to, when not to the root.
     Read {
@@ -275,13 +279,15 @@ impl State {
         }
     }
 
-    /// A move by which its target has two living names for a while shows one of them only (XD-12).
-    pub fn visible(&self, scenario: &Scenario, edge: usize) -> bool {
+    /// What who reads sees at an edge: a move by which its target has two living names for a while shows one of them only,
+    /// an exchange what the name will lead to (XD-12).
+    pub fn seen(&self, scenario: &Scenario, edge: usize) -> Option<Directory> {
         let Edge { target, locked_by } = self.edges[edge];
-        let moved_on = locked_by.is_some_and(|by| {
-            let by = usize::from(by);
-            matches!(scenario.ops[by], Op::Move { .. }) && has(self.steps[by].done, Step::LinkEdge as usize)
-        });
-        target.is_some() && !moved_on
+        let made = |by: &usize| has(self.steps[*by].done, Step::LinkEdge as usize);
+        match locked_by.map(usize::from).filter(made).map(|by| scenario.ops[by]) {
+            Some(Op::Move { .. }) => None,
+            Some(Op::Exchange { other, .. }) => Some(other),
+            Some(Op::Rmdir { .. }) | None => target,
+        }
     }
 }

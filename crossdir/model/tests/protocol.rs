@@ -34,6 +34,8 @@ fn chosen(crashes: u8) -> Vec<Scenario> {
         tree(&[0, 1, 0]).moved(3, 0, 2).moved(2, 1, 0).rmdir(1, 0),
         // Two want one name.
         tree(&[0, 0, 0]).rename(1, (0, 1), (3, 9)).rename(2, (0, 2), (3, 9)),
+        // Exchanged, each would be below what the move makes of the other.
+        tree(&[0, 0, 1]).exchange((3, 1), (2, 0)).moved(1, 0, 2).rmdir(3, 0),
         // A loop is refused, or not, as another takes the new parent away; and its own name is asked for again.
         tree(&[0, 1]).moved(1, 0, 2).moved(2, 1, 0).moved(1, 0, 2),
     ]
@@ -45,6 +47,11 @@ fn every_two_transactions_on_four_directories() {
 }
 
 #[test]
+fn every_exchange_beside_another_transaction() {
+    all_is_well("exchanges", Scenario::every_exchange(3, 1), &[]);
+}
+
+#[test]
 fn three_transactions() {
     all_is_well("chosen", chosen(1), &[]);
 }
@@ -53,6 +60,8 @@ fn three_transactions() {
 #[test]
 fn two_drivers() {
     all_is_well("pairs on 3 directories, two drivers", two_at_once(Scenario::every_pair(2, 1)), &[]);
+    let exchange = Scenario::new(&[0, 0, 1], 1).exchange((3, 1), (2, 0));
+    all_is_well("an exchange and a move, two drivers", two_at_once(vec![exchange.moved(1, 0, 2)]), &[]);
 }
 
 fn two_at_once(scenarios: Vec<Scenario>) -> Vec<Scenario> {
@@ -67,6 +76,8 @@ fn more_crashes_more_directories_three_of_any_kind() {
     all_is_well("pairs, 2 crashes", Scenario::every_pair(3, 2), &[]);
     all_is_well("pairs on 5 directories", Scenario::every_pair(4, 1), &[]);
     all_is_well("three moves", Scenario::every_three_moves(3, 1), &[]);
+    all_is_well("exchanges, 2 crashes", Scenario::every_exchange(3, 2), &[]);
+    all_is_well("exchanges on 5 directories", Scenario::every_exchange(4, 1), &[]);
 }
 
 #[test]

@@ -2,9 +2,10 @@
 //! a tree, and the reason is with the [`Weakness`].
 
 use Weakness::{
-    AnswerBeforeRecorded, AnyDriverClears, AnyDriverFinishes, AnyDriverFinishesSteps, ClaimWhenRecorded,
-    ClearTheFinished, ClearUnchecked, ClearedKeepTheirPlace, DropClaims, ForgetWhatWasOver, IgnoreReplaced,
-    LateView, OvertakeWaiting, RefuseUnchecked, RefusedKeepNoLocks, StepBeforeRecorded, ViewBeforeTakeOver,
+    AnswerBeforeRecorded, AnyDriverClears, AnyDriverFinishes, AnyDriverFinishesSteps, ClaimOneOfTwo,
+    ClaimWhenRecorded, ClearTheFinished, ClearUnchecked, ClearedKeepTheirPlace, DropClaims,
+    ForgetWhatWasOver, IgnoreReplaced, LateView, OvertakeWaiting, RefuseUnchecked, RefusedKeepNoLocks,
+    StepBeforeRecorded, ViewBeforeTakeOver,
 };
 use eggs_crossdir_model::{Protocol, Scenario, Weakness, search};
 
@@ -36,6 +37,15 @@ fn without_claims_there_are_loops() {
     goes_wrong(swap(0), &[ClaimWhenRecorded], LOOP);
     goes_wrong(swap(0), &[ForgetWhatWasOver], LOOP);
     goes_wrong(swap(1), &[StepBeforeRecorded], LOOP);
+}
+
+#[test]
+fn an_exchange_is_two_moves() {
+    // What goes below the first moves below the second meanwhile.
+    let exchange = |crashes| Scenario::new(&[0, 0, 1], crashes).exchange((3, 1), (2, 0)).moved(1, 0, 2);
+    goes_wrong(exchange(0), &[ClaimOneOfTwo], LOOP);
+    goes_wrong(exchange(0), &[ClearUnchecked], LOOP);
+    goes_wrong(exchange(1), &[DropClaims], LOOP);
 }
 
 #[test]

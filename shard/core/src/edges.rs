@@ -72,6 +72,20 @@ impl<T: Table + ?Sized> Context<'_, '_, T> {
         }))
     }
 
+    /// The name leads to `target` instead as of an instant, at which `old` dies; its inode lives on elsewhere.
+    pub fn exchange(
+        &mut self,
+        directory: InodeId,
+        name: &[u8],
+        old: &pb::EdgeRow,
+        target: InodeId,
+        at: Time,
+    ) -> Result<(), TableError> {
+        self.bury(directory, name, old, false, at)?;
+        let row = pb::EdgeRow { target: target.0, created_at: at.0, transaction: 0 };
+        self.put(schema::living_key(directory, name), &row)
+    }
+
     /// Records the death of `old`. The caller removes or overwrites the living edge.
     fn bury(
         &mut self,

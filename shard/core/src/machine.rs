@@ -119,6 +119,7 @@ fn dispatch<T: Table + ?Sized>(context: &mut Context<'_, '_, T>, op: Op, choices
         Op::AbandonEden(op) => ops::abandon_eden::apply(context, &op),
         Op::PutSmall(op) => ops::put_small::apply(context, op),
         Op::Rename(op) => ops::rename::apply(context, &op),
+        Op::Exchange(op) => ops::exchange::apply(context, &op),
         Op::Unlink(op) => ops::unlink::apply(context, &op),
         Op::SetAttributes(op) => ops::set_attributes::apply(context, op),
         Op::SetPolicy(op) => ops::set_policy::apply(context, op),
@@ -163,6 +164,21 @@ fn dispatch_step<T: Table + ?Sized>(
         }),
         Op::SetOwner(op) => {
             once(context, op.transaction, Step::SetOwner, |context| ops::set_owner::apply(context, op))
+        }
+        Op::CreateDirectories(op) => once(context, op.transaction, Step::CreateDirectories, |context| {
+            ops::create_directories::apply(context, op)
+        }),
+        Op::DiscardDirectories(op) => once(context, op.transaction, Step::DiscardDirectories, |context| {
+            ops::create_directories::undo(context, op)
+        }),
+        Op::ExchangeEdge(op) => once(context, op.transaction, Step::ExchangeEdge, |context| {
+            ops::exchange_edge::apply(context, op)
+        }),
+        Op::SettleEdge(op) => {
+            once(context, op.transaction, Step::SettleEdge, |context| ops::settle_edge::apply(context, op))
+        }
+        Op::SetOwners(op) => {
+            once(context, op.transaction, Step::SetOwners, |context| ops::set_owners::apply(context, op))
         }
         _ => settle(context.time, Err(ShardError::Malformed.with("operation").into())),
     }

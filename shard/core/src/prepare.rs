@@ -62,6 +62,11 @@ fn needs_secret(op: &Op) -> bool {
             | Op::UnlinkEdge(_)
             | Op::SetOwner(_)
             | Op::RemoveDirectory(_)
+            | Op::CreateDirectories(_)
+            | Op::DiscardDirectories(_)
+            | Op::ExchangeEdge(_)
+            | Op::SettleEdge(_)
+            | Op::SetOwners(_)
             | Op::ForgetTransactions(_)
     )
 }

@@ -46,6 +46,11 @@ pub enum Step {
     UnlinkEdge = 27,
     SetOwner = 28,
     RemoveDirectory = 30,
+    CreateDirectories = 32,
+    DiscardDirectories = 33,
+    ExchangeEdge = 34,
+    SettleEdge = 35,
+    SetOwners = 36,
 }
 
 impl Step {
@@ -62,6 +67,11 @@ impl Step {
             UnlinkEdge,
             SetOwner,
             RemoveDirectory,
+            CreateDirectories,
+            DiscardDirectories,
+            ExchangeEdge,
+            SettleEdge,
+            SetOwners,
         ]
         .into_iter()
         .find(|step| *step as u8 == byte)

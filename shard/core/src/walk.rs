@@ -99,9 +99,17 @@ fn next<T: Table + ?Sized>(
     }
     let mut edge = if exists { resolve(view, here, name, Time(walk.at))? } else { None };
     if let Some(seen) = &mut edge
-        && walk.not_moved.contains(&seen.locked_by)
+        && seen.locked_by != 0
     {
-        seen.locked_by = 0;
+        if walk.not_moved.contains(&seen.locked_by) {
+            seen.locked_by = 0;
+        } else if let Some(known) = walk.exchanged.iter().find(|known| known.transaction == seen.locked_by) {
+            let target = InodeId(known.target);
+            if target.is_null() || target.kind().is_none() {
+                return Ok(Err(ShardError::Malformed.with(format_args!("exchanged with {target}"))));
+            }
+            *seen = Seen { target, created_at: known.exchanged_at, locked_by: 0 };
+        }
     }
     let edge = edge.filter(|seen| seen.locked_by == 0 || !walk.moved.contains(&seen.locked_by));
     Ok(edge.ok_or_else(|| ShardError::NotFound.with(quoted(name))))

@@ -162,11 +162,15 @@ impl<'a> Checker<'a> {
             let Some(version) = self.version(edge, |v| v.died.is_some_and(|(died, _)| died == at)) else {
                 continue;
             };
-            // What took its name replaced it.
-            if self.births.contains_key(&(edge, at)) {
+            // What took its name replaced it, or was exchanged with it.
+            if let Some(&by) = self.births.get(&(edge, at)) {
                 if version.died.is_some_and(|(_, owned)| !owned) {
-                    self.wrong
-                        .push(format!("{edge:?} was replaced at {at:?}, but its inode is not owned there"));
+                    match by.filter(|&n| self.gives_away(n, edge)) {
+                        Some(n) => self.put_down(edge, at, Some(n), false),
+                        None => self.wrong.push(format!(
+                            "{edge:?} was replaced at {at:?}, but its inode is not owned there"
+                        )),
+                    }
                 }
                 continue;
             }
@@ -202,9 +206,24 @@ impl<'a> Checker<'a> {
         all
     }
 
-    fn taken(&self, n: usize, birth: bool) -> bool {
+    /// An operation does one thing of a kind to an edge.
+    fn taken(&self, n: usize, edge: &Edge, birth: bool) -> bool {
         let table = if birth { &self.births } else { &self.deaths };
-        table.values().any(|by| *by == Some(n))
+        let of_edge = table.range((edge, Time::ZERO)..=(edge, Time::MAX));
+        of_edge.into_iter().any(|(_, by)| *by == Some(n))
+    }
+
+    /// An exchange: what the edge led to lives on elsewhere.
+    fn gives_away(&self, n: usize, edge: &Edge) -> bool {
+        let gives =
+            |claim: &Claim| matches!(claim, Claim::Died { edge: died, owned: false, .. } if died == edge);
+        self.history.operations[n].claims.iter().any(gives)
+    }
+
+    /// Made by one request with the directory it is in.
+    fn was_made_with(&self, operation: &Operation, edge: &Edge, version: &Version) -> bool {
+        let made = |inode| self.facts.uid(inode) == Some(operation.id);
+        operation.below > 0 && made(edge.directory) && made(version.target)
     }
 
     fn maker_of_birth(&self, edge: &Edge, version: &Version) -> Option<usize> {
@@ -214,17 +233,24 @@ impl<'a> Checker<'a> {
             let fits = |claim: &Claim| match claim {
                 Claim::Born { edge: born, target, at: None } if born == edge => match target {
                     Some(target) => *target == version.target && self.left(operation, version),
-                    None => match operation.claims.first() {
-                        // A rename: what had the old name until then.
-                        Some(Claim::Died { edge: old, owned: false, .. }) => self
-                            .version(old, |v| v.died == Some((version.created_at, false)))
-                            .is_some_and(|old| old.target == version.target),
-                        _ => made_by == Some(operation.id),
-                    },
+                    None => {
+                        // A rename or an exchange: what had another of its names until then.
+                        let comes_from = |claim: &Claim| match claim {
+                            Claim::Died { edge: old, owned: false, .. } => self
+                                .version(old, |v| v.died == Some((version.created_at, false)))
+                                .is_some_and(|old| old.target == version.target),
+                            _ => false,
+                        };
+                        match operation.claims.first() {
+                            Some(Claim::Died { .. }) => operation.claims.iter().any(comes_from),
+                            _ => made_by == Some(operation.id),
+                        }
+                    }
                 },
                 _ => false,
             };
-            operation.claims.iter().any(fits) && !self.taken(n, true)
+            let fits = operation.claims.iter().any(fits) || self.was_made_with(operation, edge, version);
+            fits && !self.taken(n, edge, true)
         })
     }
 
@@ -261,7 +287,7 @@ impl<'a> Checker<'a> {
                 }
                 _ => false,
             };
-            operation.claims.iter().any(fits) && !self.taken(n, false)
+            operation.claims.iter().any(fits) && !self.taken(n, edge, false)
         })
     }
 
@@ -269,7 +295,7 @@ impl<'a> Checker<'a> {
     fn pairs(&mut self) {
         for (n, operation) in self.history.operations.iter().enumerate() {
             let is_effect = |claim: &&Claim| matches!(claim, Claim::Born { .. } | Claim::Died { .. });
-            let claimed = operation.claims.iter().filter(is_effect).count();
+            let claimed = operation.claims.iter().filter(is_effect).count() + operation.below;
             let had = self.effects[n];
             let right = match operation.outcome {
                 Outcome::Acknowledged => had == claimed,
@@ -287,7 +313,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// 2: an operation makes one inode, if it was not refused.
+    /// 2: an operation makes one inode, or as many as it says, if it was not refused.
     fn makers(&mut self) {
         let mut made: BTreeMap<u32, Vec<InodeId>> = BTreeMap::new();
         let directories = self.facts.directories.iter().map(|(&inode, &(_, uid))| (inode, uid));
@@ -297,7 +323,7 @@ impl<'a> Checker<'a> {
         }
         for (uid, inodes) in made {
             let Some(operation) = self.history.get(uid) else { continue };
-            if inodes.len() > 1 || operation.outcome == Outcome::Refused {
+            if inodes.len() != 1 + operation.below || operation.outcome == Outcome::Refused {
                 let outcome = operation.outcome;
                 self.wrong.push(format!("{} ({outcome:?}) made {inodes:?}", describe(operation)));
             }

@@ -30,6 +30,15 @@ const TRANSACTION_TIMEOUT: u64 = 5 * SECOND;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GaveUp;
 
+/// What a locked name is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Fate {
+    There,
+    Gone,
+    /// To something else, since then.
+    Leads(pb::Exchanged),
+}
+
 /// In percent: reads that go to any replica, as those of clients that were away for long do.
 const ASTRAY: u32 = 15;
 /// In percent: answered calls that are made again.
@@ -323,20 +332,23 @@ impl Calls {
         }
     }
 
-    /// Whether the move that locks a name had taken it away by an instant (`None`: by now); `None`: it is over, look again.
-    pub async fn is_moved(
-        &self,
-        transaction: u64,
-        at: Option<Time>,
-        until: u64,
-    ) -> Result<Option<bool>, GaveUp> {
+    /// What a move or an exchange had made of the name that it locks by an instant (`None`: by now); `None`: it is over,
+    /// look again.
+    pub async fn fate(&self, transaction: u64, at: Option<Time>, until: u64) -> Result<Option<Fate>, GaveUp> {
         let op = pb::crossdir_request::Op::ResolveMove(pb::ResolveMove { transaction });
         match self.crossdir_in((SessionId(0), 0), &op, until).await? {
-            Ok(CrossdirAnswer::ResolveMove(reply)) => Ok(match reply.outcome() {
-                pb::MoveOutcome::MoveOver => None,
-                pb::MoveOutcome::MoveNotMade => Some(false),
-                pb::MoveOutcome::MoveMade => Some(at.is_none_or(|at| reply.moved_at <= at.0)),
-            }),
+            Ok(CrossdirAnswer::ResolveMove(reply)) => {
+                let by_then = at.is_none_or(|at| reply.moved_at <= at.0);
+                let (target, exchanged_at) = (reply.target, reply.moved_at);
+                Ok(match reply.outcome() {
+                    pb::MoveOutcome::MoveOver => None,
+                    pb::MoveOutcome::MoveMade if by_then => Some(Fate::Gone),
+                    pb::MoveOutcome::MoveExchanged if by_then => {
+                        Some(Fate::Leads(pb::Exchanged { transaction, target, exchanged_at }))
+                    }
+                    _ => Some(Fate::There),
+                })
+            }
             other => {
                 self.complaints.borrow_mut().push(format!("a move was resolved with {other:?}"));
                 Err(GaveUp)
@@ -344,27 +356,32 @@ impl Calls {
         }
     }
 
-    /// Whether an entry of a listing is there, which may be locked by a move.
-    pub async fn is_listed(
+    /// What an entry of a listing is, which may be locked by a move; `None`: it is not there.
+    pub async fn settled(
         &self,
-        entry: &pb::Entry,
+        entry: pb::Entry,
         directory: u64,
         at: u64,
         until: u64,
-    ) -> Result<bool, GaveUp> {
+    ) -> Result<Option<pb::Entry>, GaveUp> {
         if entry.locked_by == 0 || self.port.cluster.bug == Some(Bug::UnresolvedMoves) {
-            return Ok(true);
+            return Ok(Some(entry));
         }
         let instant = (at != 0).then_some(Time(at));
-        if let Some(moved) = self.is_moved(entry.locked_by, instant, until).await? {
-            return Ok(!moved);
-        }
-        let components = vec![entry.name.clone()];
-        let walk = pb::Walk { start: directory, components, at, ..pb::Walk::default() };
-        match self.walk(walk, until).await? {
-            Ok(ShardAnswer::Walk(reply)) => Ok(reply.stopped.is_none() && reply.inode == entry.target),
-            _ => Ok(false),
-        }
+        let target = match self.fate(entry.locked_by, instant, until).await? {
+            Some(Fate::There) => return Ok(Some(entry)),
+            Some(Fate::Gone) => return Ok(None),
+            Some(Fate::Leads(known)) => known.target,
+            None => {
+                let components = vec![entry.name.clone()];
+                let walk = pb::Walk { start: directory, components, at, ..pb::Walk::default() };
+                match self.walk(walk, until).await? {
+                    Ok(ShardAnswer::Walk(reply)) if reply.stopped.is_none() => reply.inode,
+                    _ => return Ok(None),
+                }
+            }
+        };
+        Ok(Some(pb::Entry { target, ..entry }))
     }
 
     /// Walks, asking what became of the moves it meets.
@@ -381,9 +398,10 @@ impl Calls {
             if locked_by == 0 || self.port.cluster.bug == Some(Bug::UnresolvedMoves) {
                 return Ok(answer);
             }
-            match self.is_moved(locked_by, at, until).await? {
-                Some(true) => walk.moved.push(locked_by),
-                Some(false) => walk.not_moved.push(locked_by),
+            match self.fate(locked_by, at, until).await? {
+                Some(Fate::Gone) => walk.moved.push(locked_by),
+                Some(Fate::There) => walk.not_moved.push(locked_by),
+                Some(Fate::Leads(known)) => walk.exchanged.push(known),
                 None => self.port.sleep(5 * MILLISECOND).await,
             }
         }

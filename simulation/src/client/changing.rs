@@ -5,7 +5,7 @@ use eggs_proto::pb::write_result::Result as WriteAnswer;
 use eggs_proto::{InodeId, ShardError, Time, pb};
 
 use super::calls::{GaveUp, refusal};
-use super::files::{FileError, NewFile, one};
+use super::files::{FileError, NewFile, one as one_of};
 use super::workload::{FILE_BYTES_MAX, SMALL_BYTES_MAX, Workload};
 use crate::history::{Claim, Edge, Expect, Outcome, contents};
 
@@ -142,7 +142,7 @@ impl Workload {
             expected: expected.map_or(0, |expected| expected.0),
         });
         let until = self.calls.patience();
-        let Ok(result) = self.calls.write(edge.directory.shard(), vec![op], until).await.map(one) else {
+        let Ok(result) = self.calls.write(edge.directory.shard(), vec![op], until).await.map(one_of) else {
             return self.gave_up(id);
         };
         let Ok(result) = result else { return self.fail(id, "not one answer") };
@@ -180,7 +180,7 @@ impl Workload {
             replace: replace.into(),
         });
         let until = self.calls.patience();
-        let Ok(result) = self.calls.write(old.directory.shard(), vec![op], until).await.map(one) else {
+        let Ok(result) = self.calls.write(old.directory.shard(), vec![op], until).await.map(one_of) else {
             return self.gave_up(id);
         };
         let Ok(result) = result else { return self.fail(id, "not one answer") };
@@ -206,6 +206,44 @@ impl Workload {
                 self.end(id, Outcome::Refused, vec![claim]);
             }
             (Some(error), _) => self.end_refused(id, &new, error, Time(result.time)),
+            (None, other) => self.fail(id, &format!("answered {other:?}")),
+        }
+    }
+
+    /// Of two names of one directory.
+    pub(super) async fn exchange_within(&self, one: (Edge, InodeId), other: (Edge, InodeId)) {
+        let directory = one.0.directory;
+        // What they lead to by then.
+        let what = format!("exchange {:?} and {:?}", one.0, other.0);
+        let unknown = |edge: &Edge| {
+            let died = Claim::Died { edge: edge.clone(), target: None, at: None, owned: false };
+            [died, Claim::Born { edge: edge.clone(), target: None, at: None }]
+        };
+        let claims = unknown(&one.0).into_iter().chain(unknown(&other.0)).collect();
+        let id = self.begin(what, claims);
+        let op = Op::Exchange(pb::Exchange {
+            directory: directory.0,
+            name: one.0.name.clone(),
+            other_name: other.0.name.clone(),
+        });
+        let until = self.calls.patience();
+        let Ok(result) = self.calls.write(directory.shard(), vec![op], until).await.map(one_of) else {
+            return self.gave_up(id);
+        };
+        let Ok(result) = result else { return self.fail(id, "not one answer") };
+        let at = Some(Time(result.time));
+        let absent = |edge: &Edge| Claim::Saw { edge: edge.clone(), expect: Expect::Absent, at };
+        match (refusal(&result), result.result) {
+            (None, Some(WriteAnswer::Link(link))) => {
+                let now = (InodeId(link.replaced), InodeId(link.inode));
+                let claims = Self::exchanged(&(one.0, now.0), &(other.0, now.1), at);
+                self.end(id, Outcome::Acknowledged, claims);
+            }
+            (Some(ShardError::NotFound), _) => {
+                let claims = vec![absent(&one.0), absent(&other.0), Claim::Gone(directory)];
+                self.end(id, Outcome::Refused, vec![Claim::AnyOf(claims)]);
+            }
+            (Some(error), _) => self.end_refused(id, &one.0, error, Time(result.time)),
             (None, other) => self.fail(id, &format!("answered {other:?}")),
         }
     }

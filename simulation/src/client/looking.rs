@@ -143,9 +143,8 @@ impl Workload {
             Ok(Ok(ShardAnswer::List(mut reply))) => {
                 let mut entries = Vec::new();
                 for entry in reply.entries {
-                    match self.calls.is_listed(&entry, directory, at, until).await {
-                        Ok(true) => entries.push(entry),
-                        Ok(false) => {}
+                    match self.calls.settled(entry, directory, at, until).await {
+                        Ok(entry) => entries.extend(entry),
                         Err(GaveUp) => {
                             self.gave_up(id);
                             return None;

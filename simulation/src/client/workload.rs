@@ -105,13 +105,15 @@ impl Workload {
 
     pub(super) async fn one(&self) {
         match self.port().below(100) {
-            0..12 => self.mkdir().await,
+            0..9 => self.mkdir().await,
+            9..12 => self.mkdir_path().await,
             12..23 => self.rmdir().await,
             23..32 => self.put_small().await,
             32..43 => self.put_file().await,
             43..49 => self.unlink().await,
             49..55 => self.rename().await,
-            55..70 => self.move_entry().await,
+            55..65 => self.move_entry().await,
+            65..70 => self.exchange().await,
             70..78 => self.read_file().await,
             78..83 => self.list().await,
             83..86 => self.list_dead().await,

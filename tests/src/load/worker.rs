@@ -49,6 +49,7 @@ enum Step {
     Unlink(Key),
     Rmdir(Key),
     Rename(Key, Key),
+    Exchange(Key, Key),
     Stat(Key),
     Read(Key),
     List(usize),
@@ -148,11 +149,19 @@ impl Worker {
             }
             16..26 if there(self, &file) => {
                 let to = self.key('f');
-                if to == file { Step::Stat(file) } else { Step::Rename(file, to) }
+                match to == file {
+                    true => Step::Stat(file),
+                    false if weight % 3 == 0 && there(self, &to) => Step::Exchange(file, to),
+                    false => Step::Rename(file, to),
+                }
             }
             26..30 if there(self, &folder) => {
                 let to = self.key('d');
-                if there(self, &to) { Step::Stat(to) } else { Step::Rename(folder, to) }
+                match there(self, &to) {
+                    true if to == folder => Step::Stat(to),
+                    true => Step::Exchange(folder, to),
+                    false => Step::Rename(folder, to),
+                }
             }
             30..36 if there(self, &file) => Step::Unlink(file),
             36..50 => Step::Stat(if weight % 2 == 0 { file } else { folder }),
@@ -196,6 +205,14 @@ impl Worker {
                 let done = self.own.rename(self.path(&from), self.path(&to), replace).await.map(drop);
                 self.changed(format!("mv {from:?} {to:?}"), done, |_| {
                     vec![(from.clone(), moved.clone(), None), (to.clone(), replaced.clone(), moved.clone())]
+                })
+            }
+            Step::Exchange(one, other) => {
+                let (first, second) = (self.model.at(&one).cloned(), self.model.at(&other).cloned());
+                let done = self.own.exchange(self.path(&one), self.path(&other)).await;
+                self.changed(format!("mv --exchange {one:?} {other:?}"), done, |()| {
+                    let there = (one.clone(), first.clone(), second.clone());
+                    vec![there, (other.clone(), second.clone(), first.clone())]
                 })
             }
             Step::Stat(key) => {
@@ -314,6 +331,8 @@ impl Step {
             Step::Rename(from, to) if from.0 == to.0 => "mv within a directory",
             Step::Rename(from, _) if from.1.starts_with('d') => "mv of a directory",
             Step::Rename(..) => "mv between directories",
+            Step::Exchange(one, other) if one.0 == other.0 => "exchange within a directory",
+            Step::Exchange(..) => "exchange",
             Step::Stat(_) => "stat",
             Step::Read(_) => "read",
             Step::List(_) => "ls",

@@ -157,7 +157,7 @@ impl Requests {
         let replace = self.rng.random_range(-1..3);
         let (directory, file, cookie, name) = (self.inode(), self.inode(), self.u64(), self.name());
         let (transaction, owner) = (self.u64(), self.inode());
-        let op = match self.rng.random_range(0..23) {
+        let op = match self.rng.random_range(0..29) {
             0 => WriteOp::StartEden(pb::StartEden {
                 directory,
                 attributes: self.attributes(),
@@ -239,6 +239,38 @@ impl Requests {
                 floor: self.u64(),
             }),
             21 => WriteOp::RemoveDirectory(pb::RemoveDirectory { transaction, directory }),
+            22 => WriteOp::Exchange(pb::Exchange { directory, name, other_name: self.name() }),
+            23 => WriteOp::CreateDirectories(pb::CreateDirectories {
+                transaction,
+                owner,
+                names: self.many(Self::name),
+                on_the_way: self.attributes(),
+                attributes: self.attributes(),
+            }),
+            24 => WriteOp::DiscardDirectories(pb::DiscardDirectories {
+                transaction,
+                directory,
+                names: self.many(Self::name),
+            }),
+            25 => WriteOp::ExchangeEdge(pb::ExchangeEdge {
+                transaction,
+                directory,
+                name,
+                target: file,
+                new_target: owner,
+            }),
+            26 => WriteOp::SettleEdge(pb::SettleEdge {
+                transaction,
+                directory,
+                name,
+                target: file,
+                new_target: owner,
+                exchanged_at: self.u64(),
+            }),
+            27 => WriteOp::SetOwners(pb::SetOwners {
+                transaction,
+                owners: self.many(|this| pb::DirectoryOwner { directory: this.inode(), owner: this.inode() }),
+            }),
             _ => return pb::WriteOp::default(),
         };
         pb::WriteOp { op: Some(op) }
@@ -262,6 +294,11 @@ impl Requests {
                 want_spans: true,
                 moved: self.many(Self::u64),
                 not_moved: self.many(Self::u64),
+                exchanged: self.many(|this| pb::Exchanged {
+                    transaction: this.u64(),
+                    target: this.inode(),
+                    exchanged_at: this.u64(),
+                }),
             }),
             1 => Op::Stat(pb::Stat { inode: self.inode() }),
             2 => Op::GetSpans(pb::GetSpans { file: self.inode(), offset: self.u64(), limit: self.u32() }),
@@ -288,7 +325,7 @@ impl Requests {
     pub fn crossdir(&mut self) -> pb::CrossdirRequest {
         use crossdir_request::Op;
         let header = self.header();
-        let op = match self.rng.random_range(0..4) {
+        let op = match self.rng.random_range(0..7) {
             0 => Op::Mkdir(pb::Mkdir {
                 parent: self.inode(),
                 name: self.name(),
@@ -303,7 +340,21 @@ impl Requests {
                 new_name: self.name(),
                 replace: self.rng.random_range(-1..3),
             }),
+            3 => Op::MkdirPath(pb::MkdirPath {
+                parent: self.inode(),
+                names: self.many(Self::name),
+                on_the_way: self.attributes(),
+                attributes: self.attributes(),
+            }),
             4 => Op::ResolveMove(pb::ResolveMove { transaction: self.rng.random() }),
+            5 => Op::Exchange(pb::ExchangeAcross {
+                directory: self.inode(),
+                name: self.name(),
+                target: self.inode(),
+                other_directory: self.inode(),
+                other_name: self.name(),
+                other_target: self.inode(),
+            }),
             _ => Op::ListTransactions(pb::ListTransactions {}),
         };
         pb::CrossdirRequest { header, op: self.rng.random_bool(0.98).then_some(op) }

@@ -10,7 +10,8 @@ use crate::paths::ClusterPath;
 /// Move or rename files, links and directories
 ///
 /// Into DST when that is a directory, else to exactly DST. A file of that name is replaced; it stays
-/// in the dead map. A directory is never replaced.
+/// in the dead map. A directory is never replaced. With --exchange both names exist and lead to each other's file, link or
+/// directory afterwards; there is no moment at which they do not.
 #[derive(Debug, Args)]
 pub struct Mv {
     /// Refuse to replace a file
@@ -19,6 +20,9 @@ pub struct Mv {
     /// Move to exactly DST, even when it is a directory
     #[arg(short = 'T', long)]
     no_target_directory: bool,
+    /// Exchange SRC and exactly DST, of whatever kind they are, instead of moving
+    #[arg(long, conflicts_with = "no_clobber")]
+    exchange: bool,
     /// What to move, and where to
     #[arg(required = true, num_args = 2.., value_names = ["SRC", "DST"], value_parser = ClusterPath::parser())]
     paths: Vec<ClusterPath>,
@@ -28,6 +32,9 @@ impl Mv {
     pub async fn run(self, context: &Context) -> Outcome {
         let (sources, destination) = split(&self.paths)?;
         let client = context.client().await?;
+        if self.exchange {
+            return exchange(client, sources, destination).await;
+        }
         let into = into_directory(client, sources.len(), destination, self.no_target_directory).await?;
         let replace = if self.no_clobber { Replace::Refuse } else { Replace::File };
         let mut operands = Operands::new(context.command);
@@ -36,6 +43,25 @@ impl Mv {
         }
         operands.finish()
     }
+}
+
+async fn exchange(client: &Client, sources: &[ClusterPath], destination: &ClusterPath) -> Outcome {
+    let [source] = sources else {
+        return Err(Failure::Usage("--exchange takes two paths".to_owned()));
+    };
+    if source == destination {
+        return Err(Failure::refused(source, "source and destination are the same file"));
+    }
+    for path in [source, destination] {
+        if path.means_directory() {
+            let found = client.stat(path.as_bytes()).await.map_err(|error| failure(path, error))?;
+            if !found.is_directory() {
+                return Err(Failure::refused(format!("{path}/"), "not a directory"));
+            }
+        }
+    }
+    let exchanged = client.exchange(source.as_bytes(), destination.as_bytes()).await;
+    exchanged.map_err(|error| failure(source, error))
 }
 
 async fn move_one(

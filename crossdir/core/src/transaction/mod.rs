@@ -4,7 +4,9 @@
 //! volatile decisions: its outcome depends only on what the shards answer, and they answer a repeated
 //! step as they did the first time (XD-1). Retrying is not its business: it sees outcomes only.
 
+mod exchange;
 mod mkdir;
+mod mkdir_path;
 mod move_directory;
 mod move_file;
 mod rmdir;
@@ -56,6 +58,8 @@ pub(crate) enum Moved {
     Perhaps,
     /// Both names changed at this instant.
     At(Time),
+    /// At this instant the name that is locked came to lead to this inode.
+    Exchanged(Time, InodeId),
 }
 
 /// A transaction on its way.
@@ -70,9 +74,9 @@ pub(crate) trait Steps: Debug {
     fn clear(&mut self) -> Option<Request> {
         None
     }
-    /// The directory that is to have another owner.
-    fn owned(&self) -> Option<InodeId> {
-        None
+    /// The directories that are to have another owner: then it is to be cleared.
+    fn owned(&self) -> Vec<InodeId> {
+        Vec::new()
     }
     /// The outcome of the last request.
     fn next(&mut self, outcome: Outcome) -> Next;
@@ -97,6 +101,10 @@ pub(crate) fn steps_of(
             Some(Box::new(move_directory::MoveDirectory::new(transaction, op)))
         }
         Intent::Move(op) => Some(Box::new(move_file::MoveFile::new(transaction, op))),
+        Intent::MkdirPath(op) => {
+            Some(Box::new(mkdir_path::MkdirPath::new(transaction, op, ShardId(begin.shard as u8))))
+        }
+        Intent::Exchange(op) => Some(Box::new(exchange::Exchange::new(transaction, op))),
     }
 }
 

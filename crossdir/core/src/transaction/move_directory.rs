@@ -63,7 +63,7 @@ impl MoveDirectory {
     fn climb(&mut self, mut read: Vec<InodeId>, at: InodeId, owner: Option<InodeId>) -> Next {
         read.push(at);
         let (target, root) = (self.edges.target(), InodeId::ROOT);
-        let end = |ancestors, reply| Next::Clear(Claim { target, ancestors }, reply);
+        let end = |ancestors, reply| Next::Clear(Claim { targets: vec![target], ancestors }, reply);
         let refused = |read, error: CrossdirError, what| end(read, Some(refusal(error, what)));
         match owner {
             None => refused(read, CrossdirError::NotDirectory, at),
@@ -119,8 +119,8 @@ impl Steps for MoveDirectory {
         Some(self.edges.lock())
     }
 
-    fn owned(&self) -> Option<InodeId> {
-        Some(self.edges.target())
+    fn owned(&self) -> Vec<InodeId> {
+        vec![self.edges.target()]
     }
 
     fn next(&mut self, outcome: Outcome) -> Next {
@@ -132,7 +132,7 @@ impl Steps for MoveDirectory {
             (State::Checking(read, at), Outcome::Refused(error, message)) => {
                 let mut ancestors = std::mem::take(read);
                 ancestors.push(*at);
-                let claim = Claim { target: self.edges.target(), ancestors };
+                let claim = Claim { targets: vec![self.edges.target()], ancestors };
                 Next::Clear(claim, Some(refused(error, message)))
             }
             (State::Locking, Outcome::Refused(error, message)) => Next::Finish(refused(error, message)),

@@ -151,6 +151,8 @@ pub fn of_coordinator(group: &Group<CrossdirMachine>) -> u64 {
         let result = reply.and_then(|reply| reply.result).map(|result| match result {
             Result::Mkdir(made) => Result::Mkdir(pb::MkdirReply { created_at: 0, ..made }),
             Result::Rmdir(_) => Result::Rmdir(pb::RmdirReply::default()),
+            Result::MkdirPath(made) => Result::MkdirPath(pb::MkdirPathReply { created_at: 0, ..made }),
+            Result::Exchange(_) => Result::Exchange(pb::ExchangeReply::default()),
             other => other,
         });
         hasher.write(&pb::CrossdirReply { header: None, result }.encode_to_vec());

@@ -5,42 +5,65 @@ use eggs_proto::{InodeId, ServiceError, TransactionId, pb};
 use pb::crossdir_request::Op;
 use prost::Message;
 
-use super::world::code;
 use super::world::model::Model;
 use super::world::tables::{self, Group, Shards, check, edges};
+use super::world::{code, made};
 use crate::state::State;
 
 /// XD-12: a name of every moved inode, and not two, for who reads now.
 pub fn instant(state: &State) {
     let edges = edges(&state.shards);
-    for call in &state.calls {
-        let Op::Move(op) = &call.op else { continue };
+    for inode in state.calls.iter().flat_map(|call| moved(&call.op)) {
         let (mut sure, mut perhaps) = (0, 0);
-        for edge in edges.values().filter(|edge| edge.target == op.target) {
+        for edge in edges.values() {
             match sees(state, edge) {
-                Some(true) => sure += 1,
-                Some(false) => {}
-                None => perhaps += 1,
+                Sight::Is(target) => sure += usize::from(target == inode.0),
+                Sight::Nothing => {}
+                Sight::OneOf(targets) => perhaps += usize::from(targets.contains(&inode.0)),
             }
         }
-        let inode = InodeId(op.target);
         assert!(sure <= 1, "XD-12: {inode} has {sure} names");
         assert!(is_gone(state, inode) || sure + perhaps > 0, "XD-12: {inode} has no name");
     }
 }
 
-/// The readers' rule of ADR 0015; `None`: the reader waits.
-fn sees(state: &State, edge: &pb::EdgeRow) -> Option<bool> {
-    if edge.transaction == 0 {
-        return Some(true);
+/// What a call gives other names.
+fn moved(op: &Op) -> Vec<InodeId> {
+    match op {
+        Op::Move(op) => vec![InodeId(op.target)],
+        Op::Exchange(op) => vec![InodeId(op.target), InodeId(op.other_target)],
+        _ => Vec::new(),
     }
+}
+
+/// What a reader finds at an edge.
+#[derive(Debug, PartialEq, Eq)]
+enum Sight {
+    Is(u64),
+    Nothing,
+    /// The reader waits for what it will be of these, or nothing.
+    OneOf(Vec<u64>),
+}
+
+/// The readers' rule of ADR 0015.
+fn sees(state: &State, edge: &pb::EdgeRow) -> Sight {
+    if edge.transaction == 0 {
+        return Sight::Is(edge.target);
+    }
+    let undecided = || {
+        let transaction = TransactionId(edge.transaction);
+        let call = state.calls.iter().find(|call| call.transaction == Some(transaction));
+        let targets = moved(&call.expect("a call of the scenario").op);
+        Sight::OneOf(targets.into_iter().map(|inode| inode.0).collect())
+    };
     if state.is_down() {
-        return None;
+        return undecided();
     }
     match state.driver().resolve(TransactionId(edge.transaction)) {
-        MoveState::NotMade => Some(true),
-        MoveState::Made(_) => Some(false),
-        MoveState::Undecided => None,
+        MoveState::NotMade => Sight::Is(edge.target),
+        MoveState::Made(_) => Sight::Nothing,
+        MoveState::Exchanged(_, target) => Sight::Is(target.0),
+        MoveState::Undecided => undecided(),
         MoveState::Over => panic!("locked by {}, which is over", edge.transaction),
     }
 }
@@ -81,8 +104,15 @@ fn lives(shards: &Shards, inode: InodeId) -> Vec<Life> {
 pub fn answer(state: &State, n: usize, transaction: TransactionId, reply: &pb::CrossdirReply) {
     let edges = edges(&state.shards);
     let found = |directory: u64, name: &bytes::Bytes| edges.get(&(directory, name.clone()));
-    let seen = |directory, name| {
-        found(directory, name).filter(|edge| sees(state, edge) != Some(false)).map(|edge| edge.target)
+    let seen = |directory, name| match found(directory, name).map(|edge| sees(state, edge)) {
+        Some(Sight::Is(target)) => Some(target),
+        Some(Sight::OneOf(_)) => found(directory, name).map(|edge| edge.target),
+        Some(Sight::Nothing) | None => None,
+    };
+    let owns = |directory: u64, owner: u64| {
+        if InodeId(directory).is_directory() {
+            assert_eq!(tables::owners(&state.shards)[&directory], owner, "XD-9: the owner");
+        }
     };
     if code(reply) != 0 {
         let locked = edges.values().any(|edge| edge.transaction == transaction.0);
@@ -99,12 +129,31 @@ pub fn answer(state: &State, n: usize, transaction: TransactionId, reply: &pb::C
         (Op::Move(op), _) => {
             assert_eq!(seen(op.new_directory, &op.new_name), Some(op.target), "XD-9: the new name");
             // When a driver says so that was replaced, the other one may not know it yet: readers wait.
-            let old = found(op.old_directory, &op.old_name).filter(|edge| sees(state, edge) == Some(true));
-            assert_ne!(old.map(|edge| edge.target), Some(op.target), "XD-9: the old name");
-            if InodeId(op.target).is_directory() {
-                let owner = tables::owners(&state.shards)[&op.target];
-                assert_eq!(owner, op.new_directory, "XD-9: the owner");
+            let old = found(op.old_directory, &op.old_name).map(|edge| sees(state, edge));
+            assert_ne!(old, Some(Sight::Is(op.target)), "XD-9: the old name");
+            owns(op.target, op.new_directory);
+        }
+        (Op::MkdirPath(op), Some(pb::crossdir_reply::Result::MkdirPath(made))) => {
+            let mut parent = op.parent;
+            for (name, &inode) in op.names.iter().zip(&made.inodes) {
+                assert_eq!(seen(parent, name), Some(inode), "XD-9: a directory made");
+                owns(inode, parent);
+                parent = inode;
             }
+            assert_eq!(made.inodes.len(), op.names.len());
+        }
+        (Op::Exchange(op), _) => {
+            assert_eq!(seen(op.other_directory, &op.other_name), Some(op.target), "XD-9: the other name");
+            let one = found(op.directory, &op.name).map(|edge| sees(state, edge));
+            let right = match &one {
+                Some(Sight::Is(target)) => *target == op.other_target,
+                // As above.
+                Some(Sight::OneOf(targets)) => targets.contains(&op.other_target),
+                Some(Sight::Nothing) | None => false,
+            };
+            assert!(right, "XD-9: the name is {one:?}");
+            owns(op.target, op.other_directory);
+            owns(op.other_target, op.directory);
         }
         other => panic!("{other:?}"),
     }
@@ -133,10 +182,10 @@ pub fn end(state: &State, before: &Model) {
         }
     }
     for call in &state.calls {
-        if let Op::Move(op) = &call.op {
-            let lives = lives(&state.shards, InodeId(op.target));
+        for inode in moved(&call.op) {
+            let lives = lives(&state.shards, inode);
             let whole = lives.windows(2).all(|pair| pair[0].to == pair[1].from);
-            assert!(whole, "XD-12: {} in the past: {lives:?}", InodeId(op.target));
+            assert!(whole, "XD-12: {inode} in the past: {lives:?}");
         }
     }
     let after = Model::of(&state.shards);
@@ -158,12 +207,8 @@ fn serial(state: &State, model: &Model, after: &Model, order: &mut Vec<usize>) -
             continue;
         }
         let answer = call.answer.as_ref().expect("an answer");
-        let made = match &answer.result {
-            Some(pb::crossdir_reply::Result::Mkdir(reply)) => reply.inode,
-            _ => 0,
-        };
         let mut model = model.clone();
-        let expected = model.apply(&call.op, made).err().map_or(0, ServiceError::code);
+        let expected = model.apply(&call.op, made(answer)).err().map_or(0, ServiceError::code);
         if expected == code(answer) {
             order.push(n);
             if serial(state, &model, after, order) {

@@ -6,7 +6,7 @@ use eggs_proto::{InodeId, ShardId, pb};
 use pb::Replace::{File, Refuse};
 use pb::crossdir_request::Op;
 
-use super::world::{mkdir, put_small, rename, rmdir, tables};
+use super::world::{exchange, mkdir, mkdir_path, put_small, rename, rmdir, tables};
 use crate::state::{Action, Bounds, State};
 
 const ROOT: u64 = InodeId::ROOT.0;
@@ -68,27 +68,31 @@ impl Operation {
             Op::Mkdir(op) => vec![(op.parent, &op.name)],
             Op::Rmdir(op) => vec![(op.parent, &op.name)],
             Op::Move(op) => vec![(op.old_directory, &op.old_name), (op.new_directory, &op.new_name)],
+            Op::MkdirPath(op) => vec![(op.parent, &op.names[0])],
+            Op::Exchange(op) => vec![(op.directory, &op.name), (op.other_directory, &op.other_name)],
             other => panic!("{other:?}"),
         }
     }
 
-    /// What it removes or moves; null: nothing.
-    fn target(&self) -> u64 {
+    /// What it removes or moves.
+    fn targets(&self) -> Vec<u64> {
         match &self.op {
-            Op::Rmdir(op) => op.target,
-            Op::Move(op) => op.target,
-            _ => 0,
+            Op::Rmdir(op) => vec![op.target],
+            Op::Move(op) => vec![op.target],
+            Op::Exchange(op) => vec![op.target, op.other_target],
+            _ => Vec::new(),
         }
     }
 
     pub fn moves_directory(&self) -> bool {
-        matches!(&self.op, Op::Move(op) if InodeId(op.target).is_directory())
+        let moves = !matches!(&self.op, Op::Rmdir(_));
+        moves && self.targets().iter().any(|&target| InodeId(target).is_directory())
     }
 
     fn is_in_the_way_of(&self, other: &Operation) -> bool {
         let theirs = other.names();
         self.names().iter().any(|name| theirs.contains(name))
-            || theirs.iter().any(|(directory, _)| *directory == self.target())
+            || theirs.iter().any(|(directory, _)| self.targets().contains(directory))
     }
 
     /// They change the same name, or one of them moves or removes a directory the other changes.
@@ -111,7 +115,7 @@ impl Tree {
 }
 
 /// More than two that are in each other's way.
-pub const TRIPLES: [[&str; 3]; 8] = [
+pub const TRIPLES: [[&str; 3]; 12] = [
     ["/a to /c/a", "/c to /a/b/c", "/a/b to /b"],
     ["/a to /c/a", "/c to /a/c", "/a/b to /b"],
     ["/a/b to /c/b", "/c to /a/c", "rmdir /a"],
@@ -120,6 +124,10 @@ pub const TRIPLES: [[&str; 3]; 8] = [
     ["/c/g over /f", "/f to /c/g", "/f over /a/b"],
     ["/c/g to /a/b/g", "rmdir /a/b", "rmdir /c"],
     ["mkdir /c/b", "/a/b to /c/b", "rmdir /a/b"],
+    ["mkdir -p /c/b/y", "/a/b to /c/b", "rmdir /c"],
+    ["/a/b with /c", "/a to /c/a", "rmdir /a/b"],
+    ["/a with /c/g", "/c to /a/c", "/c/g over /f"],
+    ["/c/g with /f", "/f to /c/g", "/c/g to /a/g"],
 ];
 
 /// What a move finds of its ancestors depends on when it looks.
@@ -127,11 +135,17 @@ pub const TURNS: [[&str; 3]; 2] =
     [["/a/b to /c/b", "/c/b to /b", "/c to /a/b/c"], ["/a to /a/b/a", "/a/b to /b", "rmdir /a"]];
 
 /// Pairs of which few are enough to see.
-pub const FEW: [[&str; 2]; 3] =
-    [["mkdir /a/b/x", "rmdir /a/b"], ["rmdir /a/b", "/c/g to /a/b/g"], ["/c/g to /a/g", "/f over /a/g"]];
+pub const FEW: [[&str; 2]; 5] = [
+    ["mkdir /a/b/x", "rmdir /a/b"],
+    ["rmdir /a/b", "/c/g to /a/b/g"],
+    ["/c/g to /a/g", "/f over /a/g"],
+    ["rmdir /c", "mkdir -p /c/b/y"],
+    ["/c/g over /f", "/c/g with /f"],
+];
 
 /// Pairs for two drivers at once.
-pub const LIVING_ON: [[&str; 2]; 2] = [["rmdir /a/b", "/c/g to /a/b/g"], ["/a to /c/a", "/c to /a/c"]];
+pub const LIVING_ON: [[&str; 2]; 3] =
+    [["rmdir /a/b", "/c/g to /a/b/g"], ["/a to /c/a", "/c to /a/c"], ["/c/g to /a/g", "/c/g with /f"]];
 
 /// Those of `operations` with these names.
 pub fn named<'a>(operations: &'a [Operation], names: &[&str]) -> Vec<&'a Operation> {
@@ -161,6 +175,10 @@ pub fn operations(places: &Places) -> Vec<Operation> {
         ("/a/b to /c/b", rename((a, b"b"), b, (c, b"b"), Refuse), 0),
         ("/c/b to /b", rename((c, b"b"), b, (ROOT, b"b"), Refuse), 0),
         ("/a/b to /b", rename((a, b"b"), b, (ROOT, b"b"), Refuse), 0),
+        ("mkdir -p /c/b/y", mkdir_path(c, &[b"b", b"y"]), 3),
+        ("/c/g with /f", exchange((c, b"g"), g, (ROOT, b"f"), f), 0),
+        ("/a/b with /c", exchange((a, b"b"), b, (ROOT, b"c"), c), 0),
+        ("/a with /c/g", exchange((ROOT, b"a"), a, (c, b"g"), g), 0),
     ];
     table.into_iter().map(|(name, op, shard)| Operation { name, op, shard: ShardId(shard) }).collect()
 }

@@ -397,6 +397,37 @@ pub fn rename(
     })
 }
 
+pub fn mkdir_path(parent: u64, names: &[&[u8]]) -> pb::crossdir_request::Op {
+    let names = names.iter().map(|name| Bytes::copy_from_slice(name)).collect();
+    let op = pb::MkdirPath { parent, names, ..pb::MkdirPath::default() };
+    pb::crossdir_request::Op::MkdirPath(op)
+}
+
+pub fn exchange(
+    (directory, name): (u64, &[u8]),
+    target: u64,
+    (other_directory, other_name): (u64, &[u8]),
+    other_target: u64,
+) -> pb::crossdir_request::Op {
+    pb::crossdir_request::Op::Exchange(pb::ExchangeAcross {
+        directory,
+        name: Bytes::copy_from_slice(name),
+        target,
+        other_directory,
+        other_name: Bytes::copy_from_slice(other_name),
+        other_target,
+    })
+}
+
+/// The directory that was made, or the first of them; 0: none.
+pub fn made(reply: &pb::CrossdirReply) -> u64 {
+    match &reply.result {
+        Some(pb::crossdir_reply::Result::Mkdir(reply)) => reply.inode,
+        Some(pb::crossdir_reply::Result::MkdirPath(reply)) => reply.inodes[0],
+        _ => 0,
+    }
+}
+
 pub fn put_small(directory: u64, name: &[u8]) -> pb::WriteOp {
     let op = pb::PutSmall {
         directory,

@@ -40,7 +40,7 @@ impl Model {
         }
     }
 
-    /// `made`: the id the real one gave a new directory.
+    /// `made`: the id the real one gave a new directory, the first if there are several.
     pub fn apply(&mut self, op: &Op, made: u64) -> Result<(), CrossdirError> {
         match op {
             Op::Mkdir(op) => {
@@ -64,8 +64,48 @@ impl Model {
                 self.edges.remove(&(op.parent, op.name.to_vec()));
             }
             Op::Move(op) => self.rename(op)?,
+            Op::MkdirPath(op) => {
+                self.alive(op.parent)?;
+                if self.edge(op.parent, &op.names[0]).is_some() {
+                    return Err(CrossdirError::Exists);
+                }
+                let mut parent = op.parent;
+                for (made, name) in (made..).zip(&op.names) {
+                    self.owners.insert(made, parent);
+                    self.edges.insert((parent, name.to_vec()), made);
+                    parent = made;
+                }
+            }
+            Op::Exchange(op) => self.exchange(op)?,
             Op::ListTransactions(_) | Op::ResolveMove(_) => unreachable!("not begun"),
         }
+        Ok(())
+    }
+
+    fn exchange(&mut self, op: &pb::ExchangeAcross) -> Result<(), CrossdirError> {
+        let goes = [(op.target, op.other_directory), (op.other_target, op.directory)];
+        let directories = goes.into_iter().filter(|(target, _)| InodeId(*target).is_directory());
+        let directories: Vec<(u64, u64)> = directories.collect();
+        for &(_, parent) in &directories {
+            let mut at = parent;
+            loop {
+                self.alive(at)?;
+                if directories.iter().any(|(target, _)| at == *target) {
+                    return Err(CrossdirError::Loop);
+                }
+                if at == ROOT {
+                    break;
+                }
+                at = self.owners[&at];
+            }
+        }
+        self.alive(op.directory)?;
+        self.expect(op.directory, &op.name, op.target)?;
+        self.alive(op.other_directory)?;
+        self.expect(op.other_directory, &op.other_name, op.other_target)?;
+        self.edges.insert((op.directory, op.name.to_vec()), op.other_target);
+        self.edges.insert((op.other_directory, op.other_name.to_vec()), op.target);
+        self.owners.extend(directories);
         Ok(())
     }
 

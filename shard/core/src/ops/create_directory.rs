@@ -1,8 +1,8 @@
 //! CreateDirectory, a step: a directory that no edge leads to yet.
 //! Undo, DiscardDirectory: it goes, as if it had never been.
 
-use eggs_machine::Table;
 use eggs_machine::table::prefix_end;
+use eggs_machine::{Table, TableError};
 use eggs_proto::{InodeId, InodeType, ServiceError, ShardError, TransactionId, pb};
 
 use crate::context::{Answer, Context, done, local_directory, permissions};
@@ -14,10 +14,22 @@ pub(crate) fn apply<T: Table + ?Sized>(context: &mut Context<'_, '_, T>, op: &pb
         return Err(ShardError::Malformed.with(format_args!("owner {}", InodeId(op.owner))).into());
     }
     let directory = context.new_inode(InodeType::Directory)?;
-    let attributes = op.attributes.unwrap_or_default();
+    make(context, directory, op.owner, op.attributes)?;
+    let created_at = context.time.0;
+    Ok(pb::write_result::Result::Link(pb::LinkReply { inode: directory.0, replaced: 0, created_at }))
+}
+
+/// A new directory's row.
+pub(crate) fn make<T: Table + ?Sized>(
+    context: &mut Context<'_, '_, T>,
+    directory: InodeId,
+    owner: u64,
+    attributes: Option<pb::NewAttributes>,
+) -> Result<(), TableError> {
+    let attributes = attributes.unwrap_or_default();
     let now = context.time.0;
     let row = pb::DirectoryRow {
-        owner: op.owner,
+        owner,
         created_at: now,
         mtime: attributes.mtime.unwrap_or(now),
         atime: now,
@@ -28,8 +40,7 @@ pub(crate) fn apply<T: Table + ?Sized>(context: &mut Context<'_, '_, T>, op: &pb
         xattrs: Vec::new(),
         transaction: 0,
     };
-    context.put(schema::directory_key(directory), &row)?;
-    Ok(pb::write_result::Result::Link(pb::LinkReply { inode: directory.0, replaced: 0, created_at: now }))
+    context.put(schema::directory_key(directory), &row)
 }
 
 pub(crate) fn undo<T: Table + ?Sized>(context: &mut Context<'_, '_, T>, op: &pb::DiscardDirectory) -> Answer {

@@ -20,7 +20,7 @@ pub(crate) fn apply<T: Table + ?Sized>(context: &mut Context<'_, '_, T>, op: &pb
 }
 
 /// The target; one of this shard must exist (SH-3).
-fn target<T: Table + ?Sized>(context: &Context<'_, '_, T>, id: u64) -> Result<InodeId, Stop> {
+pub(crate) fn target<T: Table + ?Sized>(context: &Context<'_, '_, T>, id: u64) -> Result<InodeId, Stop> {
     let target = InodeId(id);
     if target.is_null() || target.kind().is_none() || target == InodeId::ROOT {
         return Err(ShardError::Malformed.with(format_args!("target {target}")).into());

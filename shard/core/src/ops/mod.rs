@@ -2,7 +2,10 @@
 //! nothing (SH-11).
 
 pub(crate) mod abandon_eden;
+pub(crate) mod create_directories;
 pub(crate) mod create_directory;
+pub(crate) mod exchange;
+pub(crate) mod exchange_edge;
 pub(crate) mod expire_eden;
 pub(crate) mod extend_eden;
 pub(crate) mod forget_transactions;
@@ -16,7 +19,9 @@ pub(crate) mod rename;
 pub(crate) mod replace_blocks;
 pub(crate) mod set_attributes;
 pub(crate) mod set_owner;
+pub(crate) mod set_owners;
 pub(crate) mod set_policy;
+pub(crate) mod settle_edge;
 pub(crate) mod start_eden;
 pub(crate) mod unlink;
 pub(crate) mod unlink_edge;

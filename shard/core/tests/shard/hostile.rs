@@ -126,6 +126,9 @@ fn client_ops() -> impl Strategy<Value = Op> {
         (ids(), names(), names(), 0i32..3).prop_map(|(directory, old_name, new_name, replace)| {
             Op::Rename(pb::Rename { directory, old_name, new_name, replace })
         }),
+        (ids(), names(), names()).prop_map(|(directory, name, other_name)| {
+            Op::Exchange(pb::Exchange { directory, name, other_name })
+        }),
         (ids(), names(), ids()).prop_map(|(directory, name, expected)| Op::Unlink(pb::Unlink {
             directory,
             name,
@@ -189,6 +192,40 @@ fn steps() -> impl Strategy<Value = Op> {
         ),
         (transaction(), ids(), ids()).prop_map(|(transaction, directory, owner)| {
             Op::SetOwner(pb::SetOwner { transaction, directory, owner })
+        }),
+        (transaction(), ids(), prop::collection::vec(names(), 0..4), attributes()).prop_map(
+            |(transaction, owner, names, attributes)| {
+                let on_the_way = attributes;
+                let create = pb::CreateDirectories { transaction, owner, names, on_the_way, attributes };
+                Op::CreateDirectories(create)
+            }
+        ),
+        (transaction(), ids(), prop::collection::vec(names(), 0..4)).prop_map(
+            |(transaction, directory, names)| {
+                Op::DiscardDirectories(pb::DiscardDirectories { transaction, directory, names })
+            }
+        ),
+        (transaction(), ids(), names(), ids(), ids()).prop_map(
+            |(transaction, directory, name, target, new_target)| {
+                let step = pb::ExchangeEdge { transaction, directory, name, target, new_target };
+                Op::ExchangeEdge(step)
+            }
+        ),
+        (transaction(), ids(), names(), ids(), ids(), times()).prop_map(
+            |(transaction, directory, name, target, new_target, exchanged_at)| {
+                Op::SettleEdge(pb::SettleEdge {
+                    transaction,
+                    directory,
+                    name,
+                    target,
+                    new_target,
+                    exchanged_at,
+                })
+            }
+        ),
+        (transaction(), prop::collection::vec((ids(), ids()), 0..4)).prop_map(|(transaction, owners)| {
+            let owner = |(directory, owner)| pb::DirectoryOwner { directory, owner };
+            Op::SetOwners(pb::SetOwners { transaction, owners: owners.into_iter().map(owner).collect() })
         }),
         // The floor stays low, or nothing else would ever run.
         (prop::collection::vec(4u64..9, 0..3), 0u64..2).prop_map(|(transactions, floor)| {

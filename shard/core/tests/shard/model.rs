@@ -18,6 +18,7 @@ enum Do {
     PutTwice { directory: usize, name: usize },
     Write { directory: usize, name: usize, replace: bool, spans: Vec<u8> },
     Rename { directory: usize, old: usize, new: usize, replace: bool },
+    Exchange { directory: usize, one: usize, other: usize },
     Unlink { directory: usize, name: usize },
     Mkdir { directory: usize, name: usize },
     Rmdir { directory: usize, name: usize },
@@ -35,6 +36,7 @@ fn todo() -> impl Strategy<Value = Do> {
             .prop_map(|(directory, name, replace, spans)| Do::Write { directory, name, replace, spans }),
         3 => (d(), n(), n(), any::<bool>())
             .prop_map(|(directory, old, new, replace)| Do::Rename { directory, old, new, replace }),
+        2 => (d(), n(), n()).prop_map(|(directory, one, other)| Do::Exchange { directory, one, other }),
         3 => (d(), n()).prop_map(|(directory, name)| Do::Unlink { directory, name }),
         3 => (d(), n()).prop_map(|(directory, name)| Do::Mkdir { directory, name }),
         2 => (d(), n()).prop_map(|(directory, name)| Do::Rmdir { directory, name }),
@@ -163,6 +165,9 @@ impl World {
             Do::Rename { directory, old, new, replace } => {
                 self.rename(self.directory(directory), NAMES[old], NAMES[new], replace);
             }
+            Do::Exchange { directory, one, other } => {
+                self.exchange(self.directory(directory), NAMES[one], NAMES[other]);
+            }
             Do::Unlink { directory, name } => self.unlink(self.directory(directory), NAMES[name]),
             Do::Mkdir { directory, name } => self.mkdir(self.directory(directory), NAMES[name]),
             Do::Rmdir { directory, name } => self.rmdir(self.directory(directory), NAMES[name]),
@@ -176,6 +181,27 @@ impl World {
                 self.shard.ok(Op::ForgetTransactions(pb::ForgetTransactions { transactions, floor }));
             }
         }
+    }
+
+    fn exchange(&mut self, directory: u64, one: &'static str, other: &'static str) {
+        let both = self.model.living(directory, one);
+        let both = both.and_then(|first| Ok((first, self.model.living(directory, other)?)));
+        let (name, other_name) = (one.into(), other.into());
+        let (time, answer) = self.shard.one(Op::Exchange(pb::Exchange { directory, name, other_name }));
+        let (first, second) = match both {
+            Ok(both) => both,
+            Err(error) => return assert_eq!(answer.map(|_| ()), Err(error)),
+        };
+        let reply = link(answer.unwrap());
+        if one == other {
+            return assert_eq!((reply.inode, reply.replaced), (first, 0));
+        }
+        assert_eq!((reply.inode, reply.replaced, reply.created_at), (second, first, time.0));
+        for (name, target) in [(one, second), (other, first)] {
+            self.model.unlink(directory, name, time.0, false);
+            self.model.link(directory, name, target, time.0);
+        }
+        self.record(time.0);
     }
 
     fn put_twice(&mut self, directory: u64, name: &'static str) {

@@ -331,3 +331,129 @@ fn times_of_steps_are_their_own() {
     assert!(Time(results[0].time) > Time::ZERO);
     assert!(matches!(results[0].result, Some(Answer::Link(_))));
 }
+
+/// Whoever reads a name that an exchange has locked is told so, and finds what the coordinator says it leads to; in the end
+/// it leads there since the instant at which the other name was given away.
+#[test]
+fn a_locked_name_is_what_became_of_the_exchange() {
+    let mut shard = Shard::default();
+    let directory = shard.mkdir(1, ROOT, "d");
+    let (file, other) = (shard.put(ROOT, "f", b"contents"), shard.put(directory, "g", b"more"));
+    shard.ok(lock(7, "f", file));
+    let exchange = |transaction, target, new_target| {
+        let name = "g".into();
+        Op::ExchangeEdge(pb::ExchangeEdge { transaction, directory, name, target, new_target })
+    };
+    assert_eq!(shard.refused(exchange(6, file, other)), ShardError::Changed);
+    let (at, answer) = shard.one(exchange(7, other, file));
+    let reply = link(answer.unwrap());
+    assert_eq!((reply.inode, reply.replaced, reply.created_at), (file, other, at.0));
+    let walk = pb::Walk { start: ROOT, components: vec!["f".into()], ..Default::default() };
+    assert_eq!(shard.walk(&walk).unwrap().locked_by, 7);
+    let known = |transaction, target| pb::Walk {
+        exchanged: vec![pb::Exchanged { transaction, target, exchanged_at: at.0 }],
+        ..walk.clone()
+    };
+    let found = shard.walk(&known(7, other)).unwrap();
+    assert_eq!((found.inode, found.created_at, found.consumed, found.locked_by), (other, at.0, 1, 0));
+    assert_eq!(shard.walk(&known(8, other)).unwrap().locked_by, 7, "of another one");
+    assert!(shard.walk(&known(7, u64::MAX)).unwrap().stopped.is_some());
+    let settle = |transaction, new_target, exchanged_at| {
+        let (directory, name) = (ROOT, "f".into());
+        let target = file;
+        let step = pb::SettleEdge { transaction, directory, name, target, new_target, exchanged_at };
+        Op::SettleEdge(step)
+    };
+    // Each under another number: what is refused once is refused for ever.
+    assert_eq!(shard.refused(settle(8, other, at.0)), ShardError::Locked);
+    shard.put(ROOT, "h", b"later");
+    shard.ok(settle(7, other, at.0));
+    let lives = |shard: &Shard, directory, name: &'static str, at| {
+        let components = vec![name.into()];
+        shard.walk(&pb::Walk { start: directory, components, at, ..Default::default() }).unwrap().inode
+    };
+    for (then, f, g) in [(at.0 - 1, file, other), (at.0, other, file), (0, other, file)] {
+        assert_eq!((lives(&shard, ROOT, "f", then), lives(&shard, directory, "g", then)), (f, g), "{then}");
+    }
+    let dead = &shard.list(pb::List { directory: ROOT, dead: true, ..Default::default() })[0];
+    assert_eq!((dead.target, dead.died_at, dead.owned), (file, at.0, false));
+    shard.ok(forget(&[1, 6, 7, 8], 9));
+    shard.verify();
+}
+
+#[test]
+fn an_exchange_is_settled_only_where_it_holds_the_lock_and_never_in_times_to_come() {
+    let mut shard = Shard::default();
+    let (file, other) = (shard.put(ROOT, "f", b""), shard.put(ROOT, "g", b""));
+    let created = shard.list(pb::List { directory: ROOT, ..Default::default() })[0].created_at;
+    let settle = |transaction, exchanged_at| {
+        let (directory, name, target, new_target) = (ROOT, "f".into(), file, other);
+        Op::SettleEdge(pb::SettleEdge { transaction, directory, name, target, new_target, exchanged_at })
+    };
+    assert_eq!(shard.refused(settle(7, created + 1)), ShardError::Changed, "not locked");
+    for (transaction, at) in [(8, created), (9, u64::MAX), (10, 0)] {
+        shard.ok(lock(transaction, "f", file));
+        assert_eq!(shard.refused(settle(transaction, at)), ShardError::Malformed);
+        shard.ok(unlock(transaction, "f"));
+    }
+    shard.verify();
+}
+
+#[test]
+fn owners_are_set_together_or_not_at_all() {
+    let mut shard = Shard::default();
+    let (a, b) = (shard.mkdir(1, ROOT, "a"), shard.mkdir(2, ROOT, "b"));
+    let set = |transaction, owners: &[(u64, u64)]| {
+        let owner = |&(directory, owner): &(u64, u64)| pb::DirectoryOwner { directory, owner };
+        Op::SetOwners(pb::SetOwners { transaction, owners: owners.iter().map(owner).collect() })
+    };
+    let parents = |shard: &Shard| [a, b].map(|directory| shard.stat(directory).unwrap().parent.unwrap());
+    assert_eq!(shard.refused(set(3, &[])), ShardError::Malformed);
+    assert_eq!(shard.refused(set(4, &[(a, b), (ROOT, b)])), ShardError::IsRoot);
+    assert_eq!(shard.refused(set(5, &[(a, b), (b, b)])), ShardError::Malformed);
+    assert_eq!(parents(&shard), [ROOT, ROOT]);
+    let far = foreign(InodeType::Directory);
+    shard.ok(set(6, &[(a, far), (b, a)]));
+    assert_eq!(parents(&shard), [far, a]);
+}
+
+#[test]
+fn directories_are_made_in_each_other_and_discarded_whole() {
+    let mut shard = Shard::default();
+    let names = || vec!["x".into(), "y".into()];
+    let create = |transaction, names: Vec<bytes::Bytes>| {
+        let mode = |mode| Some(pb::NewAttributes { mode, ..Default::default() });
+        let (on_the_way, attributes) = (mode(0o755), mode(0o700));
+        let op = pb::CreateDirectories { transaction, owner: ROOT, names, on_the_way, attributes };
+        Op::CreateDirectories(op)
+    };
+    let discard = |transaction, directory| {
+        Op::DiscardDirectories(pb::DiscardDirectories { transaction, directory, names: names() })
+    };
+    let before = shard.rows();
+    assert_eq!(shard.refused(create(1, vec!["x".into(), "..".into()])), ShardError::InvalidName);
+    assert_eq!(shard.refused(create(2, vec!["x".into(); 256])), ShardError::Malformed);
+    let first = link(shard.ok(create(3, names()))).inode;
+    let entries = |directory| pb::List { directory, ..Default::default() };
+    let x = shard.list(entries(first))[0].target;
+    let y = shard.list(entries(x))[0].target;
+    assert_eq!((x, y), (first + 1, first + 2), "their counters follow each other");
+    let made = [(first, ROOT, 0o755), (x, first, 0o755), (y, x, 0o700)];
+    for (directory, owner, mode) in made {
+        let found = shard.stat(directory).unwrap();
+        assert_eq!((found.parent, found.mode), (Some(owner), mode));
+    }
+    assert_eq!(shard.refused(discard(4, first)), ShardError::Changed, "another made them");
+    shard.ok(discard(3, first));
+    shard.ok(forget(&[1, 2, 3, 4], 5));
+    let gone = shard.rows().into_iter().filter(|(key, _)| matches!(key[0], b'D' | b'L' | b'X'));
+    let there = before.into_iter().filter(|(key, _)| matches!(key[0], b'D' | b'L' | b'X'));
+    assert_eq!(gone.collect::<Vec<_>>(), there.collect::<Vec<_>>(), "as if they had never been");
+    // Somebody has put something into the last of them.
+    let first = link(shard.ok(create(6, names()))).inode;
+    shard.put(first + 2, "f", b"");
+    assert_eq!(shard.refused(discard(6, first)), ShardError::NotEmpty);
+    shard.ok(link_edge(7, ROOT, "d", first, pb::Replace::Refuse));
+    shard.ok(forget(&[6, 7], 8));
+    shard.verify();
+}
