@@ -25,6 +25,7 @@ mod ask;
 mod blocks;
 mod call;
 mod connection;
+mod dead;
 mod directory;
 mod eden;
 mod error;

@@ -216,6 +216,8 @@ fn intent(op: &Op) -> Option<Intent> {
         Op::Mkdir(op) => Some(Intent::Mkdir(op.clone())),
         Op::Rmdir(op) => Some(Intent::Rmdir(op.clone())),
         Op::Move(op) => Some(Intent::Move(op.clone())),
+        Op::UndeleteInode(op) => Some(Intent::UndeleteInode(op.clone())),
+        Op::PurgeInode(op) => Some(Intent::PurgeInode(op.clone())),
         Op::ListTransactions(_) | Op::ResolveMove(_) => None,
     }
 }
@@ -239,6 +241,8 @@ fn op_name(op: &Op) -> &'static str {
         Op::Mkdir(_) => "mkdir",
         Op::Rmdir(_) => "rmdir",
         Op::Move(_) => "move",
+        Op::UndeleteInode(_) => "undelete_inode",
+        Op::PurgeInode(_) => "purge_inode",
         Op::ListTransactions(_) => "list_transactions",
         Op::ResolveMove(_) => "resolve_move",
     }

@@ -67,6 +67,7 @@ fn build(folder: &Path) {
 /// The top of the checkout. The runner of the tests says where it is: a target folder used by several checkouts may
 /// hold tests another one built.
 pub fn checkout() -> PathBuf {
-    let manifest = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let manifest =
+        std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     Path::new(&manifest).parent().expect("a folder above tests").to_owned()
 }

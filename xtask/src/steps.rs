@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail};
 /// The top of the checkout. `cargo run` says where it is: a target folder used by several checkouts may hold a
 /// program another one built.
 pub fn root() -> PathBuf {
-    let manifest = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let manifest =
+        std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     Path::new(&manifest).parent().unwrap_or(Path::new(".")).to_owned()
 }
 

@@ -63,6 +63,13 @@ fn needs_secret(op: &Op) -> bool {
             | Op::SetOwner(_)
             | Op::RemoveDirectory(_)
             | Op::ForgetTransactions(_)
+            | Op::ReviveDirectory(_)
+            | Op::UndeleteEdge(_)
+            | Op::LockDeadEdge(_)
+            | Op::FreeDeadEdge(_)
+            | Op::PurgeDeadEdge(_)
+            | Op::PurgeFile(_)
+            | Op::PurgeDirectory(_)
     )
 }
 

@@ -46,6 +46,13 @@ pub enum Step {
     UnlinkEdge = 27,
     SetOwner = 28,
     RemoveDirectory = 30,
+    ReviveDirectory = 42,
+    UndeleteEdge = 43,
+    LockDeadEdge = 44,
+    FreeDeadEdge = 45,
+    PurgeDeadEdge = 46,
+    PurgeFile = 47,
+    PurgeDirectory = 48,
 }
 
 impl Step {
@@ -62,6 +69,13 @@ impl Step {
             UnlinkEdge,
             SetOwner,
             RemoveDirectory,
+            ReviveDirectory,
+            UndeleteEdge,
+            LockDeadEdge,
+            FreeDeadEdge,
+            PurgeDeadEdge,
+            PurgeFile,
+            PurgeDirectory,
         ]
         .into_iter()
         .find(|step| *step as u8 == byte)

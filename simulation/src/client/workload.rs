@@ -104,7 +104,7 @@ impl Workload {
     }
 
     pub(super) async fn one(&self) {
-        match self.port().below(100) {
+        match self.port().below(111) {
             0..12 => self.mkdir().await,
             12..23 => self.rmdir().await,
             23..32 => self.put_small().await,
@@ -114,11 +114,13 @@ impl Workload {
             55..70 => self.move_entry().await,
             70..78 => self.read_file().await,
             78..83 => self.list().await,
-            83..86 => self.list_dead().await,
+            83..86 => drop(self.deaths(self.directory()).await),
             86..91 => self.look_at_the_past().await,
             91..94 => self.walk_path().await,
             94..97 => self.attributes_of().await,
-            _ => self.batch().await,
+            97..100 => self.batch().await,
+            100..107 => self.undelete().await,
+            _ => self.purge().await,
         }
     }
 

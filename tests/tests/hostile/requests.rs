@@ -157,7 +157,7 @@ impl Requests {
         let replace = self.rng.random_range(-1..3);
         let (directory, file, cookie, name) = (self.inode(), self.inode(), self.u64(), self.name());
         let (transaction, owner) = (self.u64(), self.inode());
-        let op = match self.rng.random_range(0..23) {
+        let op = match self.rng.random_range(0..30) {
             0 => WriteOp::StartEden(pb::StartEden {
                 directory,
                 attributes: self.attributes(),
@@ -220,7 +220,12 @@ impl Requests {
                 attributes: self.attributes(),
             }),
             12 => WriteOp::DiscardDirectory(pb::DiscardDirectory { transaction, directory }),
-            13 => WriteOp::LockDirectory(pb::LockDirectory { transaction, directory, owner }),
+            13 => WriteOp::LockDirectory(pb::LockDirectory {
+                transaction,
+                directory,
+                owner,
+                removed: self.u64().is_multiple_of(2),
+            }),
             14 => WriteOp::UnlockDirectory(pb::UnlockDirectory { transaction, directory }),
             15 => WriteOp::LockEdge(pb::LockEdge { transaction, directory, name, target: file }),
             16 => WriteOp::UnlockEdge(pb::UnlockEdge { transaction, directory, name }),
@@ -239,6 +244,22 @@ impl Requests {
                 floor: self.u64(),
             }),
             21 => WriteOp::RemoveDirectory(pb::RemoveDirectory { transaction, directory }),
+            22 => {
+                let (died_at, target, new_name) = (self.u64(), file, self.name());
+                WriteOp::Undelete(pb::Undelete { directory, name, died_at, target, new_name })
+            }
+            23 => WriteOp::Purge(pb::Purge { directory, name, died_at: self.u64(), target: file }),
+            24 => WriteOp::ReviveDirectory(pb::ReviveDirectory { transaction, directory, owner }),
+            25 => {
+                let (died_at, target) = (self.u64(), file);
+                WriteOp::LockDeadEdge(pb::LockDeadEdge { transaction, directory, name, died_at, target })
+            }
+            26 => {
+                let (died_at, target) = (self.u64(), file);
+                WriteOp::PurgeDeadEdge(pb::PurgeDeadEdge { transaction, directory, name, died_at, target })
+            }
+            27 => WriteOp::PurgeFile(pb::PurgeFile { transaction, file }),
+            28 => WriteOp::PurgeDirectory(pb::PurgeDirectory { transaction, directory }),
             _ => return pb::WriteOp::default(),
         };
         pb::WriteOp { op: Some(op) }
@@ -288,7 +309,7 @@ impl Requests {
     pub fn crossdir(&mut self) -> pb::CrossdirRequest {
         use crossdir_request::Op;
         let header = self.header();
-        let op = match self.rng.random_range(0..4) {
+        let op = match self.rng.random_range(0..8) {
             0 => Op::Mkdir(pb::Mkdir {
                 parent: self.inode(),
                 name: self.name(),
@@ -304,6 +325,20 @@ impl Requests {
                 replace: self.rng.random_range(-1..3),
             }),
             4 => Op::ResolveMove(pb::ResolveMove { transaction: self.rng.random() }),
+            5 => Op::UndeleteInode(pb::UndeleteInode {
+                directory: self.inode(),
+                name: self.name(),
+                died_at: self.u64(),
+                target: self.inode(),
+                new_directory: self.inode(),
+                new_name: self.name(),
+            }),
+            6 => Op::PurgeInode(pb::PurgeInode {
+                directory: self.inode(),
+                name: self.name(),
+                died_at: self.u64(),
+                target: self.inode(),
+            }),
             _ => Op::ListTransactions(pb::ListTransactions {}),
         };
         pb::CrossdirRequest { header, op: self.rng.random_bool(0.98).then_some(op) }

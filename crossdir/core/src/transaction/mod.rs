@@ -7,7 +7,11 @@
 mod mkdir;
 mod move_directory;
 mod move_file;
+mod purge_directory;
+mod purge_file;
 mod rmdir;
+mod undelete_directory;
+mod undelete_file;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -97,6 +101,14 @@ pub(crate) fn steps_of(
             Some(Box::new(move_directory::MoveDirectory::new(transaction, op)))
         }
         Intent::Move(op) => Some(Box::new(move_file::MoveFile::new(transaction, op))),
+        Intent::UndeleteInode(op) if InodeId(op.target).is_directory() => {
+            Some(Box::new(undelete_directory::UndeleteDirectory::new(transaction, op)))
+        }
+        Intent::UndeleteInode(op) => Some(Box::new(undelete_file::UndeleteFile::new(transaction, op))),
+        Intent::PurgeInode(op) if InodeId(op.target).is_directory() => {
+            Some(Box::new(purge_directory::PurgeDirectory::new(transaction, op)))
+        }
+        Intent::PurgeInode(op) => Some(Box::new(purge_file::PurgeFile::new(transaction, op))),
     }
 }
 
@@ -135,6 +147,7 @@ fn crossdir_error(error: ShardError) -> CrossdirError {
         ShardError::Changed => CrossdirError::Changed,
         ShardError::IsRoot => CrossdirError::IsRoot,
         ShardError::NoSpace => CrossdirError::NoSpace,
+        ShardError::NotOwned => CrossdirError::NotOwned,
         // Of a transaction this coordinator does not know of; a newer call may find it gone.
         ShardError::Locked => CrossdirError::Busy,
         // Retried, so never an outcome (`waits`).

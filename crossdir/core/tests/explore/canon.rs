@@ -121,6 +121,7 @@ pub fn of_shard(group: &Group<ShardMachine>) -> u64 {
                 hasher.write(&key[..key.len() - 8]);
                 hasher.write_u64(row.target);
                 hasher.write_u8(row.owned.into());
+                hasher.write_u64(row.transaction);
             }
             b'T' => {
                 let mut row: pb::TransactionRow = decode(value);
@@ -151,6 +152,7 @@ pub fn of_coordinator(group: &Group<CrossdirMachine>) -> u64 {
         let result = reply.and_then(|reply| reply.result).map(|result| match result {
             Result::Mkdir(made) => Result::Mkdir(pb::MkdirReply { created_at: 0, ..made }),
             Result::Rmdir(_) => Result::Rmdir(pb::RmdirReply::default()),
+            Result::UndeleteInode(_) => Result::UndeleteInode(pb::UndeleteInodeReply::default()),
             other => other,
         });
         hasher.write(&pb::CrossdirReply { header: None, result }.encode_to_vec());

@@ -10,9 +10,30 @@ use super::world::model::Model;
 use super::world::tables::{self, Group, Shards, check, edges};
 use crate::state::State;
 
-/// XD-12: a name of every moved inode, and not two, for who reads now.
+/// XD-12: a name of every moved inode, and not two, for who reads now. What is undeleted or purged has one name or none, and
+/// a directory that has one is there.
 pub fn instant(state: &State) {
     let edges = edges(&state.shards);
+    for call in &state.calls {
+        let (Op::UndeleteInode(pb::UndeleteInode { target, .. })
+        | Op::PurgeInode(pb::PurgeInode { target, .. })) = &call.op
+        else {
+            continue;
+        };
+        let named = edges.values().filter(|edge| edge.target == *target).count();
+        assert!(named <= 1, "SH-16: {} has {named} names", InodeId(*target));
+        let inode = InodeId(*target);
+        if named == 1 && inode.is_directory() {
+            let owner = tables::owners(&state.shards).get(target).copied().unwrap_or(0);
+            assert_ne!(owner, 0, "a name leads to {inode}, which is removed");
+        }
+        let dead = tables::dead(&state.shards);
+        let is_free = |row: &&pb::DeadEdgeRow| row.target == *target && row.owned && row.transaction == 0;
+        assert!(
+            named == 0 || dead.values().find(is_free).is_none(),
+            "SH-16: {inode} lives, and may be purged"
+        );
+    }
     for call in &state.calls {
         let Op::Move(op) = &call.op else { continue };
         let (mut sure, mut perhaps) = (0, 0);
@@ -89,6 +110,8 @@ pub fn answer(state: &State, n: usize, transaction: TransactionId, reply: &pb::C
         assert!(!locked, "XD-9: {transaction} is refused, its lock is left");
         let locked = tables::removing(&state.shards).contains(&transaction.0);
         assert!(!locked, "XD-9: {transaction} is refused, the directory is left locked");
+        let locked = tables::dead(&state.shards).values().any(|row| row.transaction == transaction.0);
+        assert!(!locked, "XD-9: {transaction} is refused, the dead name is left locked");
         return;
     }
     match (&state.calls[n].op, &reply.result) {
@@ -105,6 +128,19 @@ pub fn answer(state: &State, n: usize, transaction: TransactionId, reply: &pb::C
                 let owner = tables::owners(&state.shards)[&op.target];
                 assert_eq!(owner, op.new_directory, "XD-9: the owner");
             }
+        }
+        (Op::UndeleteInode(op), _) => {
+            assert_eq!(seen(op.new_directory, &op.new_name), Some(op.target), "XD-9: the name undeleted");
+            let locked = tables::removing(&state.shards).contains(&transaction.0);
+            assert!(!locked, "XD-9: the directory undeleted is left locked");
+            let dead = tables::dead(&state.shards);
+            let death = dead.get(&(op.directory, op.name.clone(), op.died_at));
+            assert!(death.is_none_or(|row| !row.owned), "XD-9: what lives is owned by its death");
+        }
+        (Op::PurgeInode(op), _) => {
+            let dead = tables::dead(&state.shards);
+            assert!(!dead.contains_key(&(op.directory, op.name.clone(), op.died_at)), "XD-9: the dead name");
+            assert!(!tables::inodes(&state.shards).contains(&op.target), "XD-9: the inode purged");
         }
         other => panic!("{other:?}"),
     }
@@ -160,6 +196,7 @@ fn serial(state: &State, model: &Model, after: &Model, order: &mut Vec<usize>) -
         let answer = call.answer.as_ref().expect("an answer");
         let made = match &answer.result {
             Some(pb::crossdir_reply::Result::Mkdir(reply)) => reply.inode,
+            Some(pb::crossdir_reply::Result::Rmdir(reply)) => reply.died_at,
             _ => 0,
         };
         let mut model = model.clone();

@@ -397,6 +397,23 @@ pub fn rename(
     })
 }
 
+/// Of what a dead edge owns.
+pub fn undelete(old: (u64, &[u8], u64), target: u64, new: (u64, &[u8])) -> pb::crossdir_request::Op {
+    pb::crossdir_request::Op::UndeleteInode(pb::UndeleteInode {
+        directory: old.0,
+        name: Bytes::copy_from_slice(old.1),
+        died_at: old.2,
+        target,
+        new_directory: new.0,
+        new_name: Bytes::copy_from_slice(new.1),
+    })
+}
+
+pub fn purge((directory, name, died_at): (u64, &[u8], u64), target: u64) -> pb::crossdir_request::Op {
+    let name = Bytes::copy_from_slice(name);
+    pb::crossdir_request::Op::PurgeInode(pb::PurgeInode { directory, name, died_at, target })
+}
+
 pub fn put_small(directory: u64, name: &[u8]) -> pb::WriteOp {
     let op = pb::PutSmall {
         directory,
