@@ -213,8 +213,8 @@ impl Client {
         answers
     }
 
-    /// When the removal began that ended with this death of a directory: going back from it, deaths in the directory and
-    /// below that follow one another within a minute are of one removal. The instant before is when all was there.
+    /// When the removal began that ended with this death of a directory: going back from it, the last deaths of names in the
+    /// directory and below that follow one another within a minute are of one removal.
     pub async fn removal_began(&self, death: &Death) -> Result<Time> {
         self.began(death.target, death.died_at, DEPTH_MAX).await
     }
@@ -228,11 +228,17 @@ impl Client {
         Box::pin(async move {
             let options = ListOptions { dead: true, until: died_at.next(), ..ListOptions::default() };
             let mut listing = self.list_inode(directory, options);
+            let mut last = LastDeaths::new(directory);
             let mut deaths = Vec::new();
+            let mut take = |death: Death| {
+                if death.owned {
+                    deaths.push((death.died_at, death.target));
+                }
+            };
             while let Some(page) = listing.next_page().await? {
-                let owned = page.into_iter().filter(|entry| entry.owned);
-                deaths.extend(owned.filter_map(|entry| Some((entry.died_at?, entry.target))));
+                page.iter().filter_map(|entry| last.next(entry)).for_each(&mut take);
             }
+            last.end().into_iter().for_each(&mut take);
             deaths.sort_unstable();
             let mut began = died_at;
             for (died_at, target) in deaths.into_iter().rev() {
@@ -246,6 +252,31 @@ impl Client {
             }
             Ok(began)
         })
+    }
+}
+
+/// Of each name in a listing of the dead, the last death: what was there before it was replaced or came back.
+#[derive(Debug)]
+pub struct LastDeaths {
+    directory: InodeId,
+    last: Option<Death>,
+}
+
+impl LastDeaths {
+    pub fn new(directory: InodeId) -> LastDeaths {
+        LastDeaths { directory, last: None }
+    }
+
+    /// The last death of the name before, when the entry is of another.
+    pub fn next(&mut self, entry: &Entry) -> Option<Death> {
+        let before = self.last.take();
+        self.last = Death::of(self.directory, entry);
+        before.filter(|before| before.name != entry.name)
+    }
+
+    /// That of the last name.
+    pub fn end(&mut self) -> Option<Death> {
+        self.last.take()
     }
 }
 

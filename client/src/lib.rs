@@ -48,6 +48,7 @@ use eggs_proto::{ClusterId, InodeId, Time};
 
 use connection::Shared;
 
+pub use dead::LastDeaths;
 pub use error::{ClientError, Refusal, Result};
 pub use listing::Listing;
 pub use reader::{FileReader, FileStream};

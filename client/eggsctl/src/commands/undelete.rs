@@ -1,10 +1,11 @@
 //! `undelete`: brings back what was deleted, one name or a whole tree.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use clap::Args;
-use eggs_client::{Client, Death, ListOptions, Refusal};
+use eggs_client::{Client, Death, LastDeaths, ListOptions, Refusal};
 use eggs_proto::{InodeId, Time};
 use serde::Serialize;
 
@@ -25,9 +26,9 @@ const NAMES_AT_ONCE: usize = 256;
 /// Without --at the newest deletion of the name is undone. What comes back is there from now on: the past still shows when it
 /// was not. Nothing is replaced: a name that is taken is refused, and --to gives another.
 ///
-/// A directory comes back empty, with its dead entries; with -r it comes back as it was when its removal began: going back
-/// from its own deletion, all deletions in it and below that follow one another within a minute are taken for one removal.
-/// With -r and --at it becomes as it was at that time, and so does a directory that is still there: what was in it then and
+/// A directory comes back empty, with its dead entries; with -r all that was removed with it comes back too: going back from
+/// its own deletion, the last deletions of names in it and below that follow one another within a minute are taken for one
+/// removal. With -r and --at it becomes as it was at that time, and so does a directory that is still there: what was in it then and
 /// was deleted since comes back. What was moved elsewhere stays where it is.
 ///
 /// `eggsctl ls --dead --deleted` lists what can be undeleted in a directory.
@@ -58,9 +59,16 @@ struct JsonReport {
     directories: u64,
     files: u64,
     refused: u64,
-    /// With -r: the instant whose tree came back.
-    as_of_ns: Option<u64>,
-    as_of: Option<String>,
+    /// With -r: the instant whose tree came back, or when its removal began.
+    #[serde(flatten)]
+    what: Option<JsonWhat>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum JsonWhat {
+    AsOf { as_of_ns: u64, as_of: Option<String> },
+    Since { removed_since_ns: u64, removed_since: Option<String> },
 }
 
 impl Undelete {
@@ -71,17 +79,14 @@ impl Undelete {
             Some(inode) => (inode, self.path.clone()),
             None => self.one(client, &counts).await?,
         };
-        let as_of = match (root.as_of, self.recursive && root.inode.is_directory()) {
-            (Some(as_of), true) => Some(as_of),
-            _ => None,
-        };
-        let outcome = match as_of {
-            Some(as_of) => {
+        let what = root.what.filter(|_| self.recursive && root.inode.is_directory());
+        let outcome = match what {
+            Some(what) => {
                 let node = Node { inode: root.inode, path: path.clone() };
                 let visitor = UndeleteTree {
                     command: context.command,
                     client: client.clone(),
-                    as_of,
+                    what,
                     counts: counts.clone(),
                 };
                 shown(&counts, tree::visit(Arc::new(visitor), vec![node], context.command)).await
@@ -97,16 +102,11 @@ impl Undelete {
                 directories: count(&counts.directories),
                 files: count(&counts.files),
                 refused: count(&counts.refused),
-                as_of_ns: as_of.map(|as_of| as_of.0),
-                as_of: as_of.and_then(json_time),
+                what: what.map(What::json),
             })?;
-        } else if let Some(as_of) = as_of {
-            out.line(format_args!(
-                "{path}: {} directories and {} files are back, as of {}",
-                count(&counts.directories),
-                count(&counts.files),
-                times::rfc3339(as_of)
-            ))?;
+        } else if let Some(what) = what {
+            let (directories, files) = (count(&counts.directories), count(&counts.files));
+            out.line(format_args!("{path}: {directories} directories and {files} files are back, {what}"))?;
         }
         out.finish()?;
         outcome
@@ -119,7 +119,7 @@ impl Undelete {
         match now {
             // Only when it is the one that was there.
             Ok(inode) if inode.is_directory() => match client.resolve_at(self.path.as_bytes(), at).await {
-                Ok(then) if then.inode == inode => Ok(Some(Root { inode, as_of: Some(at) })),
+                Ok(then) if then.inode == inode => Ok(Some(Root { inode, what: Some(What::AsOf(at)) })),
                 Ok(_) => Ok(None),
                 Err(error) => Err(failure(&self.path, error)),
             },
@@ -143,12 +143,13 @@ impl Undelete {
         };
         let is_directory = death.target.is_directory();
         // Before it is back: its own death is the end of the removal.
-        let as_of = match (is_directory && self.recursive, self.at) {
-            (true, None) => {
-                let began = client.removal_began(&death).await.map_err(|error| failure(&self.path, error))?;
-                Some(Time(began.0.saturating_sub(1)))
+        let what = match self.at {
+            Some(at) => Some(What::AsOf(at)),
+            None if is_directory && self.recursive => {
+                let began = client.removal_began(&death).await;
+                Some(What::RemovedSince(began.map_err(|error| failure(&self.path, error))?))
             }
-            (_, at) => at,
+            None => None,
         };
         let path = self.to.clone().unwrap_or_else(|| self.path.clone());
         let name = path.name().ok_or_else(|| Failure::refused(&path, "file exists"))?;
@@ -162,7 +163,7 @@ impl Undelete {
         };
         client.undelete(&death, directory, name).await.map_err(|error| failure(&path, error))?;
         if is_directory { &counts.directories } else { &counts.files }.fetch_add(1, Relaxed);
-        Ok((Root { inode: death.target, as_of }, path))
+        Ok((Root { inode: death.target, what }, path))
     }
 
     /// Why nothing of that path can be found now.
@@ -178,10 +179,46 @@ impl Undelete {
     }
 }
 
-/// What came back, and of when the tree below it is to come back.
+/// What came back, and what below it is to come back.
 struct Root {
     inode: InodeId,
-    as_of: Option<Time>,
+    what: Option<What>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum What {
+    /// What was there at an instant and was deleted since.
+    AsOf(Time),
+    /// What every name had last, if it was deleted at that instant or later.
+    RemovedSince(Time),
+}
+
+impl What {
+    /// Deaths before are of no interest.
+    fn since(self) -> Time {
+        match self {
+            What::AsOf(at) => at.next(),
+            What::RemovedSince(since) => since,
+        }
+    }
+
+    fn json(self) -> JsonWhat {
+        match self {
+            What::AsOf(at) => JsonWhat::AsOf { as_of_ns: at.0, as_of: json_time(at) },
+            What::RemovedSince(at) => {
+                JsonWhat::Since { removed_since_ns: at.0, removed_since: json_time(at) }
+            }
+        }
+    }
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            What::AsOf(at) => write!(f, "as of {}", times::rfc3339(*at)),
+            What::RemovedSince(at) => write!(f, "removed since {}", times::rfc3339(*at)),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -212,7 +249,7 @@ async fn shown(counts: &Counts, work: impl Future<Output = Outcome>) -> Outcome 
 struct UndeleteTree {
     command: &'static str,
     client: Client,
-    as_of: Time,
+    what: What,
     counts: Arc<Counts>,
 }
 
@@ -227,33 +264,28 @@ impl Visitor for UndeleteTree {
     /// Brings back the files, then the directories, and goes on in these and in those that were not deleted.
     async fn enter(&self, node: &Node) -> Outcome<Entered<Node>> {
         let mut entered = Entered { children: Vec::new(), broken: false };
-        self.living(node, &mut entered).await?;
-        let since = self.as_of.next();
-        let options = ListOptions { dead: true, since, ..ListOptions::default() };
+        if let What::AsOf(at) = self.what {
+            self.living(node, at, &mut entered).await?;
+        }
+        let options = ListOptions { dead: true, since: self.what.since(), ..ListOptions::default() };
         let mut listing = self.client.list_inode(node.inode, options);
-        while let Some(page) = listing.next_page().await.map_err(|error| failure(&node.path, error))? {
-            let deaths = page.iter().filter_map(|entry| Death::of(node.inode, entry));
-            let deaths = deaths.filter(|death| death.owned && death.was_there(self.as_of));
-            let (directories, files): (Vec<_>, Vec<_>) =
-                deaths.partition(|death| death.target.is_directory());
-            for deaths in files.chunks(NAMES_AT_ONCE) {
-                let undeleted = self.client.undelete_many(node.inode, deaths).await;
-                for (death, undeleted) in deaths.iter().zip(undeleted) {
-                    match undeleted {
-                        Ok(()) => drop(self.counts.files.fetch_add(1, Relaxed)),
-                        Err(error) => self.note(&mut entered, failure(node.path.join(&death.name), error))?,
-                    }
+        let mut last = LastDeaths::new(node.inode);
+        loop {
+            let page = listing.next_page().await.map_err(|error| failure(&node.path, error))?;
+            let ended = page.is_none();
+            let page = page.unwrap_or_default();
+            let mut deaths: Vec<Death> = match self.what {
+                What::AsOf(at) => {
+                    let deaths = page.iter().filter_map(|entry| Death::of(node.inode, entry));
+                    deaths.filter(|death| death.was_there(at)).collect()
                 }
-            }
-            for death in directories {
-                let path = node.path.join(&death.name);
-                match self.client.undelete(&death, node.inode, &death.name).await {
-                    Ok(_) => {
-                        self.counts.directories.fetch_add(1, Relaxed);
-                        entered.children.push(Node { inode: death.target, path });
-                    }
-                    Err(error) => self.note(&mut entered, failure(&path, error))?,
-                }
+                What::RemovedSince(_) => page.iter().filter_map(|entry| last.next(entry)).collect(),
+            };
+            deaths.extend(if ended { last.end() } else { None });
+            deaths.retain(|death| death.owned);
+            self.undelete(node, deaths, &mut entered).await?;
+            if ended {
+                break;
             }
         }
         Ok(entered)
@@ -265,12 +297,36 @@ impl Visitor for UndeleteTree {
 }
 
 impl UndeleteTree {
+    async fn undelete(&self, node: &Node, deaths: Vec<Death>, entered: &mut Entered<Node>) -> Outcome {
+        let (directories, files): (Vec<_>, Vec<_>) =
+            deaths.into_iter().partition(|death| death.target.is_directory());
+        for deaths in files.chunks(NAMES_AT_ONCE) {
+            let undeleted = self.client.undelete_many(node.inode, deaths).await;
+            for (death, undeleted) in deaths.iter().zip(undeleted) {
+                match undeleted {
+                    Ok(()) => drop(self.counts.files.fetch_add(1, Relaxed)),
+                    Err(error) => self.note(entered, failure(node.path.join(&death.name), error))?,
+                }
+            }
+        }
+        for death in directories {
+            let path = node.path.join(&death.name);
+            match self.client.undelete(&death, node.inode, &death.name).await {
+                Ok(_) => {
+                    self.counts.directories.fetch_add(1, Relaxed);
+                    entered.children.push(Node { inode: death.target, path });
+                }
+                Err(error) => self.note(entered, failure(&path, error))?,
+            }
+        }
+        Ok(())
+    }
+
     /// The directories that were there then and are still.
-    async fn living(&self, node: &Node, entered: &mut Entered<Node>) -> Outcome {
+    async fn living(&self, node: &Node, at: Time, entered: &mut Entered<Node>) -> Outcome {
         let mut listing = self.client.list_inode(node.inode, ListOptions::default());
         while let Some(page) = listing.next_page().await.map_err(|error| failure(&node.path, error))? {
-            let old =
-                |entry: &eggs_client::Entry| entry.target.is_directory() && entry.created_at <= self.as_of;
+            let old = |entry: &eggs_client::Entry| entry.target.is_directory() && entry.created_at <= at;
             let nodes = page
                 .iter()
                 .filter(|entry| old(entry))

@@ -1,7 +1,7 @@
 //! What must hold: at every instant, when a call is answered, and at the end.
 
 use eggs_crossdir_core::{Answer, CrossdirMachine, MoveState};
-use eggs_proto::{InodeId, ServiceError, TransactionId, pb};
+use eggs_proto::{InodeId, ServiceError, ShardId, TransactionId, pb};
 use pb::crossdir_request::Op;
 use prost::Message;
 
@@ -26,6 +26,11 @@ pub fn instant(state: &State) {
         if named == 1 && inode.is_directory() {
             let owner = tables::owners(&state.shards).get(target).copied().unwrap_or(0);
             assert_ne!(owner, 0, "a name leads to {inode}, which is removed");
+        }
+        // fsck has nothing against what is in progress.
+        for (&shard, group) in state.shards.iter() {
+            let reply = eggs_shard_core::check(ShardId(shard), &group.table, &pb::Check::default()).unwrap();
+            assert_eq!(reply.findings, [], "shard {shard}");
         }
         let dead = tables::dead(&state.shards);
         let is_free = |row: &&pb::DeadEdgeRow| row.target == *target && row.owned && row.transaction == 0;
