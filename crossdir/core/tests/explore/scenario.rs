@@ -180,11 +180,22 @@ pub const TURNS: [[&str; 3]; 2] =
     [["/a/b to /c/b", "/c/b to /b", "/c to /a/b/c"], ["/a to /a/b/a", "/a/b to /b", "rmdir /a"]];
 
 /// Pairs of which few are enough to see.
-pub const FEW: [[&str; 2]; 3] =
-    [["mkdir /a/b/x", "rmdir /a/b"], ["rmdir /a/b", "/c/g to /a/b/g"], ["/c/g to /a/g", "/f over /a/g"]];
+pub const FEW: [[&str; 2]; 6] = [
+    ["mkdir /a/b/x", "rmdir /a/b"],
+    ["rmdir /a/b", "/c/g to /a/b/g"],
+    ["/c/g to /a/g", "/f over /a/g"],
+    ["undelete /d", "purge /d"],
+    ["undelete /d as /a/b/d", "rmdir /a/b"],
+    ["undelete /c/k as /a/g", "purge /c/k"],
+];
 
 /// Pairs for two drivers at once.
-pub const LIVING_ON: [[&str; 2]; 2] = [["rmdir /a/b", "/c/g to /a/b/g"], ["/a to /c/a", "/c to /a/c"]];
+pub const LIVING_ON: [[&str; 2]; 4] = [
+    ["rmdir /a/b", "/c/g to /a/b/g"],
+    ["/a to /c/a", "/c to /a/c"],
+    ["undelete /d as /a/b/d", "rmdir /a/b"],
+    ["undelete /d", "purge /d"],
+];
 
 /// Those of `operations` with these names.
 pub fn named<'a>(operations: &'a [Operation], names: &[&str]) -> Vec<&'a Operation> {
