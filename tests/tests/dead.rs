@@ -171,7 +171,7 @@ fn what_is_purged_is_gone_and_nothing_else() {
 /// One thing after another dies and comes back in directories of its own; every answer is what it must be.
 async fn revolve(client: Client, n: usize, done: Arc<AtomicBool>, rounds: Arc<AtomicUsize>) {
     let (left, right) = (format!("/left-{n}"), format!("/right-{n}"));
-    let [l, r] = [&left, &right].map(|path| path.to_owned());
+    let [l, r] = [left.clone(), right.clone()];
     let left = client.mkdir(&left, None).await.unwrap();
     let right = client.mkdir(&right, None).await.unwrap();
     let death = async |path: String| client.death_of(&path, Time::ZERO).await.unwrap();
