@@ -119,7 +119,9 @@ impl Workload {
                 self.end(id, Outcome::Refused, vec![claim]);
             }
             Err((Some(Refused::NotFound), _)) => {
-                let claims = vec![Claim::Gone(new.directory), Claim::NoDeath(death)];
+                // A directory that was moved away may have died, and been purged, elsewhere.
+                let purged = Claim::PurgedInode(target);
+                let claims = vec![Claim::Gone(new.directory), Claim::NoDeath(death), purged];
                 self.end(id, Outcome::Refused, vec![Claim::AnyOf(claims)]);
             }
             Err((Some(Refused::NotOwned), _)) => {
