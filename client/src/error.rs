@@ -64,6 +64,8 @@ pub enum Refusal {
     /// A directory operation held the name until the deadline.
     Busy,
     NoAttribute,
+    /// A dead name whose inode lives: it was moved away, or undeleted since.
+    NotOwned,
     /// The root directory cannot be moved or removed.
     IsRoot,
     /// A directory cannot be moved into itself.
@@ -144,6 +146,7 @@ impl ClientError {
             E::Changed => Refusal::Changed,
             E::Locked | E::Busy => Refusal::Busy,
             E::NoAttribute => Refusal::NoAttribute,
+            E::NotOwned => Refusal::NotOwned,
             E::IsRoot => Refusal::IsRoot,
             E::Expired => Refusal::Expired,
             E::NoBlockServices | E::NoSpace => Refusal::NoSpace,
@@ -161,6 +164,7 @@ impl ClientError {
         let Some(code) = E::from_code(error.code) else { return ClientError::unknown(error, path) };
         let kind = match code {
             E::NoSpace => Refusal::NoSpace,
+            E::NotOwned => Refusal::NotOwned,
             E::NotFound => Refusal::NotFound,
             E::Exists => Refusal::Exists,
             E::NotDirectory => Refusal::NotDirectory,

@@ -308,8 +308,8 @@ impl Client {
     }
 
     async fn is_locked(&self, shard: ShardId, lock: &pb::HeldLock) -> Result<bool> {
-        if lock.name.is_empty() {
-            // Of a directory only its shard's check tells.
+        if lock.name.is_empty() || lock.died_at != 0 {
+            // Of a directory, or a dead name, only its shard's check tells.
             return Ok(self.check_shard(shard).await?.locks.contains(lock));
         }
         let (directory, nothing) = (InodeId(lock.directory), Moves::new(self, Time::ZERO));

@@ -25,6 +25,7 @@ mod ask;
 mod blocks;
 mod call;
 mod connection;
+mod dead;
 mod directory;
 mod eden;
 mod error;
@@ -47,6 +48,7 @@ use eggs_proto::{ClusterId, InodeId, Time};
 
 use connection::Shared;
 
+pub use dead::LastDeaths;
 pub use error::{ClientError, Refusal, Result};
 pub use listing::Listing;
 pub use reader::{FileReader, FileStream};

@@ -149,6 +149,18 @@ pub struct ListOptions {
     pub page: u32,
 }
 
+/// One death of one name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Death {
+    pub directory: InodeId,
+    pub name: Bytes,
+    pub target: InodeId,
+    pub created_at: Time,
+    pub died_at: Time,
+    /// What died is dead still. False: it was moved away, or undeleted since.
+    pub owned: bool,
+}
+
 /// One entry of a directory.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {

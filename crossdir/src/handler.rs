@@ -242,6 +242,8 @@ fn intent(op: &Op) -> Option<Intent> {
         Op::Move(op) => Some(Intent::Move(op.clone())),
         Op::MkdirPath(op) => Some(Intent::MkdirPath(op.clone())),
         Op::Exchange(op) => Some(Intent::Exchange(op.clone())),
+        Op::UndeleteInode(op) => Some(Intent::UndeleteInode(op.clone())),
+        Op::PurgeInode(op) => Some(Intent::PurgeInode(op.clone())),
         Op::ListTransactions(_) | Op::ResolveMove(_) => None,
     }
 }
@@ -267,6 +269,8 @@ fn op_name(op: &Op) -> &'static str {
         Op::Move(_) => "move",
         Op::MkdirPath(_) => "mkdir_path",
         Op::Exchange(_) => "exchange",
+        Op::UndeleteInode(_) => "undelete_inode",
+        Op::PurgeInode(_) => "purge_inode",
         Op::ListTransactions(_) => "list_transactions",
         Op::ResolveMove(_) => "resolve_move",
     }

@@ -116,6 +116,8 @@ service_error! {
         NoBlockServices = 44, Later, "no space: not enough writable block services";
         /// The disk that holds the metadata is almost full; names can still be removed.
         NoSpace = 45, Never, "no space left on device";
+        /// A dead entry that does not own its inode: this one lives elsewhere, or died later.
+        NotOwned = 60, Never, "it was moved away or undeleted since, not deleted";
     }
 }
 
@@ -147,6 +149,8 @@ service_error! {
         TooDeep = 33, Never, "too many levels of directories";
         /// The disk that holds the coordinator's log is almost full; names can still be removed.
         NoSpace = 34, Never, "no space left on device";
+        /// A dead entry that does not own its inode: this one lives elsewhere, or died later.
+        NotOwned = 60, Never, "it was moved away or undeleted since, not deleted";
     }
 }
 

@@ -297,7 +297,7 @@ fn is_settled(view: &dyn Table, at: Time) -> bool {
 /// Whatever does not take away.
 fn adds_data(op: &pb::WriteOp) -> bool {
     use pb::write_op::Op;
-    !matches!(op.op, Some(Op::Unlink(_) | Op::AbandonEden(_)))
+    !matches!(op.op, Some(Op::Unlink(_) | Op::AbandonEden(_) | Op::Purge(_)))
 }
 
 /// A block placed on a service whose key is not known here: just started, or the service is new.

@@ -8,9 +8,9 @@ use std::str::FromStr;
 use eggs_machine::table::prefix_end;
 use eggs_machine::{Machine, Outcome, Table, TableError, Tx};
 use eggs_proto::pb::write_op::Op;
-use eggs_proto::{Time, TransactionId, pb};
+use eggs_proto::{InodeId, Time, TransactionId, pb};
 use eggs_shard_core::ShardMachine;
-use eggs_shard_core::schema::{Step, transaction_key};
+use eggs_shard_core::schema::{BLOCKS, SPAN, Step, dead_key, eden_key, id_key, transaction_key};
 use prost::Message;
 
 macro_rules! bugs {
@@ -60,6 +60,12 @@ bugs! {
     ForgetDeadMap = "forget-dead-map";
     /// A shard's clock now and then goes back.
     ClockGoesBack = "clock-goes-back";
+    /// A death still owns what was undeleted from it.
+    UndeleteKeepsDeath = "undelete-keeps-death";
+    /// A file is purged, and nobody knows its blocks any more.
+    PurgeForgetsBlocks = "purge-forgets-blocks";
+    /// A purged name stays in the dead map.
+    PurgeKeepsName = "purge-keeps-name";
     /// Readers believe a name that a move has locked.
     UnresolvedMoves = "unresolved-moves";
     /// The coordinator takes every directory for one of the root's when it looks for loops.
@@ -119,13 +125,72 @@ impl Machine for BuggyShard {
             Some(Bug::ClockGoesBack) if time.0.is_multiple_of(8) => time = Time(time.0 - 20_000_000),
             _ => {}
         }
+        let before = self.bug.map_or(Ok(Vec::new()), |bug| named_dead(bug, tx, &command))?;
         let outcome = self.machine.apply(tx, time, &command)?;
+        self.bug.map_or(Ok(()), |bug| spoil_dead(bug, tx, &command, before))?;
         if self.bug == Some(Bug::ForgetDeadMap) {
             // Deterministic, as a machine must be: by what is in the command's time.
             delete(tx, b"X", time.0, 8)?;
         }
         Ok(outcome)
     }
+}
+
+/// The dead rows that the operations of a command name.
+fn named_dead<T: Table + ?Sized>(
+    bug: Bug,
+    tx: &Tx<'_, T>,
+    command: &[u8],
+) -> Result<Vec<(Vec<u8>, bytes::Bytes)>, TableError> {
+    if bug != Bug::UndeleteKeepsDeath && bug != Bug::PurgeKeepsName {
+        return Ok(Vec::new());
+    }
+    let command = pb::ShardCommand::decode(command).unwrap_or_default();
+    let mut rows = Vec::new();
+    for op in command.ops.into_iter().filter_map(|op| op.op?.op) {
+        let (directory, name, died_at) = match (bug, op) {
+            (Bug::UndeleteKeepsDeath, Op::Undelete(op)) => (op.directory, op.name, op.died_at),
+            (Bug::PurgeKeepsName, Op::Purge(op)) => (op.directory, op.name, op.died_at),
+            _ => continue,
+        };
+        let key = dead_key(InodeId(directory), &name, Time(died_at));
+        if let Some(row) = tx.get(&key)? {
+            rows.push((key, row));
+        }
+    }
+    Ok(rows)
+}
+
+/// Undoes a part of what a command did to what is dead.
+fn spoil_dead<T: Table + ?Sized>(
+    bug: Bug,
+    tx: &mut Tx<'_, T>,
+    command: &[u8],
+    before: Vec<(Vec<u8>, bytes::Bytes)>,
+) -> Result<(), TableError> {
+    for (key, row) in before {
+        tx.put(key, row)?;
+    }
+    if bug != Bug::PurgeForgetsBlocks {
+        return Ok(());
+    }
+    let command = pb::ShardCommand::decode(command).unwrap_or_default();
+    for op in command.ops.into_iter().filter_map(|op| op.op?.op) {
+        let file = match op {
+            Op::Purge(op) => op.target,
+            Op::PurgeFile(op) => op.file,
+            _ => continue,
+        };
+        if tx.get(&eden_key(InodeId(file)))?.is_some() {
+            delete(tx, &eden_key(InodeId(file)), 0, 1)?;
+            delete(tx, &id_key(SPAN, file), 0, 1)?;
+            let counts = tx.page(&[BLOCKS], &prefix_end(&[BLOCKS]), ROWS_MAX)?;
+            for (key, _) in counts.into_iter().filter(|(key, _)| key.ends_with(&file.to_be_bytes())) {
+                tx.delete(key)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// More than any table of a run has.
@@ -169,6 +234,13 @@ fn forget_steps<T: Table + ?Sized>(tx: &mut Tx<'_, T>, command: &[u8]) -> Result
             Op::ExchangeEdge(op) => (op.transaction, Step::ExchangeEdge),
             Op::SettleEdge(op) => (op.transaction, Step::SettleEdge),
             Op::SetOwners(op) => (op.transaction, Step::SetOwners),
+            Op::ReviveDirectory(op) => (op.transaction, Step::ReviveDirectory),
+            Op::UndeleteEdge(op) => (op.transaction, Step::UndeleteEdge),
+            Op::LockDeadEdge(op) => (op.transaction, Step::LockDeadEdge),
+            Op::FreeDeadEdge(op) => (op.transaction, Step::FreeDeadEdge),
+            Op::PurgeDeadEdge(op) => (op.transaction, Step::PurgeDeadEdge),
+            Op::PurgeFile(op) => (op.transaction, Step::PurgeFile),
+            Op::PurgeDirectory(op) => (op.transaction, Step::PurgeDirectory),
             _ => continue,
         };
         tx.delete(transaction_key(TransactionId(transaction), step))?;

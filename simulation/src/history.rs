@@ -22,6 +22,24 @@ impl fmt::Debug for Edge {
     }
 }
 
+/// A version of an edge that is dead, as it was listed.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Death {
+    pub edge: Edge,
+    pub target: InodeId,
+    pub created_at: Time,
+    pub died_at: Time,
+    pub owned: bool,
+}
+
+impl fmt::Debug for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Death { edge, target, created_at, died_at, owned } = self;
+        let owned = if *owned { "" } else { " (not owned)" };
+        write!(f, "{edge:?} -> {target} from {} to {}{owned}", created_at.0, died_at.0)
+    }
+}
+
 /// What an edge was seen to lead to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Expect {
@@ -68,14 +86,21 @@ pub(crate) enum Claim {
         expect: Expect,
         at: Option<Time>,
     },
-    /// A version of the edge was listed as dead.
-    Version {
-        edge: Edge,
-        target: InodeId,
-        created_at: Time,
-        died_at: Time,
-        owned: bool,
+    /// It was listed.
+    Version(Death),
+    /// It is gone for good; with the operation that made what it owned.
+    Purged {
+        death: Death,
+        maker: Option<u32>,
     },
+    /// The inode was purged with the death that owned it.
+    PurgedInode(InodeId),
+    /// It was purged.
+    NoDeath(Death),
+    /// Its target lived, or died later.
+    NotOwned(Death),
+    /// Something had died in the directory.
+    HadDead(InodeId),
     /// The mode became the operation's number.
     Set {
         inode: InodeId,

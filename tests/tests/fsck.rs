@@ -95,7 +95,12 @@ fn each_kind_of_damage_is_found_and_named() {
         vandal.step(d.shard(), Op::SetOwner(set)).await;
         let lock = pb::LockEdge { transaction: unknown + 3, directory: c.0, name: "f".into(), target: f.0 };
         vandal.step(c.shard(), Op::LockEdge(lock)).await;
-        let lock = pb::LockDirectory { transaction: unknown + 4, directory: e.0, owner: InodeId::ROOT.0 };
+        let lock = pb::LockDirectory {
+            transaction: unknown + 4,
+            directory: e.0,
+            owner: InodeId::ROOT.0,
+            removed: false,
+        };
         vandal.step(e.shard(), Op::LockDirectory(lock)).await;
 
         // /g goes into /g/h, where no coordinator would let it go.

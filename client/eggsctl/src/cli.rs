@@ -143,6 +143,8 @@ commands! {
     Mv(mv) = "mv";
     Cp(cp) = "cp";
     Rm(rm) = "rm";
+    Undelete(undelete) = "undelete";
+    Purge(purge) = "purge";
     Ln(ln) = "ln";
     Readlink(readlink) = "readlink";
     Chmod(chmod) = "chmod";
@@ -204,6 +206,12 @@ mod tests {
             &["shard", "move-replica", "7", "a"],
             &["drain"],
             &["drain", "a", "--undo", "--no-wait", "b"],
+            &["undelete"],
+            &["undelete", "/a", "/b"],
+            &["undelete", "/a", "--to", "relative"],
+            &["purge"],
+            &["purge", "/a", "--older-than", "1d", "--before", "now"],
+            &["ls", "--deleted", "/"],
         ] {
             assert_eq!(code(arguments), 2, "{arguments:?}");
         }
@@ -236,6 +244,11 @@ mod tests {
             &["get", "-r", "/a", "."],
             &["cat", "/a", "-", "--offset", "3", "--length", "9"],
             &["rm", "-rf", "/a"],
+            &["undelete", "/a"],
+            &["undelete", "-r", "/a", "--at", "5m ago", "--to", "/b", "--json"],
+            &["purge", "/a", "--older-than", "30d", "--yes", "--json"],
+            &["purge", "/", "--before", "2026-01-01"],
+            &["ls", "--dead", "--deleted", "/a"],
             &["ln", "-s", "target", "/link"],
             &["policy", "get", "/a"],
             &["txn", "list", "--json"],

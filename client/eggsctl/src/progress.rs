@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::JoinHandle;
 
 /// Work that is over sooner is not worth a bar.
-const SHOWN_AFTER: Duration = Duration::from_secs(1);
+pub const SHOWN_AFTER: Duration = Duration::from_secs(1);
 const REDRAWN_EVERY: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]

@@ -48,6 +48,14 @@ pub fn prepare<T: Table + ?Sized>(
             check_exchange(exchange)?;
             (Intent::Exchange(exchange.clone()), ShardId(0))
         }
+        Op::UndeleteInode(undelete) => {
+            check_undelete(undelete)?;
+            (Intent::UndeleteInode(undelete.clone()), ShardId(0))
+        }
+        Op::PurgeInode(purge) => {
+            check_purge(purge)?;
+            (Intent::PurgeInode(purge.clone()), ShardId(0))
+        }
         Op::ListTransactions(_) | Op::ResolveMove(_) => {
             return Err(CrossdirError::Malformed.with("not an operation"));
         }
@@ -157,6 +165,50 @@ fn check_move(op: &pb::Move) -> Result<(), pb::Error> {
     Ok(())
 }
 
+fn check_undelete(op: &pb::UndeleteInode) -> Result<(), pb::Error> {
+    check_dead(op.directory, &op.name, op.died_at, op.target)?;
+    check_directory(op.new_directory, "new directory")?;
+    check_name(&op.new_name)?;
+    if op.target == op.new_directory {
+        return Err(CrossdirError::Loop.with(InodeId(op.target)));
+    }
+    // The shard does that alone, faster.
+    if op.directory == op.new_directory && !InodeId(op.target).is_directory() {
+        return Err(CrossdirError::Malformed.with("both names are in one directory"));
+    }
+    Ok(())
+}
+
+fn check_purge(op: &pb::PurgeInode) -> Result<(), pb::Error> {
+    check_dead(op.directory, &op.name, op.died_at, op.target)?;
+    let (directory, target) = (InodeId(op.directory), InodeId(op.target));
+    // The shard does that alone, faster.
+    if !target.is_directory() && directory.shard() == target.shard() {
+        return Err(CrossdirError::Malformed.with("the file is of its directory's shard"));
+    }
+    Ok(())
+}
+
+/// A dead edge and what it leads to.
+fn check_dead(directory: u64, name: &Bytes, died_at: u64, target: u64) -> Result<(), pb::Error> {
+    check_directory(directory, "directory")?;
+    check_name(name)?;
+    let inode = InodeId(target);
+    if inode.is_null() || inode.kind().is_none() {
+        return Err(CrossdirError::Malformed.with(format_args!("target {inode}")));
+    }
+    if inode == InodeId::ROOT {
+        return Err(CrossdirError::IsRoot.bare());
+    }
+    if target == directory {
+        return Err(CrossdirError::Malformed.with("a directory is not its own parent"));
+    }
+    if died_at == 0 {
+        return Err(CrossdirError::Malformed.with("no death"));
+    }
+    Ok(())
+}
+
 fn check_directory(id: u64, what: &str) -> Result<(), pb::Error> {
     let id = InodeId(id);
     if id.is_null() || id.kind().is_none() {
@@ -233,6 +285,15 @@ mod tests {
         }
     }
 
+    fn undelete(directory: u64, target: u64, new_directory: u64, died_at: u64) -> Op {
+        let (name, new_name) = (name(b"a"), name(b"b"));
+        Op::UndeleteInode(pb::UndeleteInode { directory, name, died_at, target, new_directory, new_name })
+    }
+
+    fn purge(directory: u64, target: u64, died_at: u64) -> Op {
+        Op::PurgeInode(pb::PurgeInode { directory, name: name(b"a"), died_at, target })
+    }
+
     #[test]
     fn requests_that_make_no_sense_are_refused_before_they_are_logged() {
         let cases = [
@@ -267,6 +328,16 @@ mod tests {
             (exchange(dir(1), 0, dir(2), file(3)), CrossdirError::Malformed),
             (exchange(file(1), file(3), dir(2), file(4)), CrossdirError::NotDirectory),
             (Op::ListTransactions(pb::ListTransactions {}), CrossdirError::Malformed),
+            (undelete(ROOT, dir(1), ROOT, 0), CrossdirError::Malformed),
+            (undelete(ROOT, ROOT, dir(1), 1), CrossdirError::IsRoot),
+            (undelete(ROOT, dir(1), dir(1), 1), CrossdirError::Loop),
+            (undelete(dir(1), dir(1), ROOT, 1), CrossdirError::Malformed),
+            (undelete(ROOT, file(1), ROOT, 1), CrossdirError::Malformed),
+            (undelete(file(2), file(1), ROOT, 1), CrossdirError::NotDirectory),
+            (undelete(ROOT, 0, dir(1), 1), CrossdirError::Malformed),
+            (purge(ROOT, ROOT, 1), CrossdirError::IsRoot),
+            (purge(dir(1), file(1), 1), CrossdirError::Malformed),
+            (purge(ROOT, file(1), 0), CrossdirError::Malformed),
         ];
         for (op, error) in cases {
             assert_eq!(run(op.clone()), Err(error.code()), "{op:?}");
@@ -275,6 +346,10 @@ mod tests {
         run(rmdir(ROOT, dir(1))).unwrap();
         run(mkdir_path(ROOT, vec![name(b"n"); MKDIR_NAMES_MAX])).unwrap();
         run(exchange(dir(1), dir(3), dir(2), file(4))).unwrap();
+        run(undelete(ROOT, dir(1), ROOT, 1)).unwrap();
+        run(undelete(ROOT, file(1), dir(1), 1)).unwrap();
+        run(purge(ROOT, file(1), 1)).unwrap();
+        run(purge(dir(2), dir(1), 1)).unwrap();
     }
 
     #[test]

@@ -4,7 +4,10 @@
 mod world;
 
 use eggs_proto::{CrossdirError, InodeId, ServiceError, pb};
-use world::{Weather, World, code, exchange, mkdir, mkdir_path, put_small, rename, rmdir, unlink};
+use world::{
+    Weather, World, code, exchange, mkdir, mkdir_path, purge, put_small, rename, rmdir, tables, undelete,
+    unlink,
+};
 
 const ROOT: u64 = InodeId::ROOT.0;
 
@@ -15,6 +18,10 @@ struct Tree {
     d: u64,
     f: u64,
     g: u64,
+    /// `/b/x`, removed; `/b/y`, removed, a file died in it; `/b/k`, dead, a file of another shard.
+    x: (u64, u64),
+    y: (u64, u64),
+    k: (u64, u64),
 }
 
 fn make(world: &mut World, parent: u64, name: &[u8]) -> u64 {
@@ -36,7 +43,28 @@ fn plant(world: &mut World) -> Tree {
     let f = world.lookup(a, b"f").unwrap();
     let g = world.lookup(b, b"g").unwrap();
     world.settle();
-    Tree { a, b, d, f, g }
+    // What is planted dead changes nothing of what the seed draws later.
+    let rng = world.rng.clone();
+    let (x, y) = (make(world, b, b"x"), make(world, b, b"y"));
+    world.write(InodeId(y).shard(), put_small(y, b"z"));
+    world.write(InodeId(y).shard(), unlink(y, b"z"));
+    world.write(InodeId(a).shard(), put_small(a, b"k"));
+    let k = world.lookup(a, b"k").unwrap();
+    for op in [rename((a, b"k"), k, (b, b"k"), pb::Replace::Refuse), rmdir(b, b"x", x), rmdir(b, b"y", y)] {
+        let transaction = world.begin(&op, 0, 0).unwrap();
+        assert!(world.run_until(10, |world| world.answers.contains_key(&transaction)));
+        assert_eq!(code(&world.answers[&transaction]), 0);
+    }
+    world.settle();
+    world.write(InodeId(b).shard(), unlink(b, b"k"));
+    let dead = tables::dead(&world.shards);
+    let died = |inode| {
+        let owned = dead.iter().find(|(_, row)| row.owned && row.target == inode);
+        (inode, owned.map(|((_, _, died_at), _)| *died_at).unwrap())
+    };
+    assert_ne!(InodeId(k).shard(), InodeId(b).shard());
+    world.rng = rng;
+    Tree { a, b, d, f, g, x: died(x), y: died(y), k: died(k) }
 }
 
 type Scenario = (&'static str, fn(&Tree) -> pb::crossdir_request::Op, u32);
@@ -108,6 +136,54 @@ fn scenarios() -> Vec<Scenario> {
             |t| rename((t.a, b"d"), t.d, (t.b + 99, b"d"), pb::Replace::Refuse),
             refuse(CrossdirError::NotFound),
         ),
+        ("undelete directory", |t| undelete((t.b, b"x", t.x.1), t.x.0, (t.b, b"x")), 0),
+        ("undelete directory elsewhere", |t| undelete((t.b, b"y", t.y.1), t.y.0, (t.d, b"n")), 0),
+        (
+            "undelete directory, name taken",
+            |t| undelete((t.b, b"x", t.x.1), t.x.0, (t.b, b"g")),
+            refuse(CrossdirError::Exists),
+        ),
+        (
+            "undelete directory elsewhere, name taken",
+            |t| undelete((t.b, b"x", t.x.1), t.x.0, (t.a, b"f")),
+            refuse(CrossdirError::Exists),
+        ),
+        (
+            "undelete directory to nowhere",
+            |t| undelete((t.b, b"x", t.x.1), t.x.0, (t.y.0, b"x")),
+            refuse(CrossdirError::NotFound),
+        ),
+        (
+            "undelete a death that was not",
+            |t| undelete((t.b, b"x", t.x.1 + 1), t.x.0, (t.b, b"x")),
+            refuse(CrossdirError::NotFound),
+        ),
+        (
+            "undelete what lives",
+            |t| undelete((t.b, b"x", t.x.1), t.d, (t.b, b"x")),
+            refuse(CrossdirError::NotOwned),
+        ),
+        ("undelete file elsewhere", |t| undelete((t.b, b"k", t.k.1), t.k.0, (t.d, b"k")), 0),
+        (
+            "undelete file, name taken",
+            |t| undelete((t.b, b"k", t.k.1), t.k.0, (t.a, b"d")),
+            refuse(CrossdirError::Exists),
+        ),
+        (
+            "undelete file by another's death",
+            |t| undelete((t.b, b"k", t.k.1), t.f, (t.a, b"k")),
+            refuse(CrossdirError::Changed),
+        ),
+        ("purge directory", |t| purge((t.b, b"x", t.x.1), t.x.0), 0),
+        ("purge a full directory", |t| purge((t.b, b"y", t.y.1), t.y.0), refuse(CrossdirError::NotEmpty)),
+        (
+            "purge directory by another's death",
+            |t| purge((t.b, b"y", t.y.1), t.x.0),
+            refuse(CrossdirError::Changed),
+        ),
+        ("purge what lives", |t| purge((t.b, b"x", t.x.1), t.d), refuse(CrossdirError::NotOwned)),
+        ("purge file", |t| purge((t.b, b"k", t.k.1), t.k.0), 0),
+        ("purge file twice", |t| purge((t.b, b"k", t.k.1 + 1), t.k.0), refuse(CrossdirError::NotFound)),
     ]
 }
 
@@ -140,6 +216,10 @@ fn run(scenario: &Scenario, kill_at: Option<u64>, seed: u64, weather: Weather) -
         .iter()
         .map(|((directory, name), edge)| format!("{directory:x}/{name:?} -> {:x}", edge.target))
         .collect();
+    let dead = tables::dead(&world.shards);
+    state.extend(dead.iter().map(|((directory, name, _), row)| {
+        format!("{directory:x}/{name:?} dead -> {:x} {} {}", row.target, row.owned, row.transaction)
+    }));
     state.extend(world.owners().iter().map(|(directory, owner)| format!("{directory:x} in {owner:x}")));
     (state, world.outputs, world.kills)
 }

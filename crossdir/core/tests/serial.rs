@@ -7,10 +7,15 @@ mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use eggs_proto::{CrossdirError, InodeId, ServiceError, TransactionId, pb};
 use pb::crossdir_request::Op;
+use pb::write_op::Op as Write;
 use world::model::Model;
-use world::{Rng, Weather, World, code, exchange, made, mkdir, mkdir_path, put_small, rename, rmdir, unlink};
+use world::{
+    Rng, Weather, World, code, exchange, made, mkdir, mkdir_path, purge, put_small, rename, rmdir, tables,
+    undelete, unlink,
+};
 
 const ROOT: u64 = InodeId::ROOT.0;
 const NAMES: [&[u8]; 3] = [b"a", b"b", b"c"];
@@ -27,7 +32,7 @@ fn known(world: &World) -> Vec<u64> {
     owners.filter(|(id, owner)| *owner == 0 || reached.contains(id)).map(|(id, _)| id).collect()
 }
 
-fn random_op(rng: &mut Rng, world: &World) -> Op {
+fn random_op(rng: &mut Rng, world: &World, planted: u64) -> Op {
     let directories = known(world);
     let edges: Vec<(u64, Vec<u8>, u64)> = world
         .edges()
@@ -49,6 +54,22 @@ fn random_op(rng: &mut Rng, world: &World) -> Op {
         let (other_directory, other, other_target) = rng.pick(&edges).clone();
         return exchange((directory, &old), target, (other_directory, &other), other_target);
     }
+    // When a name died that was moved away, or replaced by a move, nobody is told, the model neither.
+    let dead: Vec<_> = tables::dead(&world.shards)
+        .into_iter()
+        .filter(|((_, _, died_at), row)| {
+            (row.owned && InodeId(row.target).is_directory()) || *died_at < planted
+        })
+        .collect();
+    if !dead.is_empty() && rng.percent(45) {
+        let ((directory, old, died_at), row) = rng.pick(&dead).clone();
+        let death = (directory, &old[..], died_at);
+        return match rng.below(3) {
+            0 => purge(death, row.target),
+            1 => undelete(death, row.target, (directory, &old)),
+            _ => undelete(death, row.target, (somewhere, name)),
+        };
+    }
     let replace = if rng.percent(50) { pb::Replace::File } else { pb::Replace::Refuse };
     rename((directory, &old), target, (somewhere, name), replace)
 }
@@ -68,8 +89,27 @@ fn plant(world: &mut World) {
     for (n, (directory, _)) in world.owners().into_iter().enumerate() {
         if n % 2 == 0 {
             world.write(InodeId(directory).shard(), put_small(directory, b"c"));
+            world.write(InodeId(directory).shard(), put_small(directory, b"d"));
         }
     }
+    // Some files are moved before they die: their inodes are of other shards.
+    let files: Vec<_> = world.edges().into_iter().filter(|((_, name), _)| &name[..] == b"d").collect();
+    let directories: Vec<u64> = world.owners().into_keys().collect();
+    for (n, ((directory, name), edge)) in files.into_iter().enumerate() {
+        let (to, new) = (directories[n % directories.len()], format!("d{n}"));
+        let moved = to != directory;
+        if moved {
+            let _ = world.begin(
+                &rename((directory, &name), edge.target, (to, new.as_bytes()), pb::Replace::Refuse),
+                0,
+                0,
+            );
+            world.settle();
+        }
+        let (directory, name) = if moved { (to, new.as_bytes()) } else { (directory, &name[..]) };
+        world.write(InodeId(directory).shard(), unlink(directory, name));
+    }
+    world.now += 1_000_000;
     world.answers.clear();
 }
 
@@ -98,7 +138,7 @@ const TRIED_MAX: usize = 100_000;
 struct Call {
     op: Op,
     code: u32,
-    /// The directory a mkdir made.
+    /// The directory a mkdir made, the instant of an rmdir.
     made: u64,
     begun_at: u64,
     answered_at: u64,
@@ -170,12 +210,12 @@ fn the_outcome_is_that_of_one_after_the_other() {
         let mut world = World::new(seed, Weather::default());
         world.shard(InodeId::ROOT.shard());
         plant(&mut world);
-        let model = Model::of(&world.shards);
+        let (model, planted) = (Model::of(&world.shards), world.now);
         world.weather = storm(seed);
         let mut rng = Rng(seed ^ 0xfeed);
         let mut begun: Vec<(TransactionId, Op)> = Vec::new();
         for n in 0..60 {
-            let op = random_op(&mut rng, &world);
+            let op = random_op(&mut rng, &world, planted);
             // Refused before it is logged: nothing to compare.
             if let Ok(transaction) = world.begin(&op, 100 + n, 1) {
                 begun.push((transaction, op));
@@ -201,8 +241,14 @@ fn the_outcome_is_that_of_one_after_the_other() {
         kills += world.kills;
     }
     println!("{done} transactions, {kills} kills, answers by code {refusals:?}");
-    for seen in [0, CrossdirError::Exists.code(), CrossdirError::Loop.code(), CrossdirError::NotEmpty.code()]
-    {
+    let refused = [
+        CrossdirError::Exists,
+        CrossdirError::Loop,
+        CrossdirError::NotEmpty,
+        CrossdirError::NotOwned,
+        CrossdirError::NotFound,
+    ];
+    for seen in refused.map(ServiceError::code).into_iter().chain([0]) {
         assert!(refusals.contains_key(&seen), "the workload is too tame: {refusals:?}");
     }
 }
@@ -216,6 +262,7 @@ fn the_namespace_is_whole_whatever_clients_do_meanwhile() {
         let mut world = World::new(seed, Weather::default());
         world.shard(InodeId::ROOT.shard());
         plant(&mut world);
+        let planted = world.now;
         world.weather = storm(seed + 2);
         let mut rng = Rng(seed ^ 0xbeef);
         for n in 0..80 {
@@ -224,7 +271,7 @@ fn the_namespace_is_whole_whatever_clients_do_meanwhile() {
             let shard = InodeId(directory).shard();
             match rng.below(3) {
                 0 => {
-                    let op = random_op(&mut rng, &world);
+                    let op = random_op(&mut rng, &world, planted);
                     let _ = world.begin(&op, 100 + n, 1);
                 }
                 1 => {
@@ -232,6 +279,20 @@ fn the_namespace_is_whole_whatever_clients_do_meanwhile() {
                 }
                 _ => {
                     world.write(shard, unlink(directory, NAMES[2]));
+                    // What the shard does alone, beside the coordinator's.
+                    let dead = tables::dead(&world.shards).into_iter();
+                    let here: Vec<_> = dead.filter(|((of, _, _), _)| *of == directory).collect();
+                    if !here.is_empty() {
+                        let ((_, name, died_at), row) = rng.pick(&here).clone();
+                        let target = row.target;
+                        let op = if rng.percent(50) {
+                            let new_name = Bytes::from_static(NAMES[0]);
+                            Write::Undelete(pb::Undelete { directory, name, died_at, target, new_name })
+                        } else {
+                            Write::Purge(pb::Purge { directory, name, died_at, target })
+                        };
+                        world.write(shard, pb::WriteOp { op: Some(op) });
+                    }
                 }
             }
             let outputs = world.outputs;

@@ -176,7 +176,9 @@ impl<'a, T: Table + ?Sized> Checker<'a, T> {
         if (id == InodeId::ROOT) != (row.owner == id.0) {
             self.find(4, format_args!("directory {id} has the owner {}", InodeId(row.owner)));
         }
-        self.lock(row.transaction, Step::LockDirectory, id, Bytes::new(), &format_args!("directory {id}"))?;
+        let steps = [Step::LockDirectory, Step::ReviveDirectory];
+        let lock = pb::HeldLock { transaction: row.transaction, directory: id.0, ..Default::default() };
+        self.lock(lock, &steps, &format_args!("directory {id}"))?;
         if row.owner != 0 && !InodeId(row.owner).is_directory() {
             let owner = InodeId(row.owner);
             self.find(4, format_args!("directory {id} has the owner {owner}, no directory"));
@@ -187,19 +189,22 @@ impl<'a, T: Table + ?Sized> Checker<'a, T> {
     /// SH-10; whether the coordinator knows of the transaction, too, is for it to say.
     fn lock(
         &mut self,
-        transaction: u64,
-        step: Step,
-        directory: InodeId,
-        name: Bytes,
+        lock: pb::HeldLock,
+        steps: &[Step],
         what: &dyn std::fmt::Display,
     ) -> Result<(), TableError> {
+        let transaction = lock.transaction;
         if transaction == 0 {
             return Ok(());
         }
-        if !self.remembers(transaction, step)? {
+        let mut remembered = false;
+        for &step in steps {
+            remembered |= self.remembers(transaction, step)?;
+        }
+        if !remembered {
             self.find(10, format_args!("{what} is locked by the unknown transaction {transaction}"));
         }
-        self.reply.locks.push(pb::HeldLock { transaction, directory: directory.0, name });
+        self.reply.locks.push(lock);
         Ok(())
     }
 
@@ -247,9 +252,9 @@ impl<'a, T: Table + ?Sized> Checker<'a, T> {
             Some(_) => {}
         }
         self.target(&what, InodeId(row.target))?;
-        let name = Bytes::copy_from_slice(name);
-        self.lock(row.transaction, Step::LockEdge, directory, name, &what)?;
-        Ok(())
+        let (transaction, name) = (row.transaction, Bytes::copy_from_slice(name));
+        let lock = pb::HeldLock { transaction, directory: directory.0, name, died_at: 0 };
+        self.lock(lock, &[Step::LockEdge], &what)
     }
 
     fn dead(
@@ -266,7 +271,17 @@ impl<'a, T: Table + ?Sized> Checker<'a, T> {
         if !self.exists(&schema::directory_key(directory))? {
             self.find(2, format_args!("{what}: the directory does not exist"));
         }
-        self.target(&what, InodeId(row.target))?;
+        // Of others the target may be purged since.
+        if row.owned {
+            self.target(&what, InodeId(row.target))?;
+        }
+        let lock = pb::HeldLock {
+            transaction: row.transaction,
+            directory: directory.0,
+            name: Bytes::copy_from_slice(name),
+            died_at: died_at.0,
+        };
+        self.lock(lock, &[Step::LockDeadEdge], &what)?;
         if row.created_at >= died_at.0 {
             self.find(5, format_args!("{what}, was created at {}", row.created_at));
         }

@@ -1,7 +1,9 @@
 //! What an operation has in hand while it is applied.
 
 use eggs_machine::{Table, TableError, Tx};
-use eggs_proto::{BlockId, InodeId, InodeType, ServiceError, ShardError, ShardId, Time, names, pb};
+use eggs_proto::{
+    BlockId, InodeId, InodeType, ServiceError, ShardError, ShardId, Time, TransactionId, names, pb,
+};
 use prost::Message;
 
 use crate::schema;
@@ -123,10 +125,19 @@ impl<'c, 't, T: Table + ?Sized> Context<'c, 't, T> {
 
     /// A directory of this shard that is not removed, nor about to be.
     pub fn directory(&self, id: u64) -> Result<(InodeId, pb::DirectoryRow), Stop> {
+        self.directory_for(id, TransactionId(0))
+    }
+
+    /// As [`Context::directory`]; `transaction` may hold its lock.
+    pub fn directory_for(
+        &self,
+        id: u64,
+        transaction: TransactionId,
+    ) -> Result<(InodeId, pb::DirectoryRow), Stop> {
         let id = local_directory(self.shard, id)?;
         let row: Option<pb::DirectoryRow> = schema::get(&*self.tx, &schema::directory_key(id))?;
         match row {
-            Some(row) if row.transaction != 0 => {
+            Some(row) if row.transaction != 0 && row.transaction != transaction.0 => {
                 Err(ShardError::Locked.with(format_args!("directory {id} is being removed")).into())
             }
             Some(row) if row.owner != 0 => Ok((id, row)),

@@ -1,4 +1,4 @@
-//! Living and dead edges: the only code that changes the L and X tables.
+//! Living and dead edges: with [`crate::dead_edges`] the only code that changes the L and X tables.
 
 use bytes::Bytes;
 use eggs_machine::{Table, TableError};
@@ -95,7 +95,7 @@ impl<T: Table + ?Sized> Context<'_, '_, T> {
         owned: bool,
         died_at: Time,
     ) -> Result<(), TableError> {
-        let row = pb::DeadEdgeRow { target: old.target, created_at: old.created_at, owned };
+        let row = pb::DeadEdgeRow { target: old.target, created_at: old.created_at, owned, transaction: 0 };
         self.put(schema::dead_key(directory, name, died_at), &row)
     }
 

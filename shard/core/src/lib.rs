@@ -9,8 +9,8 @@
 //!
 //! - **SH-1** Every row has a known tag, a well-formed key and a value that decodes.
 //! - **SH-2** The directory of every edge, living or dead, exists on this shard (removed ones do).
-//! - **SH-3** The target of an edge whose inode belongs to this shard exists. A living edge never leads
-//!   to a file in writing.
+//! - **SH-3** The target of a living edge, or of a dead one that owns it, exists when its inode belongs to this shard. A
+//!   living edge never leads to a file in writing.
 //! - **SH-4** A removed directory has no living edges; the root is never removed and owns itself.
 //! - **SH-5** The intervals `[created_at, died_at)` of one name are not empty and do not overlap; the
 //!   living one comes last.
@@ -20,19 +20,22 @@
 //! - **SH-8** B holds, for every block service and file, how many blocks of the file's spans are there.
 //! - **SH-9** Inodes and blocks made by this shard have ids below its counters; nothing in it is dated
 //!   later than its clock.
-//! - **SH-10** A lock on an edge is of a transaction whose LockEdge is remembered as done.
+//! - **SH-10** A lock on an edge or a directory is of a transaction whose step that locks it is remembered as done.
 //! - **SH-11** A refused operation changes nothing (a coordinator's step: nothing but the memory of
 //!   the refusal).
 //! - **SH-12** The past does not change: what a directory held at an instant is the same whenever one
-//!   asks after that instant.
+//!   asks after that instant, but for names that were purged since.
 //! - **SH-13** A coordinator's step runs once; repeated, it gives its first answer, and once its
 //!   transaction has been forgotten everywhere it is refused.
 //! - **SH-14** A span becomes part of a file only with the proofs of exactly its blocks.
 //! - **SH-15** No command, read or listing makes the machine panic or fail, whatever its bytes.
+//! - **SH-16** Of the edges that lead or led to an inode, one owns it: the living one, or the dead one marked so. While a
+//!   coordinator's transaction changes which, that one is locked, or the transaction is not over.
 
 pub mod check;
 pub mod cluster;
 mod context;
+mod dead_edges;
 mod eden;
 mod edges;
 pub mod list;

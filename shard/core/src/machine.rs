@@ -123,6 +123,8 @@ fn dispatch<T: Table + ?Sized>(context: &mut Context<'_, '_, T>, op: Op, choices
         Op::Unlink(op) => ops::unlink::apply(context, &op),
         Op::SetAttributes(op) => ops::set_attributes::apply(context, op),
         Op::SetPolicy(op) => ops::set_policy::apply(context, op),
+        Op::Undelete(op) => ops::undelete::apply(context, &op),
+        Op::Purge(op) => ops::purge::apply(context, &op),
         Op::ExpireEden(op) => ops::expire_eden::apply(context, &op),
         Op::ForgetTransactions(op) => ops::forget_transactions::apply(context, &op),
         step => return Dispatched::Step(dispatch_step(context, &step)),
@@ -165,6 +167,16 @@ fn dispatch_step<T: Table + ?Sized>(
         Op::SetOwner(op) => {
             once(context, op.transaction, Step::SetOwner, |context| ops::set_owner::apply(context, op))
         }
+        op => dispatch_many(context, op),
+    }
+}
+
+/// Steps of those that make several directories, or give two names each other's.
+fn dispatch_many<T: Table + ?Sized>(
+    context: &mut Context<'_, '_, T>,
+    op: &Op,
+) -> Result<pb::WriteResult, TableError> {
+    match op {
         Op::CreateDirectories(op) => once(context, op.transaction, Step::CreateDirectories, |context| {
             ops::create_directories::apply(context, op)
         }),
@@ -180,6 +192,37 @@ fn dispatch_step<T: Table + ?Sized>(
         Op::SetOwners(op) => {
             once(context, op.transaction, Step::SetOwners, |context| ops::set_owners::apply(context, op))
         }
+        op => dispatch_dead(context, op),
+    }
+}
+
+/// Steps of those that bring back or purge what is dead.
+fn dispatch_dead<T: Table + ?Sized>(
+    context: &mut Context<'_, '_, T>,
+    op: &Op,
+) -> Result<pb::WriteResult, TableError> {
+    match op {
+        Op::ReviveDirectory(op) => once(context, op.transaction, Step::ReviveDirectory, |context| {
+            ops::revive_directory::apply(context, op)
+        }),
+        Op::UndeleteEdge(op) => {
+            once(context, op.transaction, Step::UndeleteEdge, |context| ops::undelete::step(context, op))
+        }
+        Op::LockDeadEdge(op) => once(context, op.transaction, Step::LockDeadEdge, |context| {
+            ops::lock_dead_edge::apply(context, op)
+        }),
+        Op::FreeDeadEdge(op) => once(context, op.transaction, Step::FreeDeadEdge, |context| {
+            ops::lock_dead_edge::free(context, op)
+        }),
+        Op::PurgeDeadEdge(op) => {
+            once(context, op.transaction, Step::PurgeDeadEdge, |context| ops::purge::step(context, op))
+        }
+        Op::PurgeFile(op) => {
+            once(context, op.transaction, Step::PurgeFile, |context| ops::purge_file::apply(context, op))
+        }
+        Op::PurgeDirectory(op) => once(context, op.transaction, Step::PurgeDirectory, |context| {
+            ops::purge_directory::apply(context, op)
+        }),
         _ => settle(context.time, Err(ShardError::Malformed.with("operation").into())),
     }
 }

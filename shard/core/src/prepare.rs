@@ -68,6 +68,13 @@ fn needs_secret(op: &Op) -> bool {
             | Op::SettleEdge(_)
             | Op::SetOwners(_)
             | Op::ForgetTransactions(_)
+            | Op::ReviveDirectory(_)
+            | Op::UndeleteEdge(_)
+            | Op::LockDeadEdge(_)
+            | Op::FreeDeadEdge(_)
+            | Op::PurgeDeadEdge(_)
+            | Op::PurgeFile(_)
+            | Op::PurgeDirectory(_)
     )
 }
 

@@ -51,6 +51,13 @@ pub enum Step {
     ExchangeEdge = 34,
     SettleEdge = 35,
     SetOwners = 36,
+    ReviveDirectory = 42,
+    UndeleteEdge = 43,
+    LockDeadEdge = 44,
+    FreeDeadEdge = 45,
+    PurgeDeadEdge = 46,
+    PurgeFile = 47,
+    PurgeDirectory = 48,
 }
 
 impl Step {
@@ -72,6 +79,13 @@ impl Step {
             ExchangeEdge,
             SettleEdge,
             SetOwners,
+            ReviveDirectory,
+            UndeleteEdge,
+            LockDeadEdge,
+            FreeDeadEdge,
+            PurgeDeadEdge,
+            PurgeFile,
+            PurgeDirectory,
         ]
         .into_iter()
         .find(|step| *step as u8 == byte)

@@ -24,7 +24,7 @@ use eggs_proto::{InodeId, Time};
 
 use super::facts::{Facts, Version};
 use crate::client::workload::MODE_BITS;
-use crate::history::{Claim, Edge, Expect, History, Operation, Outcome};
+use crate::history::{Claim, Death, Edge, Expect, History, Operation, Outcome};
 
 /// Something that happened to an edge, and the operation it is put down to.
 #[derive(Debug, Clone, Copy)]
@@ -426,12 +426,27 @@ impl Sight<'_> {
             // Checked elsewhere.
             Claim::Born { .. } | Claim::Died { .. } | Claim::Set { .. } => true,
             Claim::Mode { inode, mode } => self.mode(*inode, *mode),
+            // The past is not promised of what was purged.
+            Claim::Saw { edge, expect, at: Some(at) } if self.facts.is_purged_at(edge, *at) => {
+                expect.holds(self.facts.at(edge, *at)) || expect.holds(None)
+            }
             Claim::Saw { edge, expect, at: Some(at) } => expect.holds(self.facts.at(edge, *at)),
             Claim::Saw { edge, expect, at: None } => self.meanwhile(edge, *expect),
-            Claim::Version { edge, target, created_at, died_at, owned } => {
-                let version =
-                    Version { target: *target, created_at: *created_at, died: Some((*died_at, *owned)) };
-                self.facts.versions.get(edge).is_some_and(|versions| versions.contains(&version))
+            Claim::Version(death) => self.version(death).is_some_and(|version| {
+                (version.target, version.created_at) == (death.target, death.created_at)
+                    // It owns its target until that is undeleted.
+                    && (version.undeleted || version.died == Some((death.died_at, death.owned)))
+            }),
+            // That it is not there is seen by who reads the rows.
+            Claim::Purged { .. } => true,
+            Claim::PurgedInode(inode) => self.facts.purged.contains_key(inode),
+            Claim::NoDeath(death) => self.version(death).is_some_and(|version| version.purged),
+            Claim::NotOwned(death) => self
+                .version(death)
+                .is_some_and(|version| version.undeleted || version.died.is_some_and(|(_, owned)| !owned)),
+            Claim::HadDead(directory) => {
+                let mut edges = self.facts.versions.keys();
+                edges.any(|edge| edge.directory == *directory)
             }
             Claim::Gone(directory) => self.gone(*directory),
             Claim::NotEmpty(directory) => {
@@ -440,6 +455,11 @@ impl Sight<'_> {
             }
             Claim::AnyOf(claims) => claims.iter().any(|claim| self.holds(claim)),
         }
+    }
+
+    fn version(&self, death: &Death) -> Option<&Version> {
+        let versions = self.facts.versions.get(&death.edge)?;
+        versions.iter().find(|version| version.died.is_some_and(|(at, _)| at == death.died_at))
     }
 
     fn meanwhile(&self, edge: &Edge, expect: Expect) -> bool {

@@ -25,8 +25,10 @@ pub(crate) mod rest;
 pub(crate) mod tree;
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
+use eggs_blockd_core::BlockPath;
 use eggs_proto::limits::EDEN_DEADLINE;
 use eggs_proto::{BlockId, BlockServiceId, InodeId};
 
@@ -80,7 +82,8 @@ pub(crate) fn run(world: &mut World) -> Result<Audited, Vec<String>> {
     if wrong.is_empty() { Ok(audited) } else { Err(wrong) }
 }
 
-/// A block that was proved is whole on its disk, when nothing has spoiled the disk.
+/// A block that was proved is whole on its disk, when nothing has spoiled the disk; and no block is forgotten: that it may be
+/// erased is known from the rows.
 fn durable(world: &World, facts: &Facts, wrong: &mut Vec<String>) {
     let good = world.good_disks();
     let missing = facts.blocks.iter().filter(|(file, block)| {
@@ -95,6 +98,16 @@ fn durable(world: &World, facts: &Facts, wrong: &mut Vec<String>) {
         format!("block {block} of file {file} was proved and is not on {service}")
     });
     wrong.extend(lines.take(5));
+    let unknown = good.iter().flat_map(|disk| {
+        let service = disk.identity.service;
+        let known = facts.known_blocks.iter().filter(move |(of, _)| *of == service.0);
+        let known: BTreeSet<String> =
+            known.map(|(_, block)| BlockPath::new(BlockId(*block)).to_string()).collect();
+        let there = disk.files.paths().into_iter().filter(|path| !path.starts_with("tmp/"));
+        there.filter(move |path| !known.contains(path)).map(move |path| (service, path.to_owned()))
+    });
+    let unknown = unknown.map(|(service, path)| format!("{path} on {service} is a block of no file"));
+    wrong.extend(unknown.take(5));
 }
 
 /// Files whose writers went away lose them when their time is over, and nothing else changes.

@@ -23,6 +23,7 @@ pub(crate) fn check(world: &World, facts: &Facts, wrong: &mut Vec<String>) {
     }
     directories(facts, &living, wrong);
     one_name_at_a_time(facts, wrong);
+    owned(facts, wrong);
     for (target, edges) in &living {
         if edges.len() > 1 {
             wrong.push(format!("{target} has several living names: {edges:?}"));
@@ -50,7 +51,24 @@ pub(crate) fn check(world: &World, facts: &Facts, wrong: &mut Vec<String>) {
     coordinator(world, wrong);
 }
 
+/// Every inode is owned by one edge: the one it lives under, or the one it died under.
+fn owned(facts: &Facts, wrong: &mut Vec<String>) {
+    let mut owning: BTreeMap<InodeId, usize> = BTreeMap::new();
+    for version in facts.versions.values().flatten() {
+        let owns = version.died.is_none_or(|(_, owned)| owned && !version.undeleted && !version.purged);
+        *owning.entry(version.target).or_default() += usize::from(owns);
+    }
+    let inodes = facts.files.keys().chain(facts.directories.keys()).filter(|id| **id != InodeId::ROOT);
+    for inode in inodes {
+        let edges = owning.get(inode).copied().unwrap_or(0);
+        if edges != 1 {
+            wrong.push(format!("{inode} is owned by {edges} edges"));
+        }
+    }
+}
+
 /// What was moved had one name at every instant from its first to its last: the old one goes as the new one comes.
+/// What was undeleted had none for a while.
 fn one_name_at_a_time(facts: &Facts, wrong: &mut Vec<String>) {
     let mut names: BTreeMap<InodeId, Vec<(&Edge, &Version)>> = BTreeMap::new();
     for (edge, versions) in &facts.versions {
@@ -64,6 +82,7 @@ fn one_name_at_a_time(facts: &Facts, wrong: &mut Vec<String>) {
             let ((old, before), (new, after)) = (pair[0], pair[1]);
             match before.died {
                 Some((died_at, false)) if died_at == after.created_at => {}
+                Some(_) if before.undeleted => {}
                 died => wrong.push(format!(
                     "{target} was {old:?} until {died:?}, and {new:?} from {:?}",
                     after.created_at

@@ -114,6 +114,7 @@ impl Workload {
                 match self.calls.shard(inode.shard(), stat, None, until).await {
                     Ok(Ok(ShardAnswer::Stat(pb::StatReply { attributes: Some(attributes) }))) => attributes,
                     Err(GaveUp) => return self.gave_up(id),
+                    Ok(Err(ShardError::NotFound)) => return self.purged(id, inode),
                     other => return self.fail(id, &format!("stat answered {other:?}")),
                 }
             }
@@ -131,9 +132,15 @@ impl Workload {
                 self.end(id, Outcome::Acknowledged, Vec::new());
             }
             Err(FileError::GaveUp | FileError::Blocks(_)) => self.gave_up(id),
+            Err(FileError::Refused(ShardError::NotFound, _)) => self.purged(id, inode),
             Err(FileError::Refused(error, _)) => self.fail(id, &format!("refused with {error:?}")),
             Err(FileError::Wrong(what)) => self.fail(id, &what),
         }
+    }
+
+    /// The inode was not there any more.
+    fn purged(&self, id: u32, inode: InodeId) {
+        self.end(id, Outcome::Acknowledged, vec![Claim::PurgedInode(inode)]);
     }
 
     pub(super) async fn list_page(&self, id: u32, op: pb::List) -> Option<Result<pb::ListReply, ShardError>> {
@@ -201,22 +208,6 @@ impl Workload {
         }
         let claim = |(name, expect)| Claim::Saw { edge: Edge { directory, name }, expect, at };
         self.end(id, Outcome::Acknowledged, names.into_iter().map(claim).collect());
-    }
-
-    pub(super) async fn list_dead(&self) {
-        let directory = self.directory();
-        let id = self.begin(format!("list dead {directory}"), Vec::new());
-        let op = pb::List { directory: directory.0, limit: 1000, dead: true, ..pb::List::default() };
-        let Some(answer) = self.list_page(id, op).await else { return };
-        let Ok(reply) = answer else { return self.fail(id, "refused") };
-        let claim = |entry: pb::Entry| Claim::Version {
-            edge: Edge { directory, name: entry.name },
-            target: InodeId(entry.target),
-            created_at: Time(entry.created_at),
-            died_at: Time(entry.died_at),
-            owned: entry.owned,
-        };
-        self.end(id, Outcome::Acknowledged, reply.entries.into_iter().map(claim).collect());
     }
 
     /// An instant that has been: mostly a recent one.
@@ -304,7 +295,10 @@ impl Workload {
             let Ok(Ok(result)) = written.map(one) else { return self.gave_up(id) };
             return match refusal(&result) {
                 None => self.end(id, Outcome::Acknowledged, vec![Claim::Set { inode }]),
-                Some(ShardError::NotFound) => self.end(id, Outcome::Refused, vec![Claim::Gone(inode)]),
+                Some(ShardError::NotFound) => {
+                    let claims = vec![Claim::Gone(inode), Claim::PurgedInode(inode)];
+                    self.end(id, Outcome::Refused, vec![Claim::AnyOf(claims)]);
+                }
                 Some(error) => self.fail(id, &format!("refused with {error:?}")),
             };
         }
@@ -316,6 +310,7 @@ impl Workload {
                 self.end(id, Outcome::Acknowledged, vec![claim]);
             }
             Err(GaveUp) => self.gave_up(id),
+            Ok(Err(ShardError::NotFound)) => self.purged(id, inode),
             other => self.fail(id, &format!("answered {other:?}")),
         }
     }

@@ -10,6 +10,7 @@ mod crossing;
 pub(crate) mod files;
 mod looking;
 pub(crate) mod port;
+mod reviving;
 pub(crate) mod workload;
 
 use std::future::Future;

@@ -104,7 +104,7 @@ impl Workload {
     }
 
     pub(super) async fn one(&self) {
-        match self.port().below(100) {
+        match self.port().below(111) {
             0..9 => self.mkdir().await,
             9..12 => self.mkdir_path().await,
             12..23 => self.rmdir().await,
@@ -116,11 +116,13 @@ impl Workload {
             65..70 => self.exchange().await,
             70..78 => self.read_file().await,
             78..83 => self.list().await,
-            83..86 => self.list_dead().await,
+            83..86 => drop(self.deaths(self.directory()).await),
             86..91 => self.look_at_the_past().await,
             91..94 => self.walk_path().await,
             94..97 => self.attributes_of().await,
-            _ => self.batch().await,
+            97..100 => self.batch().await,
+            100..107 => self.undelete().await,
+            _ => self.purge().await,
         }
     }
 

@@ -2,8 +2,8 @@
 
 mod requests;
 
-use std::io::Write as _;
-use std::net::{SocketAddr, TcpStream};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use eggs_proto::errors::{CrossdirError, RegistryError, ServiceError as _, ShardError};
@@ -22,8 +22,6 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const SHARD: &str = "/eggs.v1.ShardService/Call";
 const CROSSDIR: &str = "/eggs.v1.CrossdirService/Call";
 const REGISTRY: &str = "/eggs.v1.RegistryService/Call";
-/// Between stores: nothing but a greeting with the secret opens it.
-const PEER: &str = "/eggs.v1.PeerService/Exchange";
 const BLOCKS: [&str; 4] = [
     "/eggs.v1.BlockService/Write",
     "/eggs.v1.BlockService/Fetch",
@@ -268,7 +266,6 @@ fn throw_requests(target: Target, paths: &[&str], known: &Known, count: usize) {
             SHARD => vec![requests.shard().encode_to_vec()],
             CROSSDIR => vec![requests.crossdir().encode_to_vec()],
             REGISTRY => vec![requests.registry().encode_to_vec()],
-            PEER => requests.peer().iter().map(Message::encode_to_vec).collect(),
             path if path == BLOCKS[0] => {
                 requests.block_write(&known.services).iter().map(Message::encode_to_vec).collect()
             }
@@ -291,6 +288,26 @@ fn throw_requests(target: Target, paths: &[&str], known: &Known, count: usize) {
         }
     }
     assert_lives(target, &format!("{count} requests to {paths:?}"));
+}
+
+/// Streams as between stores: without the secret every one is ended, most with a reason.
+fn throw_streams(target: Target, known: &Known, count: usize) {
+    let mut requests = Requests { rng: rng("streams"), cluster: known.cluster.clone() };
+    let mut farewells = 0;
+    for n in 0..count {
+        let mut stream = TcpStream::connect(target.address).expect("connect");
+        stream.set_read_timeout(Some(TOO_LONG)).expect("timeout");
+        // It may be ended before it is all sent.
+        let _ = stream.write_all(&requests.peer());
+        let _ = stream.shutdown(Shutdown::Write);
+        let mut answer = Vec::new();
+        match stream.read_to_end(&mut answer) {
+            Err(error) if error.kind() != ErrorKind::ConnectionReset => panic!("stream {n}: {error}"),
+            _ => farewells += usize::from(!answer.is_empty()),
+        }
+    }
+    assert!(farewells > count / 4, "{farewells} farewells to {count} streams");
+    assert_lives(target, &format!("{count} streams"));
 }
 
 /// Requests that are wrong in one way get the answer for that.
@@ -407,7 +424,7 @@ fn on_the_port_of_a_cluster_in_one_process() {
     throw_garbage(target);
     assert_serves(&ctl, "garbage");
     std::thread::scope(|scope| {
-        for path in [SHARD, CROSSDIR, REGISTRY, PEER].iter().chain(&BLOCKS) {
+        for path in [SHARD, CROSSDIR, REGISTRY].iter().chain(&BLOCKS) {
             scope.spawn(move || throw_bodies(target, path));
         }
         scope.spawn(move || throw_bodies(target, "/eggs.v1.NoService/Call"));
@@ -420,7 +437,7 @@ fn on_the_port_of_a_cluster_in_one_process() {
         scope.spawn(move || throw_requests(target, &[CROSSDIR], known, 400));
         scope.spawn(move || throw_requests(target, &[REGISTRY], known, 400));
         scope.spawn(move || throw_requests(target, &BLOCKS, known, 800));
-        scope.spawn(move || throw_requests(target, &[PEER], known, 400));
+        scope.spawn(move || throw_streams(target, known, 400));
     });
     assert_serves(&ctl, "requests");
     drop(idle);
@@ -454,15 +471,18 @@ fn on_every_port_of_the_daemons() {
             scope.spawn(move || {
                 throw_garbage(*target);
                 let paths: &[&str] = match *name {
-                    "shuckle" => &[REGISTRY, PEER],
-                    "shard" => &[SHARD, PEER],
-                    "crossdir" => &[CROSSDIR, PEER],
+                    "shuckle" => &[REGISTRY],
+                    "shard" => &[SHARD],
+                    "crossdir" => &[CROSSDIR],
                     _ => &BLOCKS,
                 };
                 for path in paths {
                     throw_bodies(*target, path);
                 }
                 throw_requests(*target, paths, known, 300);
+                if *name != "blockd" {
+                    throw_streams(*target, known, 100);
+                }
             });
         }
     });

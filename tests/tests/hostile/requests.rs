@@ -4,6 +4,7 @@ use eggs_proto::limits::PROTOCOL_VERSION;
 use eggs_proto::pb::write_op::Op as WriteOp;
 use eggs_proto::pb::{crossdir_request, new_span, registry_request, shard_request};
 use eggs_proto::{InodeId, pb};
+use prost::Message as _;
 use rand::{Rng as _, RngCore as _};
 use rand_chacha::ChaCha8Rng;
 
@@ -157,7 +158,7 @@ impl Requests {
         let replace = self.rng.random_range(-1..3);
         let (directory, file, cookie, name) = (self.inode(), self.inode(), self.u64(), self.name());
         let (transaction, owner) = (self.u64(), self.inode());
-        let op = match self.rng.random_range(0..29) {
+        let op = match self.rng.random_range(0..36) {
             0 => WriteOp::StartEden(pb::StartEden {
                 directory,
                 attributes: self.attributes(),
@@ -220,7 +221,12 @@ impl Requests {
                 attributes: self.attributes(),
             }),
             12 => WriteOp::DiscardDirectory(pb::DiscardDirectory { transaction, directory }),
-            13 => WriteOp::LockDirectory(pb::LockDirectory { transaction, directory, owner }),
+            13 => WriteOp::LockDirectory(pb::LockDirectory {
+                transaction,
+                directory,
+                owner,
+                removed: self.u64().is_multiple_of(2),
+            }),
             14 => WriteOp::UnlockDirectory(pb::UnlockDirectory { transaction, directory }),
             15 => WriteOp::LockEdge(pb::LockEdge { transaction, directory, name, target: file }),
             16 => WriteOp::UnlockEdge(pb::UnlockEdge { transaction, directory, name }),
@@ -271,6 +277,22 @@ impl Requests {
                 transaction,
                 owners: self.many(|this| pb::DirectoryOwner { directory: this.inode(), owner: this.inode() }),
             }),
+            28 => {
+                let (died_at, target, new_name) = (self.u64(), file, self.name());
+                WriteOp::Undelete(pb::Undelete { directory, name, died_at, target, new_name })
+            }
+            29 => WriteOp::Purge(pb::Purge { directory, name, died_at: self.u64(), target: file }),
+            30 => WriteOp::ReviveDirectory(pb::ReviveDirectory { transaction, directory, owner }),
+            31 => {
+                let (died_at, target) = (self.u64(), file);
+                WriteOp::LockDeadEdge(pb::LockDeadEdge { transaction, directory, name, died_at, target })
+            }
+            32 => {
+                let (died_at, target) = (self.u64(), file);
+                WriteOp::PurgeDeadEdge(pb::PurgeDeadEdge { transaction, directory, name, died_at, target })
+            }
+            33 => WriteOp::PurgeFile(pb::PurgeFile { transaction, file }),
+            34 => WriteOp::PurgeDirectory(pb::PurgeDirectory { transaction, directory }),
             _ => return pb::WriteOp::default(),
         };
         pb::WriteOp { op: Some(op) }
@@ -325,7 +347,7 @@ impl Requests {
     pub fn crossdir(&mut self) -> pb::CrossdirRequest {
         use crossdir_request::Op;
         let header = self.header();
-        let op = match self.rng.random_range(0..7) {
+        let op = match self.rng.random_range(0..9) {
             0 => Op::Mkdir(pb::Mkdir {
                 parent: self.inode(),
                 name: self.name(),
@@ -354,6 +376,20 @@ impl Requests {
                 other_directory: self.inode(),
                 other_name: self.name(),
                 other_target: self.inode(),
+            }),
+            6 => Op::UndeleteInode(pb::UndeleteInode {
+                directory: self.inode(),
+                name: self.name(),
+                died_at: self.u64(),
+                target: self.inode(),
+                new_directory: self.inode(),
+                new_name: self.name(),
+            }),
+            7 => Op::PurgeInode(pb::PurgeInode {
+                directory: self.inode(),
+                name: self.name(),
+                died_at: self.u64(),
+                target: self.inode(),
             }),
             _ => Op::ListTransactions(pb::ListTransactions {}),
         };
@@ -399,6 +435,13 @@ impl Requests {
                 }),
                 transactions: self.u32(),
                 boot: self.u64(),
+                slow_transactions: self.many(|this| pb::TransactionInfo {
+                    transaction: this.u64(),
+                    kind: "k".repeat(this.rng.random_range(0..1000)),
+                    started_at: this.u64(),
+                    step: "s".repeat(this.rng.random_range(0..1000)),
+                    finished: this.rng.random(),
+                }),
             }),
             5 => Op::SetReplicas(pb::SetReplicas {
                 group: self.u32(),
@@ -427,9 +470,10 @@ impl Requests {
         pb::RegistryRequest { header, op: self.rng.random_bool(0.98).then_some(op) }
     }
 
-    /// A stream from somebody who says to be a store.
-    pub fn peer(&mut self) -> Vec<pb::PeerBatch> {
+    /// A stream from somebody who says to be a store, its magic included: frames, most of them whole.
+    pub fn peer(&mut self) -> Vec<u8> {
         use pb::peer_message::Body;
+        let mut stream = b"eggspeer".to_vec();
         let greeting = self.some(|this| pb::PeerGreeting {
             version: if this.rng.random_bool(0.8) { PROTOCOL_VERSION } else { this.u32() },
             cluster_id: this.cluster.clone().into(),
@@ -453,7 +497,7 @@ impl Requests {
             };
             pb::PeerMessage { group: this.u32(), body: Some(body) }
         };
-        let mut batches = vec![pb::PeerBatch { greeting, ..pb::PeerBatch::default() }];
+        stream.extend(greeting.iter().flat_map(|greeting| self.frame(greeting.encode_to_vec())));
         for _ in 0..self.rng.random_range(0..3) {
             let heartbeat = self.some(|this| pb::PeerHeartbeat {
                 boot: this.u64(),
@@ -464,9 +508,19 @@ impl Requests {
                 leaving: this.rng.random(),
             });
             let messages = self.many(message);
-            batches.push(pb::PeerBatch { greeting: None, heartbeat, messages });
+            let batch = pb::PeerBatch { heartbeat, messages };
+            stream.extend(self.frame(batch.encode_to_vec()));
         }
-        batches
+        if self.rng.random_bool(0.2) {
+            stream.truncate(self.rng.random_range(0..=stream.len()));
+        }
+        stream
+    }
+
+    fn frame(&mut self, bytes: Vec<u8>) -> Vec<u8> {
+        let length = if self.rng.random_bool(0.9) { bytes.len() as u32 } else { self.u32() };
+        let crc = if self.rng.random_bool(0.9) { crc32fast::hash(&bytes) } else { self.u32() };
+        [&length.to_le_bytes()[..], &crc.to_le_bytes(), &bytes].concat()
     }
 
     /// The parts of a write of a block; `services` exist.

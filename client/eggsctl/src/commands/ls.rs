@@ -24,7 +24,8 @@ const LINKS_AT_ONCE: usize = 16;
 #[derive(Debug, Args)]
 #[command(after_help = format!(
     "Times are {}.\n--dead prints what died: the name, and with -l when it died, when it was made, whether it was deleted \
-     or moved away, and the inode. The same name may have died many times.",
+     (`eggsctl undelete` brings it back) or not (it was moved away, or undeleted since), and the inode. The same name may have \
+     died many times.",
     times::FORMS
 ))]
 pub struct Ls {
@@ -43,6 +44,9 @@ pub struct Ls {
     /// What was deleted, replaced or moved away, instead of what is there
     #[arg(long)]
     dead: bool,
+    /// Only what was deleted and can be undeleted: not what was moved away, or undeleted since
+    #[arg(long, requires = "dead")]
+    deleted: bool,
     /// Only what died at this time or later
     #[arg(long, value_name = "TIME", requires = "dead", value_parser = times::typed)]
     since: Option<Time>,
@@ -193,6 +197,7 @@ impl Ls {
         while let Some(entries) = listing.next_page().await.map_err(|error| failure(path, error))? {
             let rows: Vec<Row> = entries
                 .into_iter()
+                .filter(|entry| entry.owned || !self.deleted)
                 .map(|entry| Row {
                     path: path.join(&entry.name),
                     name: entry.name.to_vec(),

@@ -17,7 +17,7 @@ const NAMES_AT_ONCE: usize = 256;
 /// Remove files, links and (with -r) directories
 ///
 /// Nothing is gone at once: what was removed stays in the dead map (`eggsctl ls --dead`) for as long as
-/// the snapshot policy of its directory says.
+/// the snapshot policy of its directory says; `eggsctl undelete` brings it back.
 #[derive(Debug, Args)]
 pub struct Rm {
     /// Remove directories and everything in them

@@ -9,7 +9,11 @@ mod mkdir;
 mod mkdir_path;
 mod move_directory;
 mod move_file;
+mod purge_directory;
+mod purge_file;
 mod rmdir;
+mod undelete_directory;
+mod undelete_file;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -105,6 +109,14 @@ pub(crate) fn steps_of(
             Some(Box::new(mkdir_path::MkdirPath::new(transaction, op, ShardId(begin.shard as u8))))
         }
         Intent::Exchange(op) => Some(Box::new(exchange::Exchange::new(transaction, op))),
+        Intent::UndeleteInode(op) if InodeId(op.target).is_directory() => {
+            Some(Box::new(undelete_directory::UndeleteDirectory::new(transaction, op)))
+        }
+        Intent::UndeleteInode(op) => Some(Box::new(undelete_file::UndeleteFile::new(transaction, op))),
+        Intent::PurgeInode(op) if InodeId(op.target).is_directory() => {
+            Some(Box::new(purge_directory::PurgeDirectory::new(transaction, op)))
+        }
+        Intent::PurgeInode(op) => Some(Box::new(purge_file::PurgeFile::new(transaction, op))),
     }
 }
 
@@ -143,6 +155,7 @@ fn crossdir_error(error: ShardError) -> CrossdirError {
         ShardError::Changed => CrossdirError::Changed,
         ShardError::IsRoot => CrossdirError::IsRoot,
         ShardError::NoSpace => CrossdirError::NoSpace,
+        ShardError::NotOwned => CrossdirError::NotOwned,
         // Of a transaction this coordinator does not know of; a newer call may find it gone.
         ShardError::Locked => CrossdirError::Busy,
         // Retried, so never an outcome (`waits`).

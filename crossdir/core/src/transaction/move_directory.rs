@@ -14,8 +14,9 @@
 //!
 //! Between 1 and 2 the move is cleared ([`crate::moves`], XD-8): together with those that are cleared beside it, before and
 //! after, it makes no loop. The owner of a directory
-//! changes by SetOwner, which only transactions of this kind do, and by its removal: an ancestor of the new parent has a
-//! directory in it, so it cannot be removed; the new parent is locked. Files, mkdir and rmdir need no clearance, therefore.
+//! changes by SetOwner, which only transactions of this kind do, and by its removal or undeletion: an ancestor of the new
+//! parent has a directory in it, so it cannot be removed, nor can it be undeleted; the new parent is locked. Files, mkdir,
+//! rmdir, undelete and purge need no clearance, therefore.
 //!
 //! 1 is the one step that no shard remembers. So the clearance is recorded before 2: a repetition after a crash does not
 //! read again, it goes on with what was found. What 1 refuses is answered once it is recorded.

@@ -93,6 +93,7 @@ impl Steps for Rmdir {
             transaction: self.transaction.0,
             directory: self.op.target,
             owner: self.op.parent,
+            removed: false,
         };
         Request::Write(self.target().shard(), Op::LockDirectory(step))
     }

@@ -121,6 +121,7 @@ pub fn of_shard(group: &Group<ShardMachine>) -> u64 {
                 hasher.write(&key[..key.len() - 8]);
                 hasher.write_u64(row.target);
                 hasher.write_u8(row.owned.into());
+                hasher.write_u64(row.transaction);
             }
             b'T' => {
                 let mut row: pb::TransactionRow = decode(value);
@@ -153,6 +154,7 @@ pub fn of_coordinator(group: &Group<CrossdirMachine>) -> u64 {
             Result::Rmdir(_) => Result::Rmdir(pb::RmdirReply::default()),
             Result::MkdirPath(made) => Result::MkdirPath(pb::MkdirPathReply { created_at: 0, ..made }),
             Result::Exchange(_) => Result::Exchange(pb::ExchangeReply::default()),
+            Result::UndeleteInode(_) => Result::UndeleteInode(pb::UndeleteInodeReply::default()),
             other => other,
         });
         hasher.write(&pb::CrossdirReply { header: None, result }.encode_to_vec());

@@ -1,7 +1,7 @@
 //! What must hold: at every instant, when a call is answered, and at the end.
 
 use eggs_crossdir_core::{Answer, CrossdirMachine, MoveState};
-use eggs_proto::{InodeId, ServiceError, TransactionId, pb};
+use eggs_proto::{InodeId, ServiceError, ShardId, TransactionId, pb};
 use pb::crossdir_request::Op;
 use prost::Message;
 
@@ -10,9 +10,35 @@ use super::world::tables::{self, Group, Shards, check, edges};
 use super::world::{code, made};
 use crate::state::State;
 
-/// XD-12: a name of every moved inode, and not two, for who reads now.
+/// XD-12: a name of every moved inode, and not two, for who reads now. What is undeleted or purged has one name or none, and
+/// a directory that has one is there.
 pub fn instant(state: &State) {
     let edges = edges(&state.shards);
+    for call in &state.calls {
+        let (Op::UndeleteInode(pb::UndeleteInode { target, .. })
+        | Op::PurgeInode(pb::PurgeInode { target, .. })) = &call.op
+        else {
+            continue;
+        };
+        let named = edges.values().filter(|edge| edge.target == *target).count();
+        assert!(named <= 1, "SH-16: {} has {named} names", InodeId(*target));
+        let inode = InodeId(*target);
+        if named == 1 && inode.is_directory() {
+            let owner = tables::owners(&state.shards).get(target).copied().unwrap_or(0);
+            assert_ne!(owner, 0, "a name leads to {inode}, which is removed");
+        }
+        // fsck has nothing against what is in progress.
+        for (&shard, group) in state.shards.iter() {
+            let reply = eggs_shard_core::check(ShardId(shard), &group.table, &pb::Check::default()).unwrap();
+            assert_eq!(reply.findings, [], "shard {shard}");
+        }
+        let dead = tables::dead(&state.shards);
+        let is_free = |row: &&pb::DeadEdgeRow| row.target == *target && row.owned && row.transaction == 0;
+        assert!(
+            named == 0 || dead.values().find(is_free).is_none(),
+            "SH-16: {inode} lives, and may be purged"
+        );
+    }
     for inode in state.calls.iter().flat_map(|call| moved(&call.op)) {
         let (mut sure, mut perhaps) = (0, 0);
         for edge in edges.values() {
@@ -119,6 +145,8 @@ pub fn answer(state: &State, n: usize, transaction: TransactionId, reply: &pb::C
         assert!(!locked, "XD-9: {transaction} is refused, its lock is left");
         let locked = tables::removing(&state.shards).contains(&transaction.0);
         assert!(!locked, "XD-9: {transaction} is refused, the directory is left locked");
+        let locked = tables::dead(&state.shards).values().any(|row| row.transaction == transaction.0);
+        assert!(!locked, "XD-9: {transaction} is refused, the dead name is left locked");
         return;
     }
     match (&state.calls[n].op, &reply.result) {
@@ -154,6 +182,19 @@ pub fn answer(state: &State, n: usize, transaction: TransactionId, reply: &pb::C
             assert!(right, "XD-9: the name is {one:?}");
             owns(op.target, op.other_directory);
             owns(op.other_target, op.directory);
+        }
+        (Op::UndeleteInode(op), _) => {
+            assert_eq!(seen(op.new_directory, &op.new_name), Some(op.target), "XD-9: the name undeleted");
+            let locked = tables::removing(&state.shards).contains(&transaction.0);
+            assert!(!locked, "XD-9: the directory undeleted is left locked");
+            let dead = tables::dead(&state.shards);
+            let death = dead.get(&(op.directory, op.name.clone(), op.died_at));
+            assert!(death.is_none_or(|row| !row.owned), "XD-9: what lives is owned by its death");
+        }
+        (Op::PurgeInode(op), _) => {
+            let dead = tables::dead(&state.shards);
+            assert!(!dead.contains_key(&(op.directory, op.name.clone(), op.died_at)), "XD-9: the dead name");
+            assert!(!tables::inodes(&state.shards).contains(&op.target), "XD-9: the inode purged");
         }
         other => panic!("{other:?}"),
     }

@@ -419,13 +419,31 @@ pub fn exchange(
     })
 }
 
-/// The directory that was made, or the first of them; 0: none.
+/// The directory that was made, or the first of them; the instant at which one was removed; 0: neither.
 pub fn made(reply: &pb::CrossdirReply) -> u64 {
     match &reply.result {
         Some(pb::crossdir_reply::Result::Mkdir(reply)) => reply.inode,
         Some(pb::crossdir_reply::Result::MkdirPath(reply)) => reply.inodes[0],
+        Some(pb::crossdir_reply::Result::Rmdir(reply)) => reply.died_at,
         _ => 0,
     }
+}
+
+/// Of what a dead edge owns.
+pub fn undelete(old: (u64, &[u8], u64), target: u64, new: (u64, &[u8])) -> pb::crossdir_request::Op {
+    pb::crossdir_request::Op::UndeleteInode(pb::UndeleteInode {
+        directory: old.0,
+        name: Bytes::copy_from_slice(old.1),
+        died_at: old.2,
+        target,
+        new_directory: new.0,
+        new_name: Bytes::copy_from_slice(new.1),
+    })
+}
+
+pub fn purge((directory, name, died_at): (u64, &[u8], u64), target: u64) -> pb::crossdir_request::Op {
+    let name = Bytes::copy_from_slice(name);
+    pb::crossdir_request::Op::PurgeInode(pb::PurgeInode { directory, name, died_at, target })
 }
 
 pub fn put_small(directory: u64, name: &[u8]) -> pb::WriteOp {

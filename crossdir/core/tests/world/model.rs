@@ -1,6 +1,6 @@
 //! What the transactions mean: the namespace as one thing that does one operation at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use eggs_proto::{CrossdirError, InodeId, pb};
 use pb::crossdir_request::Op;
@@ -10,18 +10,111 @@ use super::tables::{self, Shards};
 const ROOT: u64 = InodeId::ROOT.0;
 
 /// The namespace as one thing that does one operation at a time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Model {
     /// Living directories → owner.
     pub owners: BTreeMap<u64, u64>,
+    pub removed: BTreeSet<u64>,
     pub edges: BTreeMap<(u64, Vec<u8>), u64>,
+    pub dead: Vec<Dead>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Dead {
+    pub directory: u64,
+    pub name: Vec<u8>,
+    pub target: u64,
+    pub owned: bool,
+    /// `None`: the caller was not told when.
+    pub died_at: Option<u64>,
+}
+
+/// When something died is not compared: the model does not always know.
+impl PartialEq for Model {
+    fn eq(&self, other: &Model) -> bool {
+        let dead = |model: &Model| {
+            let mut dead = model.dead.clone();
+            dead.iter_mut().for_each(|dead| dead.died_at = None);
+            dead.sort();
+            dead
+        };
+        (&self.owners, &self.removed, &self.edges) == (&other.owners, &other.removed, &other.edges)
+            && dead(self) == dead(other)
+    }
 }
 
 impl Model {
     pub fn of(shards: &Shards) -> Model {
         let edges = tables::edges(shards);
         let edges = edges.iter().map(|((dir, name), edge)| ((*dir, name.to_vec()), edge.target)).collect();
-        Model { owners: tables::owners(shards).into_iter().filter(|&(_, owner)| owner != 0).collect(), edges }
+        let owners = tables::owners(shards).into_iter();
+        let (owners, removed): (BTreeMap<u64, u64>, _) = owners.partition(|&(_, owner)| owner != 0);
+        let removed = removed.into_keys().collect();
+        let dead = tables::dead(shards).into_iter().map(|((directory, name, died_at), row)| Dead {
+            directory,
+            name: name.to_vec(),
+            target: row.target,
+            owned: row.owned,
+            died_at: Some(died_at),
+        });
+        Model { owners, removed, edges, dead: dead.collect() }
+    }
+
+    fn bury(&mut self, directory: u64, name: &[u8], target: u64, owned: bool, died_at: Option<u64>) {
+        self.dead.push(Dead { directory, name: name.to_vec(), target, owned, died_at });
+    }
+
+    /// Where the dead edge is that owns its target.
+    fn death(&self, directory: u64, name: &[u8], died_at: u64) -> Result<usize, CrossdirError> {
+        let is_it =
+            |dead: &Dead| (dead.directory, &dead.name[..], dead.died_at) == (directory, name, Some(died_at));
+        let at = self.dead.iter().position(is_it).ok_or(CrossdirError::NotFound)?;
+        if self.dead[at].owned { Ok(at) } else { Err(CrossdirError::NotOwned) }
+    }
+
+    fn undelete(&mut self, op: &pb::UndeleteInode) -> Result<(), CrossdirError> {
+        let is_directory = InodeId(op.target).is_directory();
+        if is_directory {
+            self.dead_directory(op.target)?;
+        }
+        let at = if op.directory == op.new_directory {
+            self.alive(op.new_directory)?;
+            self.death(op.directory, &op.name, op.died_at)?
+        } else {
+            let at = self.death(op.directory, &op.name, op.died_at)?;
+            self.alive(op.new_directory)?;
+            at
+        };
+        if self.edge(op.new_directory, &op.new_name).is_some() {
+            return Err(CrossdirError::Exists);
+        }
+        self.dead[at].owned = false;
+        self.edges.insert((op.new_directory, op.new_name.to_vec()), op.target);
+        if is_directory {
+            self.removed.remove(&op.target);
+            self.owners.insert(op.target, op.new_directory);
+        }
+        Ok(())
+    }
+
+    fn purge(&mut self, op: &pb::PurgeInode) -> Result<(), CrossdirError> {
+        if InodeId(op.target).is_directory() {
+            self.dead_directory(op.target)?;
+            if self.dead.iter().any(|dead| dead.directory == op.target) {
+                return Err(CrossdirError::NotEmpty);
+            }
+        }
+        let at = self.death(op.directory, &op.name, op.died_at)?;
+        self.dead.remove(at);
+        self.removed.remove(&op.target);
+        Ok(())
+    }
+
+    fn dead_directory(&self, directory: u64) -> Result<(), CrossdirError> {
+        if self.owners.contains_key(&directory) {
+            return Err(CrossdirError::NotOwned);
+        }
+        self.removed.contains(&directory).then_some(()).ok_or(CrossdirError::NotFound)
     }
 
     fn alive(&self, directory: u64) -> Result<(), CrossdirError> {
@@ -40,7 +133,8 @@ impl Model {
         }
     }
 
-    /// `made`: the id the real one gave a new directory, the first if there are several.
+    /// `made`: the id the real one gave a new directory, the first if there are several; the instant at which one was
+    /// removed.
     pub fn apply(&mut self, op: &Op, made: u64) -> Result<(), CrossdirError> {
         match op {
             Op::Mkdir(op) => {
@@ -61,7 +155,9 @@ impl Model {
                 }
                 self.expect(op.parent, &op.name, op.target)?;
                 self.owners.remove(&op.target);
+                self.removed.insert(op.target);
                 self.edges.remove(&(op.parent, op.name.to_vec()));
+                self.bury(op.parent, &op.name, op.target, true, Some(made));
             }
             Op::Move(op) => self.rename(op)?,
             Op::MkdirPath(op) => {
@@ -77,6 +173,8 @@ impl Model {
                 }
             }
             Op::Exchange(op) => self.exchange(op)?,
+            Op::UndeleteInode(op) => self.undelete(op)?,
+            Op::PurgeInode(op) => self.purge(op)?,
             Op::ListTransactions(_) | Op::ResolveMove(_) => unreachable!("not begun"),
         }
         Ok(())
@@ -104,7 +202,9 @@ impl Model {
         self.alive(op.other_directory)?;
         self.expect(op.other_directory, &op.other_name, op.other_target)?;
         self.edges.insert((op.directory, op.name.to_vec()), op.other_target);
+        self.bury(op.directory, &op.name, op.target, false, None);
         self.edges.insert((op.other_directory, op.other_name.to_vec()), op.target);
+        self.bury(op.other_directory, &op.other_name, op.other_target, false, None);
         self.owners.extend(directories);
         Ok(())
     }
@@ -135,7 +235,10 @@ impl Model {
             _ => {}
         }
         self.edges.remove(&(op.old_directory, op.old_name.to_vec()));
-        self.edges.insert((op.new_directory, op.new_name.to_vec()), op.target);
+        self.bury(op.old_directory, &op.old_name, op.target, false, None);
+        if let Some(old) = self.edges.insert((op.new_directory, op.new_name.to_vec()), op.target) {
+            self.bury(op.new_directory, &op.new_name, old, true, None);
+        }
         if is_directory {
             self.owners.insert(op.target, op.new_directory);
         }

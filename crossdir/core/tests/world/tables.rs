@@ -82,6 +82,45 @@ pub fn edges(shards: &Shards) -> BTreeMap<(u64, Bytes), pb::EdgeRow> {
     edges
 }
 
+/// Every dead edge of every shard: (directory, name, died_at) → row.
+pub fn dead(shards: &Shards) -> BTreeMap<(u64, Bytes, u64), pb::DeadEdgeRow> {
+    let mut dead = BTreeMap::new();
+    for group in shards.values() {
+        for (key, value) in group.table.iter().filter(|(key, _)| key[0] == b'X') {
+            let directory = u64::from_be_bytes(key[1..9].try_into().unwrap());
+            let name = key.slice(9..key.len() - 9);
+            let died_at = u64::from_be_bytes(key[key.len() - 8..].try_into().unwrap());
+            dead.insert((directory, name, died_at), pb::DeadEdgeRow::decode(value.clone()).unwrap());
+        }
+    }
+    dead
+}
+
+/// Directories, living and removed, and published files.
+pub fn inodes(shards: &Shards) -> BTreeSet<u64> {
+    let mut inodes = BTreeSet::new();
+    for group in shards.values() {
+        for (key, _) in group.table.iter().filter(|(key, _)| matches!(key[0], b'D' | b'F')) {
+            inodes.insert(u64::from_be_bytes(key[1..9].try_into().unwrap()));
+        }
+    }
+    inodes
+}
+
+/// SH-16, when nothing is on its way: every inode is owned by one edge, living or dead, and every such edge leads to one.
+fn check_owned(shards: &Shards) {
+    let living = edges(shards).into_values().map(|edge| edge.target);
+    let dead = dead(shards).into_iter().map(|((_, name, died_at), row)| {
+        assert_eq!(row.transaction, 0, "{name:?}, dead at {died_at}, is locked for ever");
+        row
+    });
+    let mut owning: Vec<u64> =
+        living.chain(dead.filter(|row| row.owned).map(|row| row.target)).chain([InodeId::ROOT.0]).collect();
+    owning.sort_unstable();
+    let inodes: Vec<u64> = inodes(shards).into_iter().collect();
+    assert_eq!(owning, inodes, "SH-16: the inodes that edges own, and those there are");
+}
+
 /// Owners of all directories; 0 of the removed ones.
 pub fn owners(shards: &Shards) -> BTreeMap<u64, u64> {
     let mut owners = BTreeMap::new();
@@ -129,6 +168,7 @@ pub fn check(coordinator: &Group<CrossdirMachine>, shards: &Shards) {
         assert!(at == 0 || at == InodeId::ROOT.0, "{} is in a loop", InodeId(directory));
     }
     assert_eq!(removing(shards), BTreeSet::new(), "directories are locked for ever");
+    check_owned(shards);
     for (&shard, group) in shards {
         let remembered = group.table.iter().filter(|(key, _)| key[0] == b'T').count();
         assert_eq!(remembered, 0, "shard {shard} remembers transactions that are retired");

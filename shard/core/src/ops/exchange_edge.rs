@@ -10,7 +10,7 @@ use crate::edges::quoted;
 
 pub(crate) fn apply<T: Table + ?Sized>(context: &mut Context<'_, '_, T>, op: &pb::ExchangeEdge) -> Answer {
     let (directory, row) = context.directory(op.directory)?;
-    let new = target(context, op.new_target)?;
+    let new = target(context, op.new_target, TransactionId(op.transaction))?;
     let edge = context.free_edge(directory, &op.name, TransactionId(op.transaction))?;
     if edge.target != op.target || edge.target == new.0 {
         return Err(ShardError::Changed.with(quoted(&op.name)).into());

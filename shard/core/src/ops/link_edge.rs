@@ -8,8 +8,8 @@ use crate::schema;
 
 pub(crate) fn apply<T: Table + ?Sized>(context: &mut Context<'_, '_, T>, op: &pb::LinkEdge) -> Answer {
     let (directory, row) = context.directory(op.directory)?;
-    let target = target(context, op.target)?;
     let transaction = TransactionId(op.transaction);
+    let target = target(context, op.target, transaction)?;
     let old = context.replaceable(directory, &op.name, target, op.replace, transaction)?;
     if old.is_some_and(|old| old.target == target.0) {
         return Err(ShardError::Exists.with("the name already leads to this inode").into());
@@ -19,8 +19,12 @@ pub(crate) fn apply<T: Table + ?Sized>(context: &mut Context<'_, '_, T>, op: &pb
     Ok(reply)
 }
 
-/// The target; one of this shard must exist (SH-3).
-pub(crate) fn target<T: Table + ?Sized>(context: &Context<'_, '_, T>, id: u64) -> Result<InodeId, Stop> {
+/// The target; one of this shard must exist (SH-3). A directory may be locked by the transaction, which revived it.
+pub(crate) fn target<T: Table + ?Sized>(
+    context: &Context<'_, '_, T>,
+    id: u64,
+    transaction: TransactionId,
+) -> Result<InodeId, Stop> {
     let target = InodeId(id);
     if target.is_null() || target.kind().is_none() || target == InodeId::ROOT {
         return Err(ShardError::Malformed.with(format_args!("target {target}")).into());
@@ -29,7 +33,7 @@ pub(crate) fn target<T: Table + ?Sized>(context: &Context<'_, '_, T>, id: u64) -
         return Ok(target);
     }
     if target.is_directory() {
-        return Ok(context.directory(id)?.0);
+        return Ok(context.directory_for(id, transaction)?.0);
     }
     if context.tx.get(&schema::file_key(target))?.is_none() {
         return Err(ShardError::NotFound.with(format_args!("inode {target}")).into());

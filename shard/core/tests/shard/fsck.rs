@@ -22,7 +22,12 @@ fn healthy() -> Ruin {
     let mut shard = Shard::default();
     let directory = shard.mkdir(1, ROOT, "d");
     let removed = shard.mkdir(2, ROOT, "gone");
-    shard.ok(Op::LockDirectory(pb::LockDirectory { transaction: 3, directory: removed, owner: ROOT }));
+    shard.ok(Op::LockDirectory(pb::LockDirectory {
+        transaction: 3,
+        directory: removed,
+        owner: ROOT,
+        removed: false,
+    }));
     shard.ok(Op::UnlinkEdge(pb::UnlinkEdge {
         transaction: 3,
         directory: ROOT,
@@ -166,7 +171,8 @@ fn sh_5_intervals() {
     });
     expect("SH-5", |ruin| {
         let died_at = died(ruin);
-        let row = pb::DeadEdgeRow { target: ruin.file.0, created_at: died_at - 1, owned: true };
+        let row =
+            pb::DeadEdgeRow { target: ruin.file.0, created_at: died_at - 1, owned: true, transaction: 0 };
         ruin.put(schema::dead_key(ruin.directory, b"f", Time(died_at + 1)), row.encode_to_vec());
     });
 }

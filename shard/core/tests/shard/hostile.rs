@@ -129,6 +129,12 @@ fn client_ops() -> impl Strategy<Value = Op> {
         (ids(), names(), names()).prop_map(|(directory, name, other_name)| {
             Op::Exchange(pb::Exchange { directory, name, other_name })
         }),
+        (ids(), names(), times(), ids(), names()).prop_map(|(directory, name, died_at, target, new_name)| {
+            Op::Undelete(pb::Undelete { directory, name, died_at, target, new_name })
+        }),
+        (ids(), names(), times(), ids()).prop_map(|(directory, name, died_at, target)| {
+            Op::Purge(pb::Purge { directory, name, died_at, target })
+        }),
         (ids(), names(), ids()).prop_map(|(directory, name, expected)| Op::Unlink(pb::Unlink {
             directory,
             name,
@@ -159,7 +165,7 @@ fn steps() -> impl Strategy<Value = Op> {
             Op::DiscardDirectory(pb::DiscardDirectory { transaction, directory })
         }),
         (transaction(), ids(), ids()).prop_map(|(transaction, directory, owner)| {
-            Op::LockDirectory(pb::LockDirectory { transaction, directory, owner })
+            Op::LockDirectory(pb::LockDirectory { transaction, directory, owner, removed: owner % 2 == 0 })
         }),
         (transaction(), ids()).prop_map(|(transaction, directory)| {
             Op::UnlockDirectory(pb::UnlockDirectory { transaction, directory })
@@ -227,6 +233,32 @@ fn steps() -> impl Strategy<Value = Op> {
             let owner = |(directory, owner)| pb::DirectoryOwner { directory, owner };
             Op::SetOwners(pb::SetOwners { transaction, owners: owners.into_iter().map(owner).collect() })
         }),
+        (transaction(), ids(), ids()).prop_map(|(transaction, directory, owner)| {
+            Op::ReviveDirectory(pb::ReviveDirectory { transaction, directory, owner })
+        }),
+        (transaction(), ids(), names(), times(), ids(), 0u8..6).prop_map(
+            |(transaction, directory, name, died_at, target, kind)| match kind {
+                0 => Op::UndeleteEdge(pb::UndeleteEdge {
+                    transaction,
+                    directory,
+                    new_name: name.clone(),
+                    name,
+                    died_at,
+                    target,
+                }),
+                1 => Op::LockDeadEdge(pb::LockDeadEdge { transaction, directory, name, died_at, target }),
+                2 => Op::PurgeDeadEdge(pb::PurgeDeadEdge { transaction, directory, name, died_at, target }),
+                3 => Op::PurgeFile(pb::PurgeFile { transaction, file: target }),
+                4 => Op::PurgeDirectory(pb::PurgeDirectory { transaction, directory }),
+                _ => Op::FreeDeadEdge(pb::FreeDeadEdge {
+                    transaction,
+                    directory,
+                    name,
+                    died_at,
+                    lives: target % 2 == 0,
+                }),
+            },
+        ),
         // The floor stays low, or nothing else would ever run.
         (prop::collection::vec(4u64..9, 0..3), 0u64..2).prop_map(|(transactions, floor)| {
             Op::ForgetTransactions(pb::ForgetTransactions { transactions, floor })

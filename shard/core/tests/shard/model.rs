@@ -14,15 +14,63 @@ const NAMES: [&str; 5] = ["a", "a\x01", "a!", "ab", "b"];
 /// Indexes are taken modulo what there is.
 #[derive(Debug, Clone)]
 enum Do {
-    Put { directory: usize, name: usize, bytes: Vec<u8>, replace: bool },
-    PutTwice { directory: usize, name: usize },
-    Write { directory: usize, name: usize, replace: bool, spans: Vec<u8> },
-    Rename { directory: usize, old: usize, new: usize, replace: bool },
-    Exchange { directory: usize, one: usize, other: usize },
-    Unlink { directory: usize, name: usize },
-    Mkdir { directory: usize, name: usize },
-    Rmdir { directory: usize, name: usize },
-    Move { from: usize, old: usize, to: usize, new: usize, replace: bool },
+    Put {
+        directory: usize,
+        name: usize,
+        bytes: Vec<u8>,
+        replace: bool,
+    },
+    PutTwice {
+        directory: usize,
+        name: usize,
+    },
+    Write {
+        directory: usize,
+        name: usize,
+        replace: bool,
+        spans: Vec<u8>,
+    },
+    Rename {
+        directory: usize,
+        old: usize,
+        new: usize,
+        replace: bool,
+    },
+    Exchange {
+        directory: usize,
+        one: usize,
+        other: usize,
+    },
+    Unlink {
+        directory: usize,
+        name: usize,
+    },
+    Mkdir {
+        directory: usize,
+        name: usize,
+    },
+    Rmdir {
+        directory: usize,
+        name: usize,
+    },
+    Move {
+        from: usize,
+        old: usize,
+        to: usize,
+        new: usize,
+        replace: bool,
+    },
+    /// The `death`th death in a directory is undone, under a name of that directory or of another.
+    Undelete {
+        directory: usize,
+        death: usize,
+        to: usize,
+        name: usize,
+    },
+    Purge {
+        directory: usize,
+        death: usize,
+    },
     Forget,
 }
 
@@ -42,6 +90,9 @@ fn todo() -> impl Strategy<Value = Do> {
         2 => (d(), n()).prop_map(|(directory, name)| Do::Rmdir { directory, name }),
         3 => (d(), n(), d(), n(), any::<bool>())
             .prop_map(|(from, old, to, new, replace)| Do::Move { from, old, to, new, replace }),
+        3 => (d(), 0usize..16, d(), n())
+            .prop_map(|(directory, death, to, name)| Do::Undelete { directory, death, to, name }),
+        2 => (d(), 0usize..16).prop_map(|(directory, death)| Do::Purge { directory, death }),
         1 => Just(Do::Forget),
     ]
 }
@@ -107,6 +158,9 @@ impl Model {
         directory.mtime = time;
     }
 }
+
+/// Name, died_at, target, owned.
+type Death = (&'static str, u64, u64, bool);
 
 struct World {
     shard: Shard,
@@ -174,6 +228,18 @@ impl World {
             Do::Move { from, old, to, new, replace } => {
                 let (from, to) = (self.directory(from), self.directory(to));
                 self.move_edge((from, NAMES[old]), (to, NAMES[new]), replace);
+            }
+            Do::Undelete { directory, death, to, name } => {
+                let (from, to) = (self.directory(directory), self.directory(to));
+                if let Some(death) = self.death(from, death) {
+                    self.undelete(from, death, to, NAMES[name]);
+                }
+            }
+            Do::Purge { directory, death } => {
+                let directory = self.directory(directory);
+                if let Some(death) = self.death(directory, death) {
+                    self.purge(directory, death);
+                }
             }
             Do::Forget => {
                 let transactions = (1..=self.transaction).collect();
@@ -361,7 +427,7 @@ impl World {
         }
         self.transaction += 1;
         let transaction = self.transaction;
-        let remove = pb::LockDirectory { transaction, directory: target, owner: parent };
+        let remove = pb::LockDirectory { transaction, directory: target, owner: parent, removed: false };
         let (_, answer) = self.shard.one(Op::LockDirectory(remove));
         if !self.model.directories[&target].living.is_empty() {
             assert_eq!(answer, Err(ShardError::NotEmpty));
@@ -410,6 +476,128 @@ impl World {
         self.unlink_edge(old.0, old.1, target, false);
     }
 
+    fn death(&self, directory: u64, index: usize) -> Option<Death> {
+        let dead = &self.model.directories[&directory].dead;
+        let at = index.checked_rem(dead.len())?;
+        dead.iter().nth(at).map(|(&(name, died_at), &(target, owned))| (name, died_at, target, owned))
+    }
+
+    fn undelete(&mut self, from: u64, death: Death, to: u64, new: &'static str) {
+        let (old, died_at, target, owned) = death;
+        if to == target {
+            return;
+        }
+        self.transaction += 1;
+        let transaction = self.transaction;
+        let is_directory = InodeId(target).is_directory();
+        let owns = if owned { Ok(()) } else { Err(ShardError::NotOwned) };
+        let alive = self.model.alive(to);
+        let free = |model: &Model| model.replaceable(to, new, is_directory, false);
+        let (directory, name) = (from, bytes::Bytes::from_static(old.as_bytes()));
+        let new_name = bytes::Bytes::from_static(new.as_bytes());
+        if is_directory {
+            let revive = pb::ReviveDirectory { transaction, directory: target, owner: to };
+            let expected = self.model.alive(target).map_or(Ok(()), |()| Err(ShardError::NotOwned));
+            let (_, answer) = self.shard.one(Op::ReviveDirectory(revive));
+            assert_eq!(answer.map(drop), expected);
+            if expected.is_err() {
+                return;
+            }
+            // Nobody puts anything into what has no name.
+            assert_eq!(self.shard.refused(put_small(target, "b", b"", choice(true))), ShardError::Locked);
+        }
+        let expected = if from == to {
+            let expected = alive.and(owns).and_then(|()| free(&self.model));
+            let op = if is_directory {
+                Op::UndeleteEdge(pb::UndeleteEdge { transaction, directory, name, died_at, target, new_name })
+            } else {
+                Op::Undelete(pb::Undelete { directory, name, died_at, target, new_name })
+            };
+            let (time, answer) = self.shard.one(op);
+            assert_eq!(answer.map(|answer| link(answer).inode), expected.map(|()| target));
+            expected.map(|()| time.0)
+        } else {
+            self.undelete_elsewhere(from, death, to, new)
+        };
+        if let Ok(time) = expected {
+            self.model.directories.get_mut(&from).unwrap().dead.insert((old, died_at), (target, false));
+            self.model.link(to, new, target, time);
+            self.record(time);
+        }
+        if is_directory && expected.is_ok() {
+            self.model.directories.get_mut(&target).unwrap().removed = false;
+            self.shard.ok(Op::UnlockDirectory(pb::UnlockDirectory { transaction, directory: target }));
+        } else if is_directory {
+            self.shard.ok(Op::RemoveDirectory(pb::RemoveDirectory { transaction, directory: target }));
+        }
+    }
+
+    /// Lock the dead edge, link, free it. Answers when the new name came.
+    fn undelete_elsewhere(
+        &mut self,
+        directory: u64,
+        (name, died_at, target, owned): Death,
+        to: u64,
+        new: &'static str,
+    ) -> Result<u64, ShardError> {
+        let (transaction, name) = (self.transaction, bytes::Bytes::from_static(name.as_bytes()));
+        let lock = pb::LockDeadEdge { transaction, directory, name: name.clone(), died_at, target };
+        let (_, answer) = self.shard.one(Op::LockDeadEdge(lock));
+        assert_eq!(answer.is_ok(), owned);
+        answer?;
+        let purge = pb::Purge { directory, name: name.clone(), died_at, target };
+        assert_eq!(self.shard.refused(Op::Purge(purge)), ShardError::Locked);
+        let is_directory = InodeId(target).is_directory();
+        let expected =
+            self.model.alive(to).and_then(|()| self.model.replaceable(to, new, is_directory, false));
+        let (time, answer) = self.link_edge(to, new, target, false);
+        assert_eq!(answer.map(drop), expected);
+        let lives = expected.is_ok();
+        self.shard.ok(Op::FreeDeadEdge(pb::FreeDeadEdge { transaction, directory, name, died_at, lives }));
+        expected.map(|()| time)
+    }
+
+    fn purge(&mut self, directory: u64, death: Death) {
+        let (old, died_at, target, owned) = death;
+        let name = bytes::Bytes::from_static(old.as_bytes());
+        let listed = self.shard.list(pb::List { directory, dead: true, ..Default::default() });
+        let is_it = |entry: &&pb::Entry| entry.name == old.as_bytes() && entry.died_at == died_at;
+        let created_at = listed.iter().find(is_it).unwrap().created_at;
+        let op = Op::Purge(pb::Purge { directory, name: name.clone(), died_at, target });
+        if owned && InodeId(target).is_directory() {
+            assert_eq!(self.shard.refused(op), ShardError::IsDirectory);
+            self.transaction += 1;
+            let transaction = self.transaction;
+            let lock = pb::LockDirectory { transaction, directory: target, owner: 0, removed: true };
+            let (_, answer) = self.shard.one(Op::LockDirectory(lock));
+            if !self.model.directories[&target].dead.is_empty() {
+                assert_eq!(answer.map(drop), Err(ShardError::NotEmpty));
+                return;
+            }
+            answer.unwrap();
+            self.shard.ok(Op::PurgeDeadEdge(pb::PurgeDeadEdge {
+                transaction,
+                directory,
+                name,
+                died_at,
+                target,
+            }));
+            self.shard.ok(Op::PurgeDirectory(pb::PurgeDirectory { transaction, directory: target }));
+            self.model.directories.remove(&target);
+            assert_eq!(self.shard.stat(target), None);
+        } else {
+            self.shard.ok(op);
+            if owned {
+                self.model.contents.remove(&target);
+                assert_eq!(self.shard.stat(target), None);
+            }
+        }
+        self.model.directories.get_mut(&directory).unwrap().dead.remove(&(old, died_at));
+        for (_, maps) in self.history.iter_mut().filter(|(time, _)| (created_at..died_at).contains(time)) {
+            maps.get_mut(&directory).unwrap().remove(old);
+        }
+    }
+
     /// Living and dead maps, times and contents, as they are now.
     fn compare_now(&self) {
         for (&id, directory) in &self.model.directories {
@@ -449,7 +637,9 @@ impl World {
         for (index, (time, maps)) in self.history.iter().enumerate() {
             let until = self.history.get(index + 1).map_or(time + 1, |next| next.0 - 1);
             for at in [*time, until] {
-                for (&directory, living) in maps {
+                // What is purged has no past.
+                let there = |id: &u64| self.model.directories.contains_key(id);
+                for (&directory, living) in maps.iter().filter(|(id, _)| there(id)) {
                     assert_eq!(&self.living_at(directory, at), living, "{directory:#x} at {at}");
                     for name in NAMES {
                         let components = vec![name.into()];

@@ -26,7 +26,7 @@ fn unlink_edge(transaction: u64, directory: u64, name: &str, target: u64, owned:
 }
 
 fn lock_directory(transaction: u64, directory: u64, owner: u64) -> Op {
-    Op::LockDirectory(pb::LockDirectory { transaction, directory, owner })
+    Op::LockDirectory(pb::LockDirectory { transaction, directory, owner, removed: false })
 }
 
 fn unlock_directory(transaction: u64, directory: u64) -> Op {
