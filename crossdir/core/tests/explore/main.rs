@@ -23,7 +23,8 @@
 //! before it is recorded; clearances or ends of a replaced driver that count. Earlier, before moves were cleared: no loop
 //! check; a file move answered before its link; a refused move not unlocked; the old name dead at an instant of its own;
 //! a recovered driver that says "not made"; no locks for mkdir, or for moves; the target of rmdir locked shared; rmdir
-//! not undone; the newest taken up first; the floor not raised; forgetting above the floor at once. Not found, as
+//! not undone; no exclusive lock on the directory that is undeleted or purged; a file undeleted elsewhere answered before its
+//! dead edge is freed; the newest taken up first; the floor not raised; forgetting above the floor at once. Not found, as
 //! no driver can show it: UnlockEdge that does not forbid a LockEdge still to come; cleared moves taken up in the order
 //! they began (an older one that is not clear shares no lock with them).
 
