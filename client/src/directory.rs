@@ -10,7 +10,7 @@ use eggs_proto::{InodeId, Time, pb, policy};
 
 use crate::error::{ClientError, Result};
 use crate::listing::Listing;
-use crate::names::{DIRECTORY_MODE, RenameWords, attributes_or, check_name, done, link_reply};
+use crate::names::{DIRECTORY_MODE, NewParent, RenameWords, attributes_or, check_name, done, link_reply};
 use crate::path::Path;
 use crate::types::{CreateOptions, ListOptions, NewAttributes, Policies, Replace, Resolved};
 use crate::walk::{Start, Want};
@@ -135,6 +135,23 @@ impl Directory {
         let new = Bytes::copy_from_slice(check_name(to.as_ref(), &to_text)?);
         let words = RenameWords { from: &from_text, to: &to_text };
         self.client.rename_within(self.inode, old, new, replace, words).await
+    }
+
+    /// Moves what has a name here to a name of another directory; returns what it replaced.
+    pub async fn rename_to(
+        &self,
+        from: impl AsRef<[u8]>,
+        directory: &Directory,
+        to: impl AsRef<[u8]>,
+        replace: Replace,
+    ) -> Result<Option<InodeId>> {
+        let (from_text, to_text) = (self.what(from.as_ref()), directory.what(to.as_ref()));
+        let old = Bytes::copy_from_slice(check_name(from.as_ref(), &from_text)?);
+        let new = Bytes::copy_from_slice(check_name(to.as_ref(), &to_text)?);
+        let words = RenameWords { from: &from_text, to: &to_text };
+        let path = Path::default().join(&old);
+        let new = (NewParent::Is(directory.inode), new);
+        self.client.rename_from(&self.start(), (path, old), new, replace, words).await
     }
 
     pub async fn unlink(&self, name: impl AsRef<[u8]>) -> Result<()> {

@@ -280,25 +280,43 @@ impl Client {
         let old_name = from.names.last().cloned().ok_or_else(is_root)?;
         let (parent, new_name) = to.split().ok_or_else(is_root)?;
         check_name(&new_name, &to_text)?;
+        let words = RenameWords { from: &from_text, to: &to_text };
+        let new = (NewParent::At(parent), new_name);
+        self.rename_from(&Start::root(), (from, old_name), new, replace, words).await
+    }
+
+    /// What is at a path goes under a name of a directory.
+    pub(crate) async fn rename_from(
+        &self,
+        start: &Start,
+        (from, old_name): (Path, Bytes),
+        (parent, new_name): (NewParent, Bytes),
+        replace: Replace,
+        words: RenameWords<'_>,
+    ) -> Result<Option<InodeId>> {
         let mut again = true;
         loop {
-            let root = Start::root();
-            let old = self.walk(&root, from.clone(), Want::default(), &from_text);
-            let want = Want { follow: true, ..Want::default() };
-            let new = self.walk(&root, parent.clone(), want, &to_text);
-            let (old, new) = futures_util::future::try_join(old, new).await?;
-            if !new.inode.is_directory() {
-                return Err(ClientError::refused(Refusal::NotDirectory, ShardError::NotDirectory, to_text));
+            let old = self.walk(start, from.clone(), Want::default(), words.from);
+            let (old, new_directory) = match &parent {
+                NewParent::Is(directory) => (old.await?, *directory),
+                NewParent::At(path) => {
+                    let (root, want) = (Start::root(), Want { follow: true, ..Want::default() });
+                    let new = self.walk(&root, path.clone(), want, words.to);
+                    let (old, new) = futures_util::future::try_join(old, new).await?;
+                    (old, new.inode)
+                }
+            };
+            if !new_directory.is_directory() {
+                return Err(ClientError::refused(Refusal::NotDirectory, ShardError::NotDirectory, words.to));
             }
-            if old.directory == new.inode {
-                let what = RenameWords { from: &from_text, to: &to_text };
-                return self.rename_within(new.inode, old_name, new_name, replace, what).await;
+            if old.directory == new_directory {
+                return self.rename_within(new_directory, old_name, new_name, replace, words).await;
             }
             let op = pb::Move {
                 old_directory: old.directory.0,
                 old_name: old_name.clone(),
                 target: old.inode.0,
-                new_directory: new.inode.0,
+                new_directory: new_directory.0,
                 new_name: new_name.clone(),
                 replace: replace.to_wire(),
             };
@@ -306,10 +324,7 @@ impl Client {
                 Ok(crossdir_reply::Result::Move(reply)) => return Ok(optional(reply.replaced)),
                 Ok(_) => return Err(ClientError::other_reply("move")),
                 Err(error) if again && error.code == CrossdirError::Changed.code() => again = false,
-                Err(error) => {
-                    let words = RenameWords { from: &from_text, to: &to_text };
-                    return Err(words.say(ClientError::from_crossdir(&error, &from_text)));
-                }
+                Err(error) => return Err(words.say(ClientError::from_crossdir(&error, words.from))),
             }
         }
     }
@@ -499,7 +514,14 @@ impl Client {
     }
 }
 
+/// The directory something is moved to.
+pub(crate) enum NewParent {
+    Is(InodeId),
+    At(Path),
+}
+
 /// Which of the two paths of a move a refusal is about.
+#[derive(Clone, Copy)]
 pub(crate) struct RenameWords<'a> {
     pub from: &'a str,
     pub to: &'a str,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use bytes::Bytes;
-use eggs_client::{CreateOptions, Replace};
+use eggs_client::{CreateOptions, Directory, Replace};
 
 use super::Setup;
 use super::load::{Load, Place, Worker};
@@ -72,8 +72,8 @@ pub async fn run(setup: &Setup, report: &mut Report) -> Result<()> {
     for clients in CLIENTS {
         for rows in MOVE_FILE {
             let make = |worker: Arc<Worker>, _| async move {
-                let (here, _) = sides(&worker, 0).await?;
-                worker.client.put_bytes(here, Bytes::new(), &CreateOptions::default()).await?;
+                let [here, _] = sides(&worker).await?;
+                here.put_bytes(thing(&worker), Bytes::new(), &CreateOptions::default()).await?;
                 Ok(())
             };
             measure(setup, report, &load, rows, clients, (1, make), (u64::MAX, to_and_fro)).await?;
@@ -82,8 +82,8 @@ pub async fn run(setup: &Setup, report: &mut Report) -> Result<()> {
     for clients in CLIENTS {
         for rows in MOVE_DIRECTORY {
             let make = |worker: Arc<Worker>, _| async move {
-                let (here, _) = sides(&worker, 0).await?;
-                worker.client.mkdir(here, None).await?;
+                let [here, _] = sides(&worker).await?;
+                here.mkdir(thing(&worker), None).await?;
                 Ok(())
             };
             measure(setup, report, &load, rows, clients, (1, make), (u64::MAX, to_and_fro)).await?;
@@ -93,23 +93,27 @@ pub async fn run(setup: &Setup, report: &mut Report) -> Result<()> {
     cluster.stop()
 }
 
-/// Where a worker's thing is before the `n`th move and after it; two directories, made when they are not there.
-async fn sides(worker: &Worker, n: u64) -> Result<(String, String)> {
-    let side = |n: u64| format!("{}/side-{}", worker.path, n % 2);
-    if n == 0 {
-        for n in 0..2 {
-            worker.client.mkdir_all(side(n)).await?;
-        }
-    }
-    let thing = |n| format!("{}/thing-{}", side(n), worker.number);
-    Ok((thing(n), thing(n + 1)))
+/// The two directories between which a worker moves its thing; made when they are not there.
+async fn sides(worker: &Worker) -> Result<&[Directory; 2]> {
+    let side = async |n| {
+        // Those who share a directory share its sides.
+        let path = format!("{}/side-{n}", worker.path);
+        worker.client.mkdir_all(&path).await?;
+        anyhow::Ok(worker.client.directory(&path).await?)
+    };
+    worker.sides.get_or_try_init(async || Ok([side(0).await?, side(1).await?])).await
 }
 
 async fn to_and_fro(worker: Arc<Worker>, n: u64) -> Result<()> {
-    // Both are there by now.
-    let side = |n: u64| format!("{}/side-{}/thing-{}", worker.path, n % 2, worker.number);
-    worker.client.rename(side(n), side(n + 1), Replace::Refuse).await?;
+    let [one, other] = sides(&worker).await?;
+    let (from, to) = if n.is_multiple_of(2) { (one, other) } else { (other, one) };
+    let name = thing(&worker);
+    from.rename_to(&name, to, &name, Replace::Refuse).await?;
     Ok(())
+}
+
+fn thing(worker: &Worker) -> String {
+    format!("thing-{}", worker.number)
 }
 
 /// The two rows of one operation: each client first does `prepare`, and then, timed, `operation`; each so often at most.

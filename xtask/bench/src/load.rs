@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use eggs_client::{Client, Directory};
+use tokio::sync::OnceCell;
 
 use super::cluster::Cluster;
 use super::report::Sample;
@@ -25,6 +26,8 @@ pub struct Worker {
     /// Of the directory.
     pub path: String,
     pub number: u32,
+    /// Of those who move things to and fro.
+    pub sides: OnceCell<[Directory; 2]>,
 }
 
 /// Whether the clients of a row share a directory.
@@ -123,7 +126,13 @@ impl<'a> Load<'a> {
                 }
             };
             let directory = client.directory(&path).await?;
-            workers.push(Arc::new(Worker { client: client.clone(), directory, path, number }));
+            workers.push(Arc::new(Worker {
+                client: client.clone(),
+                directory,
+                path,
+                number,
+                sides: OnceCell::new(),
+            }));
         }
         Ok(workers)
     }
