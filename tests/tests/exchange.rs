@@ -220,3 +220,32 @@ fn a_path_of_directories_is_made_in_one_request_and_seen_whole() {
     up.ctl().ok("fsck");
     up.stop();
 }
+
+/// As by paths, but nothing is walked to again: the directories may have moved meanwhile.
+#[test]
+fn what_is_held_is_moved_wherever_it_is() {
+    let folder = scratch();
+    let up = Up::start(&folder.path().join("data"));
+    runtime().block_on(async {
+        let client = up.client().await;
+        client.mkdir("/one", None).await.unwrap();
+        client.mkdir("/two", None).await.unwrap();
+        let (one, two) = (client.directory("/one").await.unwrap(), client.directory("/two").await.unwrap());
+        let read = async |path| client.open(path).await.unwrap().read_all(100).await.unwrap();
+        one.put_bytes("file", "text", &CreateOptions::default()).await.unwrap();
+        client.rename("/one", "/two/moved", Replace::Refuse).await.unwrap();
+        assert_eq!(one.rename_to("file", &two, "there", Replace::Refuse).await.unwrap(), None);
+        assert_eq!(read("/two/there").await, "text");
+        let error = one.rename_to("file", &two, "there", Replace::Refuse).await.unwrap_err();
+        assert_eq!(error.refusal(), Some(Refusal::NotFound), "{error}");
+        // Within one directory, and back over something.
+        one.put_bytes("file", "other", &CreateOptions::default()).await.unwrap();
+        two.rename_to("there", &two, "here", Replace::Refuse).await.unwrap();
+        let error = two.rename_to("here", &one, "file", Replace::Refuse).await.unwrap_err();
+        assert_eq!(error.refusal(), Some(Refusal::Exists), "{error}");
+        assert!(error.to_string().contains("file"), "{error}");
+        assert!(two.rename_to("here", &one, "file", Replace::File).await.unwrap().is_some());
+        assert_eq!(read("/two/moved/file").await, "text");
+    });
+    up.ctl().assert_clean();
+}
