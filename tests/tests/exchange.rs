@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use eggs_client::{Client, CreateOptions, ListOptions, Refusal};
+use eggs_client::{Client, CreateOptions, ListOptions, Refusal, Replace};
 use eggs_proto::limits::MKDIR_NAMES_MAX;
 use eggs_proto::{InodeId, Time};
 use eggs_tests::{Up, get, runtime, scratch};
@@ -232,14 +232,14 @@ fn what_is_held_is_moved_wherever_it_is() {
         client.mkdir("/two", None).await.unwrap();
         let (one, two) = (client.directory("/one").await.unwrap(), client.directory("/two").await.unwrap());
         let read = async |path| client.open(path).await.unwrap().read_all(100).await.unwrap();
-        one.put_bytes("file", "text", &CreateOptions::default()).await.unwrap();
+        one.put_bytes("file", "text".into(), &CreateOptions::default()).await.unwrap();
         client.rename("/one", "/two/moved", Replace::Refuse).await.unwrap();
         assert_eq!(one.rename_to("file", &two, "there", Replace::Refuse).await.unwrap(), None);
         assert_eq!(read("/two/there").await, "text");
         let error = one.rename_to("file", &two, "there", Replace::Refuse).await.unwrap_err();
         assert_eq!(error.refusal(), Some(Refusal::NotFound), "{error}");
         // Within one directory, and back over something.
-        one.put_bytes("file", "other", &CreateOptions::default()).await.unwrap();
+        one.put_bytes("file", "other".into(), &CreateOptions::default()).await.unwrap();
         two.rename_to("there", &two, "here", Replace::Refuse).await.unwrap();
         let error = two.rename_to("here", &one, "file", Replace::Refuse).await.unwrap_err();
         assert_eq!(error.refusal(), Some(Refusal::Exists), "{error}");
