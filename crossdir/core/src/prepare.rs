@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use eggs_machine::Table;
-use eggs_proto::limits::MKDIR_NAMES_MAX;
+use eggs_proto::limits::{MKDIR_NAMES_MAX, PATH_BYTES_MAX};
 use eggs_proto::names::{self, NameError};
 use eggs_proto::{CrossdirError, InodeId, ServiceError, SessionId, ShardId, Time, pb};
 use pb::begin_transaction::Op as Intent;
@@ -90,6 +90,12 @@ fn check_mkdir_path(op: &pb::MkdirPath) -> Result<(), pb::Error> {
         let count = op.names.len();
         let what = format_args!("{count} directories to make at once, at most {MKDIR_NAMES_MAX}");
         return Err(CrossdirError::TooDeep.with(what));
+    }
+    // What is begun is kept in memory, so many of them have to fit.
+    if op.names.iter().map(|name| name.len() + 1).sum::<usize>() > PATH_BYTES_MAX {
+        return Err(
+            CrossdirError::NameTooLong.with(format_args!("a path of more than {PATH_BYTES_MAX} bytes"))
+        );
     }
     op.names.iter().try_for_each(check_name)
 }
@@ -318,6 +324,7 @@ mod tests {
             (mkdir_path(file(1), vec![name(b"n")]), CrossdirError::NotDirectory),
             (mkdir_path(ROOT, vec![name(b"n"), name(b".")]), CrossdirError::InvalidName),
             (mkdir_path(ROOT, vec![name(b"n"); MKDIR_NAMES_MAX + 1]), CrossdirError::TooDeep),
+            (mkdir_path(ROOT, vec![name(&[b'n'; 255]); 17]), CrossdirError::NameTooLong),
             (exchange(dir(1), file(3), dir(1), file(4)), CrossdirError::Malformed),
             (exchange(dir(1), file(3), dir(2), file(3)), CrossdirError::Malformed),
             (exchange(dir(1), dir(2), dir(2), file(3)), CrossdirError::Loop),

@@ -20,11 +20,13 @@
 //!
 //! Bugs put into the cores by hand, each of which it found: a move that does not wait for those that are clear, or does not
 //! read again; what is clear not taken up by the next driver, or not recorded; a loop answered, or its locks released,
-//! before it is recorded; clearances or ends of a replaced driver that count. Earlier, before moves were cleared: no loop
-//! check; a file move answered before its link; a refused move not unlocked; the old name dead at an instant of its own;
-//! a recovered driver that says "not made"; no locks for mkdir, or for moves; the target of rmdir locked shared; rmdir
-//! not undone; no exclusive lock on the directory that is undeleted or purged; a file undeleted elsewhere answered before its
-//! dead edge is freed; the newest taken up first; the floor not raised; forgetting above the floor at once. Not found, as
+//! before it is recorded; clearances or ends of a replaced driver that count. Of exchanges: one that claims
+//! one of its two targets, reads one of its two new parents, or does not lock what it moves; a locked name that is said to be
+//! gone, or as it was while that is decided; one that changes at an instant of its own. Earlier, before moves were cleared:
+//! no loop check; a file move answered before its link; a refused move not unlocked; the old name dead at an instant of its
+//! own; a recovered driver that says "not made"; no locks for mkdir, or for moves; the target of rmdir locked shared; rmdir
+//! not undone; no exclusive lock on the directory that is undeleted or purged; a file undeleted elsewhere answered before
+//! its dead edge is freed; the newest taken up first; the floor not raised; forgetting above the floor at once. Not found, as
 //! no driver can show it: UnlockEdge that does not forbid a LockEdge still to come; cleared moves taken up in the order
 //! they began (an older one that is not clear shares no lock with them).
 
