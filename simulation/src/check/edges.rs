@@ -321,9 +321,19 @@ impl<'a> Checker<'a> {
         {
             made.entry(uid).or_default().push(inode);
         }
+        // Nobody may know who made what was purged.
+        let (mut missing, purged) = (0, &self.facts.purged);
+        for (&inode, maker) in purged {
+            match maker {
+                Some(uid) => made.entry(*uid).or_default().push(inode),
+                None => missing += 1,
+            }
+        }
         for (uid, inodes) in made {
             let Some(operation) = self.history.get(uid) else { continue };
-            if inodes.len() != 1 + operation.below || operation.outcome == Outcome::Refused {
+            let all = 1 + operation.below;
+            let right = inodes.len() <= all && inodes.len() + missing >= all;
+            if !right || operation.outcome == Outcome::Refused {
                 let outcome = operation.outcome;
                 self.wrong.push(format!("{} ({outcome:?}) made {inodes:?}", describe(operation)));
             }
