@@ -156,6 +156,24 @@ fn what_is_purged_is_gone_and_nothing_else() {
         assert_eq!(names(&client, "/p", old).await, ["c"]);
         assert_eq!(read(&client, "/p/c/lives").await.len(), 60);
         ctl.assert_clean();
+        // Before all time is not always.
+        assert_eq!(ctl.ok("purge /p --before @0 --yes --json").json()["names"], 0);
+        ctl.refused("undelete /p/f --at @0", &["/p/f"]);
+        // Of a name that is there again it has to be said which is meant.
+        for command in ["mkdir /p/n", "create-test-file /p/n/old", "rm -r /p/n", "mkdir /p/n"] {
+            ctl.ok(command);
+        }
+        ctl.ok("create-test-file /p/n/new");
+        ctl.ok("rm /p/n/new");
+        ctl.refused("purge /p/n --yes", &["--only name", "--only below"]);
+        let report = ctl.ok("purge /p/n --only name --yes --json").json();
+        assert_eq!((&report["files"], &report["directories"]), (&1.into(), &1.into()), "{report}");
+        ctl.ok("undelete /p/n/new");
+        ctl.ok("rm /p/n/new");
+        let report = ctl.ok("purge /p/n --only below --yes --json").json();
+        assert_eq!((&report["files"], &report["directories"]), (&1.into(), &0.into()), "{report}");
+        ctl.ok("rmdir /p/n");
+        ctl.ok("purge /p/n --yes");
         // What is dead below a directory that lives, and the name the file was moved from.
         let report = ctl.ok("purge /p --yes --json").json();
         assert_eq!((&report["files"], &report["names"]), (&1.into(), &1.into()), "{report}");

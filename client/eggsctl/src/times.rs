@@ -20,7 +20,8 @@ pub fn now() -> Time {
 
 /// For clap.
 pub fn typed(text: &str) -> Result<Time, String> {
-    parse(text, now(), &TimeZone::system())
+    // The unset instant means now, or all of time: nobody who types a time means that.
+    parse(text, now(), &TimeZone::system()).map(|time| Time(time.0.max(1)))
 }
 
 /// An instant; relative ones count back from `now`.

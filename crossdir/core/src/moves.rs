@@ -3,6 +3,8 @@
 //! A move gives its target another owner, and must make no loop: its target must not be among the ancestors of its new
 //! directory. It reads these one by one, while others run, and is *clear* to go on when what it has read is so: no other
 //! move that is clear and not over has one of the ancestors for its target, and none was over since the reading began.
+//! Nor has one the same target: the new name is free once it is linked, its shard may rename it alone, and who finds the
+//! directory there must not give it an owner before the first has.
 //! An exchange of two directories is one move with two targets and two new directories: neither target must be among the
 //! ancestors of either.
 //!
@@ -10,7 +12,7 @@
 //! last. The ancestors it had read led to the root and did not have its target, or targets, among them. So on the way from
 //! its new directory round to a target of its there is a first one of these ancestors that got another owner later, by
 //! another of those moves. That one was not cleared later; so it was clear and not over then, and had an ancestor for its
-//! target.
+//! target. (Each target has one clear move at a time, so owners are set in the order in which moves are cleared.)
 //!
 //! Whoever waits keeps its place: a later move that would change what it relies on waits behind it. Waiting is for clear
 //! moves and for earlier ones only, so it ends.
@@ -92,7 +94,8 @@ impl Moves {
     }
 
     fn is_blocked(&self, claim: &Claim) -> bool {
-        self.clear.values().flatten().any(|target| claim.ancestors.contains(target))
+        let changes = |target| claim.ancestors.contains(target) || claim.targets.contains(target);
+        self.clear.values().flatten().any(changes)
     }
 
     fn waits_behind(&self, transaction: TransactionId, targets: &[InodeId]) -> bool {

@@ -310,6 +310,45 @@ fn a_stuck_transaction_holds_up_only_those_that_conflict_with_it() {
     world.check();
 }
 
+/// XD-8: the new name of a move is free from the moment it is linked, and its shard may rename it alone. Who moves the
+/// directory on under that name waits until the first move has set the owner: else its repetition could come last.
+#[test]
+fn a_directory_that_is_moved_on_has_its_last_owner() {
+    for wait in 1..20 {
+        let mut world = World::new(wait, Weather::default());
+        let (a, b) = (make(&mut world, ROOT, b"a"), make(&mut world, ROOT, b"b"));
+        // On a shard of its own, to be cut off.
+        let apart =
+            |d: u64| [a, b, ROOT].into_iter().all(|other| InodeId(other).shard() != InodeId(d).shard());
+        let names = (b'c'..=b'z').map(|name| [name]);
+        let found = names.map(|name| (name, make(&mut world, a, &name))).find(|(_, d)| apart(*d));
+        let (name, d) = found.expect("more shards than three");
+        world.settle();
+        world.cut.insert(InodeId(d).shard().0);
+        let first = rename((a, &name), d, (b, b"d"), pb::Replace::Refuse);
+        let first = world.begin(&first, 1, 1).unwrap();
+        assert!(!world.run_until(wait, |world| world.answers.contains_key(&first)));
+        assert_eq!(world.lookup(b, b"d"), Some(d));
+        let here = pb::Rename {
+            directory: b,
+            old_name: b"d".as_slice().into(),
+            new_name: b"z".as_slice().into(),
+            ..pb::Rename::default()
+        };
+        let here = pb::WriteOp { op: Some(pb::write_op::Op::Rename(here)) };
+        let renamed = world.write(InodeId(b).shard(), here).result;
+        assert!(matches!(renamed, Some(pb::write_result::Result::Link(_))), "{renamed:?}");
+        let then = rename((b, b"z"), d, (ROOT, b"w"), pb::Replace::Refuse);
+        let then = world.begin(&then, 2, 1).unwrap();
+        assert!(!world.run_until(1, |world| world.answers.contains_key(&then)));
+        world.cut.clear();
+        world.settle();
+        assert_eq!((code(&world.answers[&first]), code(&world.answers[&then])), (0, 0));
+        assert_eq!(world.owners()[&d], ROOT, "after {wait} s");
+        world.check();
+    }
+}
+
 /// XD-8: an answered move of a directory whose end is not recorded is run again after a crash, and must
 /// not read the tree as later moves made it.
 #[test]

@@ -251,7 +251,10 @@ impl<'a, T: Table + ?Sized> Checker<'a, T> {
             }
             Some(_) => {}
         }
-        self.target(&what, InodeId(row.target))?;
+        // One that a transaction has locked may have led elsewhere since, where its target died and was purged.
+        if row.transaction == 0 {
+            self.target(&what, InodeId(row.target))?;
+        }
         let (transaction, name) = (row.transaction, Bytes::copy_from_slice(name));
         let lock = pb::HeldLock { transaction, directory: directory.0, name, died_at: 0 };
         self.lock(lock, &[Step::LockEdge], &what)
@@ -272,7 +275,7 @@ impl<'a, T: Table + ?Sized> Checker<'a, T> {
             self.find(2, format_args!("{what}: the directory does not exist"));
         }
         // Of others the target may be purged since.
-        if row.owned {
+        if row.owned && row.transaction == 0 {
             self.target(&what, InodeId(row.target))?;
         }
         let lock = pb::HeldLock {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use eggs_client::{Client, Death, ListOptions, Refusal};
 use eggs_proto::{InodeId, Time};
 use serde::Serialize;
@@ -37,6 +37,9 @@ pub struct Purge {
     /// Only what died before this time
     #[arg(long, value_name = "TIME", value_parser = times::typed)]
     before: Option<Time>,
+    /// When a directory is there and others of its name died: which of the two
+    #[arg(long, value_name = "WHAT")]
+    only: Option<Only>,
     /// Do it
     #[arg(long)]
     yes: bool,
@@ -45,6 +48,14 @@ pub struct Purge {
     /// A dead name, or a directory
     #[arg(value_name = "PATH", value_parser = ClusterPath::parser())]
     path: ClusterPath,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Only {
+    /// What died under the name
+    Name,
+    /// What died in the directory that is there now, and below it
+    Below,
 }
 
 #[derive(Debug, Serialize)]
@@ -103,7 +114,7 @@ impl Purge {
         Err(Failure::refused(&self.path, reason))
     }
 
-    /// Unset: all that is dead.
+    /// Unset: all that is dead, whenever it died.
     fn until(&self) -> Time {
         match (self.older_than, self.before) {
             (Some(age), _) => {
@@ -130,7 +141,17 @@ impl Purge {
                 client.deaths(path.as_bytes(), Time::ZERO).await.map_err(|error| failure(path, error))?;
             deaths.retain(|death| visitor.is_due(death));
         }
-        let directory = living.filter(|inode| inode.is_directory());
+        let mut directory = living.filter(|inode| inode.is_directory());
+        match self.only {
+            Some(Only::Name) => directory = None,
+            Some(Only::Below) => deaths.clear(),
+            None if directory.is_some() && !deaths.is_empty() => {
+                let reason = "a directory is there, and others of its name died: say which of them with --only name \
+                              (those that died) or --only below (what died in the one that is there)";
+                return Err(Failure::refused(path, reason));
+            }
+            None => {}
+        }
         if deaths.is_empty() && directory.is_none() {
             let reason = if self.until().is_unset() {
                 "nothing of that name is dead"
