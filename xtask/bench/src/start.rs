@@ -12,7 +12,7 @@ use super::report::{Report, Sample};
 use super::{Setup, data, measure};
 
 /// After the start, before rest is measured: connections and first heartbeats are not rest.
-const SETTLE: Duration = Duration::from_secs(2);
+const SETTLE: Duration = Duration::from_secs(20);
 
 /// How long rest is watched.
 const REST: Duration = Duration::from_secs(10);
