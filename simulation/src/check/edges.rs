@@ -228,8 +228,13 @@ impl<'a> Checker<'a> {
 
     fn maker_of_birth(&self, edge: &Edge, version: &Version) -> Option<usize> {
         let made_by = self.facts.uid(version.target);
+        // Nothing but an exchange takes a name from what lives on elsewhere, and an exchange does nothing else.
+        let exchanged = self.version(edge, |v| v.died == Some((version.created_at, false))).is_some();
         self.candidates(version.created_at).into_iter().find(|&n| {
             let operation = &self.history.operations[n];
+            if exchanged != self.gives_away(n, edge) {
+                return false;
+            }
             let fits = |claim: &Claim| match claim {
                 Claim::Born { edge: born, target, at: None } if born == edge => match target {
                     Some(target) => *target == version.target && self.left(operation, version),
