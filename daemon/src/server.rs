@@ -118,10 +118,6 @@ impl fmt::Debug for Routes {
     }
 }
 
-/// In the extensions of every request: cancelled when the port is to close, for answers that would not end by themselves.
-#[derive(Debug, Clone)]
-pub struct Stopping(pub CancellationToken);
-
 /// Takes the port; connections wait in the kernel's queue until [`serve`].
 ///
 /// # Errors
@@ -151,7 +147,7 @@ where
 /// it must have no fallback of its own.
 pub async fn serve(listener: TcpListener, routes: impl Into<Routes>, stop: CancellationToken) {
     let Routes { router, streams } = routes.into();
-    let router = router.fallback(unknown).layer(axum::Extension(Stopping(stop.clone())));
+    let router = router.fallback(unknown);
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     let mut upkeep = tokio::time::interval(UPKEEP_INTERVAL);
