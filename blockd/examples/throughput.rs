@@ -2,14 +2,15 @@
 //!
 //! `cargo run --release -p eggs-blockd --example throughput -- FOLDER [BLOCKS [MEGABYTES [IN_FLIGHT [PIECE_KIB]]]]`
 //! makes eight disks in FOLDER, writes 96 blocks of 16 MiB by default with 12 in flight, reads them back (from
-//! the page cache), and prints MB/s and CPU seconds per GiB of both ends together.
+//! the page cache), and prints MB/s and CPU seconds per GiB of both ends together. Then small blocks through requests
+//! of many, and how long a disk of a million blocks takes to open, with its journal and without.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use eggs_blockd::store::{Begun, Store};
+use eggs_blockd::store::{Begun, Options, Store, Wanted};
 use eggs_blockd::{Config, DiskConfig, Service};
 use eggs_blockd_core::{Identity, WriteAdmission};
 use eggs_daemon::{CancellationToken, channel, server};
@@ -69,12 +70,14 @@ async fn main() {
         storage_class: 3,
         failure_domain: "here".into(),
         expect_existing: false,
+        options: Default::default(),
     };
     let config = Config { cluster: CLUSTER, disks: paths.iter().map(disk).collect() };
     Service::open(config.clone()).unwrap().stop().await;
 
     // The store alone, as many threads as blocks in flight.
-    let stores: Vec<_> = paths.iter().map(|path| Arc::new(Store::open(path, CLUSTER).unwrap())).collect();
+    let stores: Vec<_> =
+        paths.iter().map(|path| Store::open(path, CLUSTER, Options::default()).unwrap()).collect();
     let measure = Measure::begin("store write");
     each(blocks, in_flight, |n| {
         let (store, bytes) = (Arc::clone(&stores[n % DISKS]), bytes.clone());
@@ -111,10 +114,91 @@ async fn main() {
             .await;
         measure.end(total);
     }
+    for size in [1 << 10, 64 << 10] {
+        let per_request = (4 << 20) / size;
+        let count = if size == 1 << 10 { 40_000 } else { 8_000 };
+        let data = bytes.slice(..size);
+        let begun = Instant::now();
+        each(count / per_request, 4, |n| {
+            let first = (1 << 32) + (size * 1_000_000 + n * per_request) as u64;
+            rpc_write_many(client.clone(), identities.clone(), first, per_request, data.clone())
+        })
+        .await;
+        let seconds = begun.elapsed().as_secs_f64();
+        let written = count / per_request * per_request;
+        println!(
+            "{:12} {:6.0} blocks/s of {size} bytes, {written} blocks",
+            "write_many",
+            written as f64 / seconds
+        );
+    }
     stop.cancel();
     drop(client);
     served.await.unwrap();
     service.stop().await;
+    tokio::task::spawn_blocking(move || open_full(&folder.join("full"))).await.unwrap();
+}
+
+/// A disk of a million small blocks: opened as after a clean stop, and without its journal.
+fn open_full(path: &std::path::Path) {
+    const BLOCKS: u64 = 1_000_000;
+    let identity = Identity {
+        cluster: CLUSTER,
+        service: eggs_proto::BlockServiceId(7),
+        key: [9; 32],
+        formatted_at: eggs_proto::Time(1),
+        storage_class: 3,
+        failure_domain: "here".into(),
+    };
+    eggs_blockd::store::format(path, &identity).unwrap();
+    let open = || Store::open(path, CLUSTER, Options::default()).unwrap();
+    let store = open();
+    let data = Bytes::from(vec![7; 512]);
+    let crc = crc32fast::hash(&data);
+    let begun = Instant::now();
+    for first in (0..BLOCKS).step_by(4000) {
+        let wanted = |n| Wanted {
+            admission: WriteAdmission { block: BlockId(n), size: 512, crc, proof: [0; 16] },
+            data: data.clone(),
+        };
+        store.write_many((first..first + 4000).map(wanted).collect()).into_iter().for_each(|result| {
+            result.unwrap();
+        });
+    }
+    println!(
+        "{:12} {:6.0} blocks/s of 512 bytes, 4000 per sync",
+        "store many",
+        BLOCKS as f64 / begun.elapsed().as_secs_f64()
+    );
+    drop(store);
+    for what in ["open", "open again", "no journal"] {
+        if what == "no journal" {
+            std::fs::remove_file(path.join("journal")).unwrap();
+        }
+        let begun = Instant::now();
+        let store = open();
+        println!("{what:12} {:?} for {} blocks", begun.elapsed(), store.totals().blocks);
+    }
+}
+
+async fn rpc_write_many(mut client: Client, disks: Vec<Identity>, first: u64, count: usize, data: Bytes) {
+    let (size, crc) = (data.len() as u32, crc32fast::hash(&data));
+    let whole = |n: u64| {
+        let disk = &disks[(n % DISKS as u64) as usize];
+        let certificate = mac::write_certificate(&disk.key, disk.service, BlockId(n), size, crc);
+        pb::WholeBlock {
+            block_service: disk.service.0,
+            block: n,
+            crc,
+            certificate: certificate.to_vec().into(),
+            data: data.clone(),
+        }
+    };
+    let blocks = (first..first + count as u64).map(whole).collect();
+    let request = pb::WriteBlocksRequest { header: header(), blocks };
+    let reply = client.write_many(request).await.unwrap().into_inner();
+    let proven = |result: &pb::ProvenBlock| matches!(result.result, Some(pb::proven_block::Result::Proof(_)));
+    assert!(reply.error.is_none() && reply.results.iter().all(proven), "{:?}", reply.error);
 }
 
 async fn each<F>(blocks: usize, in_flight: usize, work: impl Fn(usize) -> F)
@@ -136,11 +220,12 @@ where
     }
 }
 
-fn store_write(store: &Arc<Store>, n: usize, bytes: &[u8]) {
+fn store_write(store: &Arc<Store>, n: usize, bytes: &Bytes) {
     let (size, crc) = (bytes.len() as u32, crc32fast::hash(bytes));
     let admission = WriteAdmission { block: BlockId(n as u64), size, crc, proof: [0; 16] };
     let Begun::Arriving(mut incoming) = store.begin(admission).unwrap() else { panic!("written already") };
-    bytes.chunks(DATA_MESSAGE_BYTES).for_each(|piece| incoming.append(piece).unwrap());
+    let cut = |at: usize| bytes.slice(at..bytes.len().min(at + DATA_MESSAGE_BYTES));
+    (0..bytes.len()).step_by(DATA_MESSAGE_BYTES).for_each(|at| incoming.append(&cut(at)).unwrap());
     incoming.finish().unwrap();
 }
 

@@ -13,6 +13,9 @@ use crate::disk::DiskConfig;
 /// Serves the disks of a host to an EggsFS cluster
 #[derive(Debug, Clone, Parser)]
 #[command(name = "eggs-blockd", version)]
+#[command(
+    after_help = "eggs-blockd inspect DIR lists the blocks of a disk and says which are damaged or missing, without a cluster."
+)]
 #[command(mut_arg("listen", |arg| arg.required(false).default_value("127.0.0.1:5003")))]
 pub struct BlockdArgs {
     #[command(flatten)]
@@ -23,6 +26,15 @@ pub struct BlockdArgs {
     pub host: HostArgs,
     #[command(flatten)]
     pub disks: DisksArgs,
+}
+
+/// Lists the blocks of disks and says which are damaged or missing, without a cluster
+#[derive(Debug, Clone, Parser)]
+#[command(name = "eggs-blockd inspect")]
+pub struct InspectArgs {
+    /// The folder of a disk; may be given many times. It may be in use, nothing in it is changed
+    #[arg(required = true)]
+    pub disks: Vec<PathBuf>,
 }
 
 /// The disks to serve.
@@ -98,6 +110,7 @@ impl DisksArgs {
             storage_class: spec.storage_class,
             failure_domain: failure_domain.clone(),
             expect_existing: self.no_format,
+            options: Default::default(),
         };
         Ok(self.disk.iter().map(config).collect())
     }

@@ -11,11 +11,11 @@ use eggs_blockd_core::admission::Space;
 use eggs_proto::{BlockError, BlockServiceId, ClusterId, ServiceError, mac, pb};
 use tokio::sync::Semaphore;
 
-use crate::limits::{CHECK_MAX, READS_PER_DISK_MAX, WRITES_PER_DISK_MAX};
-use crate::store::{Contents, OpenError, OpenProblem, Store, StoreError, Totals, format, inspect};
+use crate::limits::{CHECK_MAX, CHECKS_PER_DISK_MAX, READS_PER_DISK_MAX, REFUSED_PAUSE, WRITES_PER_DISK_MAX};
+use crate::store::{Contents, OpenError, OpenProblem, Options, Store, StoreError, Totals, format, inspect};
 
 /// What somebody wants to be a disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct DiskConfig {
     /// Its folder.
     pub path: PathBuf,
@@ -25,6 +25,8 @@ pub struct DiskConfig {
     pub failure_domain: String,
     /// It was formatted before: when it is not there it is lost, and never formatted.
     pub expect_existing: bool,
+    /// For tests.
+    pub options: Options,
 }
 
 /// An answer that is no, and about what.
@@ -58,6 +60,8 @@ pub struct Disk {
     state: Mutex<State>,
     pub writes: Arc<Semaphore>,
     pub reads: Arc<Semaphore>,
+    pub checks: Arc<Semaphore>,
+    options: Options,
     io_errors: AtomicU64,
 }
 
@@ -68,8 +72,18 @@ struct State {
     known: Option<(BlockServiceId, mac::Key)>,
     /// When the look at the disk that is under way began.
     looking_since: Option<Instant>,
+    refused: Option<Refused>,
     space: Space,
     totals: Totals,
+    read_only: bool,
+}
+
+/// The cluster does not take the disk from this process.
+#[derive(Debug)]
+struct Refused {
+    why: String,
+    /// Then it is asked again.
+    until: Instant,
 }
 
 /// What a disk tells of itself.
@@ -80,25 +94,16 @@ pub struct Report {
     pub device: Option<u64>,
     pub space: Space,
     pub totals: Totals,
+    /// It takes no writes.
+    pub read_only: bool,
     pub io_errors: u64,
     /// Empty: it is well.
     pub problem: String,
 }
 
-/// What a look at a disk found out.
-#[derive(Debug)]
-pub enum Look {
-    Same,
-    /// It is there (again): its blocks are to be counted.
-    Opened(Arc<Store>),
-}
-
 impl Disk {
-    /// Opens a disk; formats an empty folder when that is allowed.
-    ///
-    /// # Errors
-    /// What is for people to put right. A disk that is to exist and does not is lost, not an error.
-    pub fn open(config: DiskConfig, cluster: ClusterId, ids: Ids) -> Result<(Disk, Look), OpenError> {
+    /// Opens a disk; formats an empty folder when that is allowed. One that cannot be opened is lost, and why is said.
+    pub fn open(config: DiskConfig, cluster: ClusterId, ids: Ids) -> (Disk, Option<OpenError>) {
         let disk = Disk {
             cluster,
             ids,
@@ -106,11 +111,15 @@ impl Disk {
                 store: Err("it was not opened yet".to_owned()),
                 known: None,
                 looking_since: None,
+                refused: None,
                 space: Space::default(),
                 totals: Totals::default(),
+                read_only: false,
             }),
             writes: Arc::new(Semaphore::new(WRITES_PER_DISK_MAX)),
             reads: Arc::new(Semaphore::new(READS_PER_DISK_MAX)),
+            checks: Arc::new(Semaphore::new(CHECKS_PER_DISK_MAX)),
+            options: config.options.clone(),
             io_errors: AtomicU64::new(0),
             config,
         };
@@ -118,13 +127,12 @@ impl Disk {
             Ok(store) => {
                 disk.state().store = Ok(Arc::clone(&store));
                 disk.look_at(&store);
-                Ok((disk, Look::Opened(store)))
+                (disk, None)
             }
-            Err(error) if disk.config.expect_existing && error.problem.is_loss() => {
+            Err(error) => {
                 disk.lose(&error.problem.to_string());
-                Ok((disk, Look::Same))
+                (disk, Some(error))
             }
-            Err(error) => Err(error),
         }
     }
 
@@ -161,36 +169,45 @@ impl Disk {
         })
     }
 
-    /// Opens the disk if it is the one it should be.
+    /// Opens the disk if it is the one it should be; nothing in another is changed.
     fn open_existing(&self) -> Result<Arc<Store>, OpenError> {
-        let store = Store::open(&self.config.path, self.cluster)?;
+        let error = |problem| OpenError { path: self.config.path.clone(), problem };
+        // What is wrong with one that is none, opening says.
+        if let Ok(Contents::Disk(identity)) = inspect(&self.config.path) {
+            self.check(&identity).map_err(error)?;
+        }
+        let store = Store::open(&self.config.path, self.cluster, self.options.clone())?;
         let identity = store.identity();
-        let mismatch = |problem| {
-            Err(OpenError { path: self.config.path.clone(), problem: OpenProblem::Mismatch(problem) })
-        };
+        lock(&self.ids).entry(identity.service).or_insert_with(|| self.config.path.clone());
+        self.check(identity).map_err(error)?;
+        self.state().known = Some((identity.service, identity.key));
+        Ok(store)
+    }
+
+    /// Refuses a disk that is not the one it should be.
+    fn check(&self, identity: &Identity) -> Result<(), OpenProblem> {
+        if identity.cluster != self.cluster {
+            return Err(OpenProblem::AnotherCluster { theirs: identity.cluster, ours: self.cluster });
+        }
         if identity.storage_class != self.config.storage_class {
-            return mismatch(format!(
+            return Err(OpenProblem::Mismatch(format!(
                 "it was formatted with storage class {}, but is configured with {}",
                 identity.storage_class, self.config.storage_class
-            ));
+            )));
         }
         let id = identity.service;
         if let Some((known, _)) = self.state().known
             && known != id
         {
-            return mismatch(format!("another disk ({id}) is in the place of {known}"));
+            return Err(OpenProblem::Mismatch(format!("another disk ({id}) is in the place of {known}")));
         }
-        let mut ids = lock(&self.ids);
-        let first = ids.entry(id).or_insert_with(|| self.config.path.clone());
-        if *first != self.config.path {
-            let first = first.display();
-            return mismatch(format!(
-                "it has the same id ({id}) as disk {first}: one is a copy of the other"
-            ));
+        match lock(&self.ids).get(&id) {
+            Some(first) if *first != self.config.path => Err(OpenProblem::Mismatch(format!(
+                "it has the same id ({id}) as disk {}: one is a copy of the other",
+                first.display()
+            ))),
+            _ => Ok(()),
         }
-        drop(ids);
-        self.state().known = Some((id, identity.key));
-        Ok(Arc::new(store))
     }
 
     pub fn path(&self) -> &Path {
@@ -228,9 +245,31 @@ impl Disk {
         };
         match &state.store {
             Err(why) => lost(why),
+            Ok(_) if let Some(Refused { why, .. }) = &state.refused => lost(why),
             Ok(_) if state.hangs() => lost(HANGS),
             Ok(store) => Ok(Arc::clone(store)),
         }
+    }
+
+    /// Another process serves it, as the cluster says: nothing is served from this one for now.
+    pub fn refuse(&self, why: &str) {
+        let mut state = self.state();
+        if state.refused.is_none() {
+            tracing::error!(path = %self.path().display(), why, "disk is refused by the cluster, and not served");
+        }
+        state.refused = Some(Refused { why: why.to_owned(), until: Instant::now() + REFUSED_PAUSE });
+    }
+
+    /// The cluster takes it.
+    pub fn accept(&self) {
+        if self.state().refused.take().is_some() {
+            tracing::info!(path = %self.path().display(), "disk is not refused any more");
+        }
+    }
+
+    /// It was refused a short while ago.
+    pub fn is_refused(&self) -> bool {
+        self.state().refused.as_ref().is_some_and(|refused| refused.until > Instant::now())
     }
 
     /// What the one who asked is told of a failure. When the disk is to blame it is looked at, and
@@ -261,32 +300,30 @@ impl Disk {
     }
 
     /// Looks whether the disk is still there, or there again. Blocks; one at a time.
-    pub fn look(&self) -> Look {
+    pub fn look(&self) {
         let current = {
             let mut state = self.state();
             if state.looking_since.is_some() {
-                return Look::Same;
+                return;
             }
             state.looking_since = Some(Instant::now());
             state.store.clone()
         };
-        let look = match current {
-            Ok(store) => {
-                self.look_at(&store);
-                Look::Same
-            }
+        match current {
+            Ok(store) => self.look_at(&store),
             Err(_) => self.look_for(),
-        };
+        }
         self.state().looking_since = None;
-        look
     }
 
     fn look_at(&self, store: &Arc<Store>) {
         match store.check() {
             Ok(()) => {
-                let space = store.space();
+                // Nothing that asks the disk while others wait for the state.
+                let (space, totals) = (store.space(), store.totals());
+                let read_only = store.is_read_only() || store.mounted_read_only();
                 let mut state = self.state();
-                state.totals = store.totals();
+                (state.totals, state.read_only) = (totals, read_only);
                 if let Ok(space) = space {
                     state.space = space;
                 }
@@ -295,13 +332,12 @@ impl Disk {
         }
     }
 
-    fn look_for(&self) -> Look {
+    fn look_for(&self) {
         match self.open_existing() {
             Ok(store) => {
                 self.state().store = Ok(Arc::clone(&store));
                 self.look_at(&store);
                 tracing::info!(path = %self.path().display(), "lost disk is back");
-                Look::Opened(store)
             }
             Err(error) => {
                 let mut state = self.state();
@@ -311,7 +347,6 @@ impl Disk {
                     tracing::warn!(path = %self.path().display(), why, "disk is still lost");
                     state.store = Err(why);
                 }
-                Look::Same
             }
         }
     }
@@ -335,6 +370,9 @@ impl Disk {
 
     /// From memory: never waits for the disk.
     pub fn report(&self) -> Report {
+        let store = self.state().store.clone();
+        // Fresher than at the last look.
+        let fresh = store.map(|store| store.totals());
         let state = self.state();
         let problem = match &state.store {
             Err(why) => why.clone(),
@@ -345,8 +383,8 @@ impl Disk {
             known: state.known,
             device: state.store.as_ref().ok().map(|store| store.device()),
             space: state.space,
-            // Fresher than at the last look.
-            totals: state.store.as_ref().map_or(state.totals, |store| store.totals()),
+            totals: state.store.as_ref().map_or(state.totals, |_| fresh.unwrap_or(state.totals)),
+            read_only: state.read_only,
             io_errors: self.io_errors.load(Ordering::Relaxed),
             problem,
         }
@@ -365,7 +403,7 @@ impl State {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic aborts the process, so nobody ever sees what a poisoned lock guards.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

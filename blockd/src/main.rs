@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use eggs_blockd::args::BlockdArgs;
-use eggs_blockd::{Config, DiskConfig, Service, known_cluster};
-use eggs_daemon::registry::{JoinError, Registry};
+use clap::Parser;
+use eggs_blockd::args::{BlockdArgs, InspectArgs};
+use eggs_blockd::{Config, DiskConfig, Service, known_cluster, refuse_other_cluster};
+use eggs_daemon::registry::Registry;
 use eggs_daemon::{CancellationToken, Secret, metrics, server, systemd};
 use eggs_proto::ClusterId;
 
@@ -13,6 +14,11 @@ use eggs_proto::ClusterId;
 const JOIN_PATIENCE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
+    let mut words = std::env::args_os();
+    if words.nth(1).is_some_and(|word| word == "inspect") {
+        let args = InspectArgs::parse_from(std::iter::once("eggs-blockd inspect".into()).chain(words));
+        return eggs_blockd::inspect::run(&args.disks);
+    }
     eggs_daemon::run(|args: &BlockdArgs| &args.common, serve)
 }
 
@@ -22,7 +28,7 @@ async fn serve(args: BlockdArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let listener = server::bind(args.common.listen).await?;
     let bound = listener.local_addr()?;
     let advertised = args.common.advertised(bound).map_err(anyhow::Error::msg)?;
-    let known = known_cluster(&disks)?;
+    let known = known_cluster(&disks);
     let shuckle = &args.cluster.shuckle;
     let joined = join(shuckle, &secret, known, &disks, &stop).await?;
     let Some((cluster, registry)) = joined else { return Ok(()) };
@@ -52,8 +58,8 @@ async fn serve(args: BlockdArgs, stop: CancellationToken) -> anyhow::Result<()> 
     }
 }
 
-/// The cluster, and its registry if that answers. Without it, disks that were formatted before can be
-/// served all the same; fresh ones must wait. `None`: told to stop meanwhile.
+/// The cluster, and its registry if that answers and takes the secret. Without it, disks that were formatted before
+/// can be served all the same; fresh ones must wait. `None`: told to stop meanwhile.
 async fn join(
     shuckle: &[String],
     secret: &Secret,
@@ -61,7 +67,13 @@ async fn join(
     disks: &[DiskConfig],
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<(ClusterId, Option<Registry>)>> {
-    let joining = Registry::join(shuckle, Some(secret.clone()), known, stop);
+    // Nothing is formatted before all that can be refused was.
+    let joining = async {
+        let registry = Registry::join(shuckle, Some(secret.clone()), None, stop).await?;
+        refuse_other_cluster(disks, registry.cluster())?;
+        registry.check_secret(stop).await?;
+        anyhow::Ok(registry)
+    };
     let joined = match known.filter(|_| !eggs_blockd::would_format(disks)) {
         None => joining.await,
         Some(cluster) => match tokio::time::timeout(JOIN_PATIENCE, joining).await {
@@ -74,11 +86,11 @@ async fn join(
     };
     match joined {
         Ok(registry) => Ok(Some((registry.cluster(), Some(registry)))),
-        Err(JoinError::Stopped { .. }) => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(error) if is_stop(&error) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
 fn is_stop(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(JoinError::Stopped { .. }))
+    matches!(error.downcast_ref(), Some(eggs_daemon::registry::JoinError::Stopped { .. }))
 }

@@ -1,6 +1,7 @@
 //! What shuckle is told, every heartbeat.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 
 use eggs_daemon::CancellationToken;
 use eggs_daemon::registry::{Registry, RegistryCallError};
@@ -8,7 +9,7 @@ use eggs_proto::flags::{LOST, STALE};
 use eggs_proto::pb::registry_request::Op;
 use eggs_proto::{BlockServiceId, pb};
 
-use crate::disk::Disk;
+use crate::disk::{Disk, lock};
 use crate::service::Service;
 use crate::telemetry;
 
@@ -27,18 +28,49 @@ impl Service {
         registered: impl FnOnce(),
         stop: CancellationToken,
     ) -> Result<(), RegistryCallError> {
+        let told = Mutex::new(BTreeSet::new());
         let report = || async {
             self.recall(registry).await;
-            Op::RegisterBlockServices(self.registration(&address))
+            let registration = self.registration(&address);
+            *lock(&told) = registration.block_services.iter().map(|disk| disk.id).collect();
+            Op::RegisterBlockServices(registration)
         };
-        registry.heartbeat(report, registered, stop).await
+        let answered = |refusal: Option<&pb::Error>| self.answered(&lock(&told), refusal);
+        registry.heartbeat_with_answers(report, registered, answered, stop).await
+    }
+
+    /// What shuckle says to a heartbeat that told of these disks. Whether the next one is without some of them, which
+    /// must not keep the others from being heard of.
+    fn answered(&self, told: &BTreeSet<u64>, refusal: Option<&pb::Error>) -> bool {
+        let told = |disk: &&Arc<Disk>| disk.id().is_some_and(|id| told.contains(&id.0));
+        let Some(error) = refusal else {
+            self.disks().iter().filter(told).for_each(|disk| disk.accept());
+            return false;
+        };
+        let blamed = |disk: &&Arc<Disk>| disk.id().is_some_and(|id| error.block_services.contains(&id.0));
+        let (blamed, others): (Vec<_>, Vec<_>) = self.disks().iter().filter(told).partition(blamed);
+        blamed.iter().for_each(|disk| disk.refuse(&error.message));
+        !blamed.is_empty() && !others.is_empty()
     }
 
     /// One heartbeat. Disks that were lost before this process ever saw them are in it once the
-    /// cluster has told their ids.
+    /// cluster has told their ids; those that it refused a moment ago are not, so that the others are heard of.
     pub fn registration(&self, address: &str) -> pb::RegisterBlockServices {
-        let block_services = self.reports();
+        let mut block_services = self.reports();
         block_services.iter().for_each(telemetry::disk);
+        let refused: BTreeSet<u64> = self
+            .disks()
+            .iter()
+            .filter(|disk| disk.is_refused())
+            .filter_map(|disk| Some(disk.id()?.0))
+            .collect();
+        // When there is no other, it asks again and again.
+        if block_services.iter().any(|report| !refused.contains(&report.id)) {
+            block_services.retain(|report| !refused.contains(&report.id));
+        }
+        for store in self.disks().iter().filter_map(|disk| disk.store().ok()) {
+            telemetry::store(store.identity().service, &store.counters, store.totals().segments);
+        }
         pb::RegisterBlockServices {
             address: address.to_owned(),
             failure_domain: self
@@ -47,6 +79,7 @@ impl Service {
                 .map(|disk| disk.config().failure_domain.clone())
                 .unwrap_or_default(),
             block_services,
+            boot: self.boot(),
         }
     }
 
@@ -73,6 +106,8 @@ impl Service {
                 blocks: report.totals.blocks,
                 io_errors: report.io_errors,
                 problem: shortened(report.problem),
+                read_only: report.read_only,
+                dead_bytes: report.totals.dead_bytes,
             })
         });
         told.collect()

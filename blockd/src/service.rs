@@ -1,12 +1,12 @@
 //! The requests, as plain functions over the messages: any transport can serve them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use eggs_blockd_core::admission::{admit_erase, check_header};
-use eggs_blockd_core::{Identity, WriteAdmission};
+use eggs_blockd_core::admission::check_header;
+use eggs_blockd_core::{Extent, Identity, WriteAdmission};
 use eggs_daemon::CancellationToken;
 use eggs_proto::limits::PROTOCOL_VERSION;
 use eggs_proto::pb::write_block_request::Part;
@@ -18,12 +18,12 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::DropGuard;
 
-use crate::disk::{Disk, DiskConfig, Ids, Look, Refusal};
+use crate::disk::{Disk, DiskConfig, Ids, Refusal};
 use crate::limits::{
-    CHECK_INTERVAL, DRAIN_MAX, PIECES_QUEUED, READS_MAX, SILENCE_MAX, TRANSFER_MAX, WAIT_MAX, WAITING_MAX,
-    WRITES_MAX,
+    BATCHES_BYTES_MAX, CHECK_INTERVAL, DRAIN_MAX, MAINTENANCE_INTERVAL, MAINTENANCE_PAUSE, PIECES_QUEUED,
+    READS_MAX, SILENCE_MAX, TRANSFER_MAX, WAIT_MAX, WAITING_MAX, WRITES_MAX, WRITES_PER_DISK_MAX,
 };
-use crate::store::{Contents, OpenError, OpenProblem, inspect};
+use crate::store::{Contents, OpenError, OpenProblem, inspect, segment_path};
 use crate::telemetry::{self, Operation};
 use crate::transfer::{forward, give, next_part, outcome, receive, send};
 
@@ -48,10 +48,16 @@ pub struct Service {
 #[derive(Debug)]
 struct Inner {
     cluster: ClusterId,
+    /// Random: tells this process from one that has, or had, copies of its disks.
+    boot: u64,
     disks: Vec<Arc<Disk>>,
     writes: Arc<Semaphore>,
     reads: Arc<Semaphore>,
-    waiting: Arc<Semaphore>,
+    waiting_writes: Semaphore,
+    /// Apart: a crowd of writers must not keep readers away.
+    waiting_reads: Semaphore,
+    /// Bytes that requests of several blocks hold.
+    batches: Arc<Semaphore>,
     closing: CancellationToken,
     monitors: tokio::sync::Mutex<JoinSet<()>>,
     _close_on_drop: DropGuard,
@@ -59,33 +65,42 @@ struct Inner {
 
 /// A place among the blocks in flight: the disk's and the process's.
 #[derive(Debug)]
-struct Place {
+pub(crate) struct Place {
     _disk: OwnedSemaphorePermit,
     _total: OwnedSemaphorePermit,
 }
 
-/// The cluster that the formatted ones among `disks` belong to; `None` when there is none yet. Changes nothing.
+/// The cluster that all the formatted ones among `disks` belong to; `None` when there is none yet, or more than one.
+/// Changes nothing.
+pub fn known_cluster(disks: &[DiskConfig]) -> Option<ClusterId> {
+    let mut known = disks.iter().filter_map(|disk| cluster_of(&disk.path));
+    let first = known.next()?;
+    known.all(|other| other == first).then_some(first)
+}
+
+fn cluster_of(path: &Path) -> Option<ClusterId> {
+    match inspect(path) {
+        Ok(Contents::Disk(Identity { cluster, .. })) => Some(cluster),
+        _ => None,
+    }
+}
+
+/// Refuses disks of another cluster when none is of this: it is the cluster that is the wrong one, and nothing is to be
+/// formatted for it. Changes nothing.
 ///
 /// # Errors
-/// Disks that do not go together, or that cannot be used; as [`Service::open`].
-pub fn known_cluster(disks: &[DiskConfig]) -> Result<Option<ClusterId>, OpenError> {
-    refuse_same_paths(disks)?;
-    let mut known = None;
+/// The first of them.
+pub fn refuse_other_cluster(disks: &[DiskConfig], ours: ClusterId) -> Result<(), OpenError> {
+    let mut foreign = None;
     for disk in disks {
-        match inspect(&disk.path) {
-            Ok(Contents::Disk(Identity { cluster, .. })) => {
-                let ours = *known.get_or_insert(cluster);
-                if ours != cluster {
-                    let problem = OpenProblem::AnotherCluster { theirs: cluster, ours };
-                    return Err(OpenError { path: disk.path.clone(), problem });
-                }
-            }
-            Ok(Contents::Absent | Contents::Empty) => {}
-            Err(error) if disk.expect_existing && error.problem.is_loss() => {}
-            Err(error) => return Err(error),
+        match cluster_of(&disk.path) {
+            Some(cluster) if cluster == ours => return Ok(()),
+            Some(theirs) => _ = foreign.get_or_insert((&disk.path, theirs)),
+            None => {}
         }
     }
-    Ok(known)
+    let Some((path, theirs)) = foreign else { return Ok(()) };
+    Err(OpenError { path: path.clone(), problem: OpenProblem::AnotherCluster { theirs, ours } })
 }
 
 /// Whether [`Service::open`] would format any of them.
@@ -113,38 +128,46 @@ impl Service {
     /// Opens the disks, formatting empty folders, and begins to watch them. Call it in a tokio runtime.
     ///
     /// # Errors
-    /// The first disk that people must see to: in use, of another cluster, newer, damaged, not ours.
+    /// When no disk can be served and people must see to one: in use, of another cluster, newer, damaged, not ours.
+    /// Beside others such a disk is lost, and looked for.
     pub fn open(config: Config) -> Result<Service, OpenError> {
         let Config { cluster, disks } = config;
-        // All are looked at before any is formatted.
-        if let Some(theirs) = known_cluster(&disks)?.filter(|&theirs| theirs != cluster) {
-            let problem = OpenProblem::AnotherCluster { theirs, ours: cluster };
-            let of_theirs = |disk: &&DiskConfig| matches!(inspect(&disk.path), Ok(Contents::Disk(_)));
-            let path = disks.iter().find(of_theirs).map(|disk| disk.path.clone()).unwrap_or_default();
-            return Err(OpenError { path, problem });
-        }
+        refuse_same_paths(&disks)?;
+        refuse_other_cluster(&disks, cluster)?;
         let closing = CancellationToken::new();
         let ids = Ids::default();
         let mut opened = Vec::with_capacity(disks.len());
+        let mut refusal = None;
         for mut disk in disks {
             disk.path = std::path::absolute(&disk.path).unwrap_or(disk.path);
-            opened.push(Disk::open(disk, cluster, Arc::clone(&ids))?);
+            let (disk, error) = Disk::open(disk, cluster, Arc::clone(&ids));
+            opened.push(disk);
+            let loss =
+                |error: &OpenError, disk: &Disk| disk.config().expect_existing && error.problem.is_loss();
+            refusal = refusal.or(error.filter(|error| opened.last().is_some_and(|disk| !loss(error, disk))));
+        }
+        if let Some(error) = refusal.filter(|_| opened.iter().all(|disk| disk.store().is_err())) {
+            return Err(error);
         }
         let mut monitors = JoinSet::new();
         let mut disks = Vec::with_capacity(opened.len());
-        for (disk, look) in opened {
+        for disk in opened {
             let disk = Arc::new(disk);
-            count_blocks(look, &closing);
             monitors.spawn(monitor(Arc::clone(&disk), closing.clone()));
+            monitors.spawn(maintain(Arc::clone(&disk), closing.clone()));
             disks.push(disk);
         }
         Ok(Service {
             inner: Arc::new(Inner {
                 cluster,
+                // Without entropy it does not say: 0.
+                boot: getrandom::u64().unwrap_or(0),
                 disks,
                 writes: Arc::new(Semaphore::new(WRITES_MAX)),
                 reads: Arc::new(Semaphore::new(READS_MAX)),
-                waiting: Arc::new(Semaphore::new(WAITING_MAX)),
+                waiting_writes: Semaphore::new(WAITING_MAX),
+                waiting_reads: Semaphore::new(WAITING_MAX),
+                batches: Arc::new(Semaphore::new(BATCHES_BYTES_MAX)),
                 monitors: tokio::sync::Mutex::new(monitors),
                 _close_on_drop: closing.clone().drop_guard(),
                 closing,
@@ -157,17 +180,33 @@ impl Service {
         self.inner.cluster
     }
 
+    /// Blocks that are being written to a disk right now; for tests.
+    pub fn arriving(&self, service: BlockServiceId) -> usize {
+        let disk = self.inner.disks.iter().find(|disk| disk.id() == Some(service));
+        disk.map_or(0, |disk| WRITES_PER_DISK_MAX - disk.writes.available_permits())
+    }
+
+    /// The file a block lies in, and where in it; for tests.
+    pub fn place_of(&self, service: BlockServiceId, block: BlockId) -> Option<(PathBuf, Extent)> {
+        let disk = self.inner.disks.iter().find(|disk| disk.id() == Some(service))?;
+        let place = disk.store().ok()?.read(block).ok()?.place();
+        Some((segment_path(disk.path(), place.segment), place.extent()))
+    }
+
+    pub(crate) fn boot(&self) -> u64 {
+        self.inner.boot
+    }
+
     pub(crate) fn disks(&self) -> &[Arc<Disk>] {
         &self.inner.disks
     }
 
-    /// For `/healthz`: not well when every disk is lost.
+    /// For `/healthz`: not well when every disk is lost or refused.
     pub fn health(&self) -> impl Fn() -> Result<(), String> + Send + Sync + 'static {
         let inner = Arc::downgrade(&self.inner);
         move || {
             let Some(inner) = inner.upgrade() else { return Err("stopping".to_owned()) };
-            let problems = inner.disks.iter().map(|disk| disk.report().problem);
-            if problems.into_iter().all(|problem| !problem.is_empty()) {
+            if inner.disks.iter().all(|disk| disk.store().is_err()) {
                 return Err("all disks are lost".to_owned());
             }
             Ok(())
@@ -227,7 +266,7 @@ impl Service {
         let what = || format!("block {} on {}", BlockId(start.block), disk.path().display());
         let admission =
             WriteAdmission::decide(store.identity(), &start).map_err(|error| Refusal::new(error, what()))?;
-        let place = self.place(&disk.writes, &self.inner.writes).await?;
+        let place = self.write_place(&disk).await?;
         let (pieces, receiver) = mpsc::channel(PIECES_QUEUED);
         let task = {
             let disk = Arc::clone(&disk);
@@ -235,7 +274,7 @@ impl Service {
                 let _place = place;
                 let result = receive(&store, admission, receiver).map_err(|error| disk.fault(&error));
                 if result.is_ok() {
-                    telemetry::written(store.identity().service, admission.size);
+                    telemetry::written(store.identity().service, 1, u64::from(admission.size));
                 }
                 result
             })
@@ -277,7 +316,7 @@ impl Service {
     ) -> Result<u32, Refusal> {
         let disk = self.admit(request.header.as_ref(), request.block_service)?;
         let store = disk.store()?;
-        let place = self.place(&disk.reads, &self.inner.reads).await?;
+        let place = self.read_place(&disk).await?;
         let deadline = Instant::now() + TRANSFER_MAX;
         let (block, offset, length) = (BlockId(request.block), request.offset, request.length);
         let (pieces, runtime) = (pieces.clone(), Handle::current());
@@ -286,42 +325,11 @@ impl Service {
             let result =
                 send(&store, block, offset, length, |piece| give(&runtime, &pieces, piece, deadline));
             if result.is_ok() {
-                telemetry::read(store.identity().service, length);
+                telemetry::read(store.identity().service, 1, u64::from(length));
             }
             result.map_err(|error| disk.fault(&error))
         });
         outcome(task, deadline, || format!("block {block}")).await
-    }
-
-    /// Removes a block; answered once that is durable (BL-5).
-    pub async fn erase(&self, request: pb::EraseBlockRequest) -> pb::EraseBlockReply {
-        let begun = Instant::now();
-        let result = self.try_erase(&request).await;
-        telemetry::done(Operation::Erase, begun, result.as_ref().map(|_| ()));
-        use pb::erase_block_reply::Result::{Error, Proof};
-        let result = match result {
-            Ok(proof) => Proof(Bytes::copy_from_slice(&proof)),
-            Err(refusal) => Error(refusal.into()),
-        };
-        pb::EraseBlockReply { header: Some(reply_header()), result: Some(result) }
-    }
-
-    async fn try_erase(&self, request: &pb::EraseBlockRequest) -> Result<mac::Mac, Refusal> {
-        let disk = self.admit(request.header.as_ref(), request.block_service)?;
-        let store = disk.store()?;
-        let block = BlockId(request.block);
-        let what = || format!("block {block} on {}", disk.path().display());
-        let proof = admit_erase(store.identity(), request).map_err(|error| Refusal::new(error, what()))?;
-        let place = self.place(&disk.writes, &self.inner.writes).await?;
-        let task = {
-            let disk = Arc::clone(&disk);
-            tokio::task::spawn_blocking(move || {
-                let _place = place;
-                store.erase(block).map_err(|error| disk.fault(&error))
-            })
-        };
-        outcome(task, Instant::now() + TRANSFER_MAX, what).await?;
-        Ok(proof)
     }
 
     /// What the disks hold; from memory.
@@ -329,7 +337,15 @@ impl Service {
         let checked = check_header(request.header.as_ref(), self.inner.cluster);
         let block_services = match checked {
             Err(_) => Vec::new(),
-            Ok(()) => self.reports().into_iter().map(stats_of).collect(),
+            Ok(()) => {
+                let mut stats: Vec<_> = self.reports().into_iter().map(stats_of).collect();
+                for disk in &self.inner.disks {
+                    let segments = disk.report().totals.segments;
+                    let id = disk.id().map(|id| id.0);
+                    stats.iter_mut().filter(|of| Some(of.id) == id).for_each(|of| of.segments = segments);
+                }
+                stats
+            }
         };
         pb::BlockStatsReply {
             header: Some(reply_header()),
@@ -340,31 +356,59 @@ impl Service {
 
     /// The disk a request is for, when the request is for us at all.
     fn admit(&self, header: Option<&pb::RequestHeader>, service: u64) -> Result<Arc<Disk>, Refusal> {
+        self.check_request(header)?;
+        self.disk(service)
+    }
+
+    /// The disk with this id.
+    pub(crate) fn disk(&self, service: u64) -> Result<Arc<Disk>, Refusal> {
         let id = BlockServiceId(service);
-        check_header(header, self.inner.cluster)
-            .map_err(|error| Refusal::new(error, format!("request to block service {id}")))?;
-        if self.inner.closing.is_cancelled() {
-            return Err(Refusal::new(BlockError::Busy, "the daemon is stopping"));
-        }
         let disk = self.inner.disks.iter().find(|disk| disk.id() == Some(id));
         disk.cloned().ok_or_else(|| Refusal::new(BlockError::UnknownBlockService, id.to_string()))
     }
 
-    /// A place for a block in flight; waits for one, but not long, and not in any crowd (BL-9).
-    async fn place(&self, disk: &Arc<Semaphore>, total: &Arc<Semaphore>) -> Result<Place, Refusal> {
-        let busy = || Refusal::new(BlockError::Busy, "too many blocks in flight");
-        let _waiting = self.inner.waiting.try_acquire().map_err(|_| busy())?;
-        let both = async {
-            // The disk's first: a hung disk's queue must not take places from the others.
-            let of_disk = Arc::clone(disk).acquire_owned().await.map_err(|_| busy())?;
-            let of_total = Arc::clone(total).acquire_owned().await.map_err(|_| busy())?;
-            Ok(Place { _disk: of_disk, _total: of_total })
-        };
-        timeout(WAIT_MAX, both).await.unwrap_or_else(|_| Err(busy()))
+    /// A place to write to a disk.
+    pub(crate) async fn write_place(&self, disk: &Disk) -> Result<Place, Refusal> {
+        place(&self.inner.waiting_writes, &disk.writes, &self.inner.writes).await
+    }
+
+    /// A place to read from a disk.
+    pub(crate) async fn read_place(&self, disk: &Disk) -> Result<Place, Refusal> {
+        place(&self.inner.waiting_reads, &disk.reads, &self.inner.reads).await
+    }
+
+    /// Memory for a request of several blocks. Not waited for: what waits is in memory already (BL-9).
+    pub(crate) fn batch_memory(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
+        let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
+        Arc::clone(&self.inner.batches)
+            .try_acquire_many_owned(permits)
+            .map_err(|_| Refusal::new(BlockError::Busy, "too many blocks in flight"))
+    }
+
+    /// What every request must have right.
+    pub(crate) fn check_request(&self, header: Option<&pb::RequestHeader>) -> Result<(), Refusal> {
+        check_header(header, self.inner.cluster).map_err(|error| Refusal::new(error, "request"))?;
+        if self.inner.closing.is_cancelled() {
+            return Err(Refusal::new(BlockError::Busy, "the daemon is stopping"));
+        }
+        Ok(())
     }
 }
 
-fn reply_header() -> pb::ReplyHeader {
+/// A place for a block in flight; waits for one, but not long, and not in any crowd (BL-9).
+async fn place(waiting: &Semaphore, disk: &Arc<Semaphore>, total: &Arc<Semaphore>) -> Result<Place, Refusal> {
+    let busy = || Refusal::new(BlockError::Busy, "too many blocks in flight");
+    let _waiting = waiting.try_acquire().map_err(|_| busy())?;
+    let both = async {
+        // The disk's first: a hung disk's queue must not take places from the others.
+        let of_disk = Arc::clone(disk).acquire_owned().await.map_err(|_| busy())?;
+        let of_total = Arc::clone(total).acquire_owned().await.map_err(|_| busy())?;
+        Ok(Place { _disk: of_disk, _total: of_total })
+    };
+    timeout(WAIT_MAX, both).await.unwrap_or_else(|_| Err(busy()))
+}
+
+pub(crate) fn reply_header() -> pb::ReplyHeader {
     pb::ReplyHeader { version: PROTOCOL_VERSION, time: eggs_daemon::clock::wall().0 }
 }
 
@@ -378,6 +422,9 @@ fn stats_of(report: pb::BlockServiceReport) -> pb::BlockServiceStats {
         blocks: report.blocks,
         io_errors: report.io_errors,
         problem: report.problem,
+        read_only: report.read_only,
+        dead_bytes: report.dead_bytes,
+        segments: 0,
     }
 }
 
@@ -393,25 +440,33 @@ async fn monitor(disk: Arc<Disk>, closing: CancellationToken) {
         tokio::select! {
             // A hung disk is left to itself.
             () = closing.cancelled() => return,
-            look = look => if let Ok(look) = look { count_blocks(look, &closing) },
+            _ = look => {}
         }
     }
 }
 
-/// Counts a disk's blocks in the background.
-fn count_blocks(look: Look, closing: &CancellationToken) {
-    let Look::Opened(store) = look else { return };
-    let closing = closing.clone();
-    // Not joined: it ends with the service, and holds nothing but the disk.
-    tokio::task::spawn_blocking(move || {
-        let begun = Instant::now();
-        let path = store.path().display();
-        match store.scan(|| closing.is_cancelled() || store.check().is_err()) {
-            Ok(()) => {
-                let totals = store.totals();
-                tracing::debug!(%path, blocks = totals.blocks, bytes = totals.used_bytes, elapsed = ?begun.elapsed(), "blocks counted");
-            }
-            Err(error) => tracing::warn!(%path, %error, "blocks were not counted"),
+/// Gives a disk's dead room back, until the service closes.
+async fn maintain(disk: Arc<Disk>, closing: CancellationToken) {
+    let mut pause = MAINTENANCE_INTERVAL;
+    loop {
+        tokio::select! {
+            () = closing.cancelled() => return,
+            () = sleep(pause) => {}
         }
-    });
+        let (disk, stop) = (Arc::clone(&disk), closing.clone());
+        let done = tokio::task::spawn_blocking(move || {
+            let Ok(store) = disk.store() else { return true };
+            let result = store.maintain(&|| stop.is_cancelled());
+            if let Err(error) = &result {
+                tracing::warn!(path = %store.path().display(), %error, "the disk was not tidied up");
+            }
+            result.is_ok()
+        });
+        tokio::select! {
+            () = closing.cancelled() => return,
+            done = done => {
+                pause = if matches!(done, Ok(true)) { MAINTENANCE_INTERVAL } else { MAINTENANCE_PAUSE };
+            }
+        }
+    }
 }

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use eggs_blockd::{Config, Service, known_cluster};
-use eggs_blockd_core::BlockPath;
 use eggs_proto::pb::write_block_request::Part;
 use eggs_proto::{BlockError, ClusterId};
 use support::*;
@@ -100,7 +99,11 @@ async fn a_disk_that_should_exist_and_does_not_is_lost_not_new() {
         let service = open(paths.iter().map(expected).collect());
         assert_eq!(service.registration("here:1").block_services.len(), 1);
         service.stop().await;
-        assert!(refusal(paths.iter().map(disk).collect()).contains("damaged"));
+        // Alone it is refused; beside another it is lost.
+        assert!(refusal(vec![disk(&paths[0])]).contains("damaged"));
+        let service = open(paths.iter().map(disk).collect());
+        assert_eq!(service.registration("here:1").block_services.len(), 1);
+        service.stop().await;
         assert_eq!(std::fs::read(paths[0].join("identity")).unwrap(), damage);
     }
 }
@@ -129,8 +132,8 @@ async fn what_is_not_ours_is_refused_in_one_line_and_untouched() {
     let service = open(vec![disk(&path)]);
     assert!(refusal(vec![disk(&path)]).contains("in use"));
     service.stop().await;
-    assert_eq!(known_cluster(&[disk(&path), disk(&fresh)]).unwrap(), Some(CLUSTER));
-    assert_eq!(known_cluster(&[disk(&fresh)]).unwrap(), None);
+    assert_eq!(known_cluster(&[disk(&path), disk(&fresh)]), Some(CLUSTER));
+    assert_eq!(known_cluster(&[disk(&fresh)]), None);
 
     let before = tree(folder.path());
     let both = || vec![disk(&fresh), disk(&path)];
@@ -147,15 +150,17 @@ async fn what_is_not_ours_is_refused_in_one_line_and_untouched() {
     newer[8] += 1;
     let good = std::fs::read(path.join("identity")).unwrap();
     std::fs::write(path.join("identity"), newer).unwrap();
-    assert!(refusal(both()).contains("newer"));
-    assert!(!fresh.exists());
+    assert!(refusal(vec![disk(&path)]).contains("newer"));
     std::fs::write(path.join("identity"), good).unwrap();
 
     let copy = folder.path().join("copy");
-    std::fs::create_dir_all(copy.join("blocks")).unwrap();
-    std::fs::create_dir_all(copy.join("tmp")).unwrap();
+    std::fs::create_dir_all(copy.join("segments")).unwrap();
     std::fs::copy(path.join("identity"), copy.join("identity")).unwrap();
-    assert!(refusal(vec![disk(&path), disk(&copy)]).contains("same id"));
+    let before = tree(&copy);
+    let service = open(vec![disk(&path), disk(&copy)]);
+    assert_eq!(service.registration("here:1").block_services[0].path, path.display().to_string());
+    assert_eq!((service.registration("here:1").block_services.len(), tree(&copy)), (1, before));
+    service.stop().await;
 
     let full = folder.path().join("full");
     std::fs::create_dir(&full).unwrap();
@@ -168,21 +173,85 @@ async fn what_is_not_ours_is_refused_in_one_line_and_untouched() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_disk_of_another_cluster_does_not_keep_the_others_from_being_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let [foreign, right] = ["foreign", "right"].map(|name| folder.path().join(name));
+    let elsewhere = Config { cluster: ClusterId([9; 16]), disks: vec![disk(&foreign)] };
+    Service::open(elsewhere).unwrap().stop().await;
+    open(vec![disk(&right)]).stop().await;
+    let before = tree(&foreign);
+    assert_eq!(known_cluster(&[disk(&foreign), disk(&right)]), None);
+
+    let daemon = Daemon::start(vec![disk(&foreign), disk(&right)]).await;
+    let told = daemon.service.registration("here:1").block_services;
+    assert_eq!((told.len(), told[0].path.as_str()), (1, right.to_str().unwrap()));
+    let bytes = contents(1, 100);
+    daemon.write(write(&identity(&right), block(1), &bytes)).await.unwrap();
+    assert!(daemon.service.health()().is_ok());
+    daemon.stop().await;
+    assert_eq!(tree(&foreign), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inspecting_says_what_the_journal_knows_and_the_segments_lack() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    let small = eggs_blockd::store::Options { segment_bytes: Some(4 << 20), ..Default::default() };
+    let daemon = Daemon::start(vec![eggs_blockd::DiskConfig { options: small, ..disk(&path) }]).await;
+    let identity = identity(&path);
+    let bytes = contents(1, 1 << 20);
+    for n in 1..=9 {
+        daemon.write(write(&identity, block(n), &bytes)).await.unwrap();
+    }
+    let (cut, _) = daemon.place(&identity, block(1));
+    let (gone, _) = daemon.place(&identity, block(9));
+    assert_ne!(cut, gone);
+    daemon.stop().await;
+    let inspect = |paths: &[&Path]| {
+        let inspect = std::process::Command::new(env!("CARGO_BIN_EXE_eggs-blockd"))
+            .arg("inspect")
+            .args(paths)
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (inspect.status.code(), text(inspect.stdout), text(inspect.stderr))
+    };
+    let (code, blocks, said) = inspect(&[&path]);
+    assert_eq!((code, blocks.matches(" good").count(), said.as_str()), (Some(0), 9, ""), "{blocks}");
+
+    std::fs::File::options().write(true).open(cut).unwrap().set_len(4096).unwrap();
+    std::fs::remove_file(gone).unwrap();
+    let (code, blocks, said) = inspect(&[folder.path(), &path]);
+    let bad = blocks.matches(" damaged").count() + blocks.matches(" missing").count();
+    assert_eq!((code, blocks.matches(" good").count() + bad), (Some(1), 9), "{blocks}");
+    assert!(blocks.contains(" missing") && said.contains("blocks are missing"), "{blocks}{said}");
+    assert!(said.contains("not a disk of EggsFS: no file 'identity'"), "{said}");
+
+    // Looked at, they are not there; the disk is served all the same.
+    let daemon = Daemon::start(vec![disk(&path)]).await;
+    for n in [1, 9] {
+        let refusal = daemon.fetch(&identity, block(n), 0, 1 << 20).await.unwrap_err();
+        assert!(matches!(refusal, BlockError::Corrupt | BlockError::UnknownBlock), "{refusal:?}");
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_block_is_never_passed_off_as_good() {
     let folder = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(vec![disk(folder.path())]).await;
     let identity = identity(folder.path());
     let bytes = contents(1, 2 << 20);
     daemon.write(write(&identity, block(1), &bytes)).await.unwrap();
-    let path = folder.path().join("blocks").join(BlockPath::new(block(1)).to_string());
+    let (path, extent) = daemon.place(&identity, block(1));
     let file = std::fs::File::options().write(true).open(path).unwrap();
-    file.write_all_at(b"rot", 4096 + 1_500_000).unwrap();
+    file.write_all_at(b"rot", u64::from(extent.data_at) + 1_500_000).unwrap();
     assert_eq!(daemon.fetch(&identity, block(1), 0, 2 << 20).await, Err(BlockError::Corrupt));
-    // A part is what is there, with its CRC: who knows the cells' CRCs sees the damage.
-    assert_ne!(daemon.fetch(&identity, block(1), 1 << 20, 1 << 20).await.unwrap(), bytes.slice(1 << 20..));
+    // Every page has its checksum: parts that are damaged are not given, the others are.
+    assert_eq!(daemon.fetch(&identity, block(1), 1 << 20, 1 << 20).await, Err(BlockError::Corrupt));
     assert_eq!(daemon.fetch(&identity, block(1), 0, 1 << 20).await.unwrap(), bytes.slice(..1 << 20));
-    file.set_len(4096 + (2 << 20) - 1).unwrap();
-    assert_eq!(daemon.fetch(&identity, block(1), 0, 1).await, Err(BlockError::Corrupt));
+    file.set_len(u64::from(extent.end) - 100).unwrap();
+    assert_eq!(daemon.fetch(&identity, block(1), (2 << 20) - 1, 1).await, Err(BlockError::Corrupt));
     // Corrupt is not lost.
     assert_eq!(lost(&daemon.stats().await), [false]);
     daemon.stop().await;
@@ -202,8 +271,7 @@ async fn a_crowd_on_one_disk_leaves_the_others_alone() {
         let mut client = daemon.client.clone();
         writers.spawn(async move { client.write(messages).await.map(drop) });
     }
-    let tmp = paths[0].join("tmp");
-    while std::fs::read_dir(&tmp).unwrap().count() < eggs_blockd::limits::WRITES_PER_DISK_MAX {
+    while daemon.service.arriving(a.service) < eggs_blockd::limits::WRITES_PER_DISK_MAX {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let busy = daemon.write(write(&a, block(100), &bytes));

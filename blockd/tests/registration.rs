@@ -7,7 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use eggs_blockd::DiskConfig;
+use eggs_blockd::{Config, DiskConfig, Service};
 use eggs_daemon::registry::Registry;
 use eggs_daemon::{CancellationToken, Secret, channel, server};
 use eggs_proto::limits::MESSAGE_BYTES_MAX;
@@ -15,15 +15,18 @@ use eggs_proto::pb::block_service_client::BlockServiceClient;
 use eggs_proto::pb::registry_reply::Result as Answer;
 use eggs_proto::pb::registry_request::Op;
 use eggs_proto::pb::registry_service_server::{RegistryService, RegistryServiceServer};
-use eggs_proto::{BlockError, ClusterId, flags, pb};
+use eggs_proto::{BlockError, ClusterId, RegistryError, ServiceError, flags, pb};
 use support::*;
 use tonic::{Request, Response, Status};
 
-/// A shuckle that believes everything.
+/// A shuckle that believes everything, but for the disks and secrets it is told to refuse.
 #[derive(Clone)]
 struct FakeShuckle {
     cluster: ClusterId,
     map: pb::ClusterMapReply,
+    refused: Arc<Mutex<Vec<u64>>>,
+    /// Empty: any secret will do.
+    expected: Arc<Mutex<Vec<u8>>>,
     heard: Arc<Mutex<Option<pb::RegisterBlockServices>>>,
     secret: Arc<Mutex<Vec<u8>>>,
 }
@@ -43,7 +46,13 @@ impl RegistryService for FakeShuckle {
                 replicas: 1,
                 ..Default::default()
             }),
+            _ if !self.takes(&request.header.as_ref().unwrap().secret) => {
+                Answer::Error(RegistryError::Unauthorized.bare())
+            }
             Op::Map(_) => Answer::Map(self.map.clone()),
+            Op::RegisterBlockServices(report) if let Some(error) = self.conflict(&report) => {
+                Answer::Error(error)
+            }
             Op::RegisterBlockServices(report) => {
                 *self.heard.lock().unwrap() = Some(report);
                 *self.secret.lock().unwrap() = request.header.unwrap().secret.to_vec();
@@ -56,8 +65,28 @@ impl RegistryService for FakeShuckle {
 }
 
 impl FakeShuckle {
+    fn takes(&self, secret: &[u8]) -> bool {
+        let expected = self.expected.lock().unwrap();
+        expected.is_empty() || *expected == secret
+    }
+
+    fn conflict(&self, report: &pb::RegisterBlockServices) -> Option<pb::Error> {
+        assert_ne!(report.boot, 0);
+        let refused = self.refused.lock().unwrap();
+        let mut ids: Vec<u64> = report.block_services.iter().map(|disk| disk.id).collect();
+        ids.retain(|id| refused.contains(id));
+        (!ids.is_empty()).then(|| pb::Error { block_services: ids, ..RegistryError::Conflict.bare() })
+    }
+
     async fn start(cluster: ClusterId, map: pb::ClusterMapReply) -> (FakeShuckle, String) {
-        let shuckle = FakeShuckle { cluster, map, heard: Arc::default(), secret: Arc::default() };
+        let shuckle = FakeShuckle {
+            cluster,
+            map,
+            refused: Arc::default(),
+            expected: Arc::default(),
+            heard: Arc::default(),
+            secret: Arc::default(),
+        };
         let listener = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let router = server::grpc(RegistryServiceServer::new(shuckle.clone()));
@@ -128,6 +157,94 @@ async fn a_disk_lost_before_the_start_is_reported_by_the_id_the_cluster_remember
     stop.cancel();
     registering.await.unwrap().unwrap();
     service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_the_cluster_refuses_is_not_served_and_the_others_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = ["a", "b"].map(|name| folder.path().join(name));
+    let daemon = Daemon::start(paths.iter().map(disk).collect()).await;
+    let [a, b] = paths.each_ref().map(identity);
+    let (shuckle, address) = FakeShuckle::start(CLUSTER, Default::default()).await;
+    shuckle.refused.lock().unwrap().push(a.service.0);
+    let stop = CancellationToken::new();
+    let registry = Registry::join(&[address], None, Some(CLUSTER), &stop).await.unwrap();
+    let registering = {
+        let (service, stop) = (daemon.service.clone(), stop.clone());
+        tokio::spawn(
+            async move { service.run_registration(&registry, "here:1".to_owned(), || {}, stop).await },
+        )
+    };
+    let heard = shuckle.hears(|_| true).await;
+    assert_eq!(heard.block_services.iter().map(|disk| disk.id).collect::<Vec<_>>(), [b.service.0]);
+    let bytes = contents(1, 100);
+    assert_eq!(daemon.write(write(&a, block(1), &bytes)).await, Err(BlockError::DiskLost));
+    daemon.write(write(&b, block(1), &bytes)).await.unwrap();
+
+    // The one that had it is gone; and when there is no other disk, it is asked for all the same.
+    shuckle.refused.lock().unwrap().clear();
+    shuckle.hears(|heard| heard.block_services.len() == 2).await;
+    for _ in 0..2000 {
+        if daemon.write(write(&a, block(1), &bytes)).await.is_ok() {
+            stop.cancel();
+            registering.await.unwrap().unwrap();
+            daemon.stop().await;
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("the disk is not served again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_disks_that_are_refused_end_the_daemon_after_a_while() {
+    let folder = tempfile::tempdir().unwrap();
+    Secret::create(&folder.path().join("secret")).unwrap();
+    open(vec![disk(folder.path().join("0"))]).stop().await;
+    let (shuckle, address) = FakeShuckle::start(CLUSTER, Default::default()).await;
+    shuckle.refused.lock().unwrap().push(identity(folder.path().join("0")).service.0);
+    let (code, said) = refused(command(folder.path(), &address, &["0"])).await;
+    assert_eq!((code, said.contains("another disk is registered")), (Some(1), true), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_secret_is_refused_before_anything_is_formatted() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("secret");
+    Secret::create(&file).unwrap();
+    let (shuckle, address) = FakeShuckle::start(CLUSTER, Default::default()).await;
+    *shuckle.expected.lock().unwrap() = vec![1; 32];
+    let (code, said) = refused(command(folder.path(), &address, &["0"])).await;
+    let words = format!("the cluster secret in {} is not this cluster's", file.display());
+    assert_eq!((code, said.contains(&words)), (Some(1), true), "{said}");
+    assert!(!folder.path().join("0").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_disk_is_named_and_the_others_are_served() {
+    let folder = tempfile::tempdir().unwrap();
+    Secret::create(&folder.path().join("secret")).unwrap();
+    let foreign = Config { cluster: ClusterId([8; 16]), disks: vec![disk(folder.path().join("foreign"))] };
+    Service::open(foreign).unwrap().stop().await;
+    open(vec![disk(folder.path().join("right"))]).stop().await;
+    let (shuckle, address) = FakeShuckle::start(CLUSTER, Default::default()).await;
+    let mut daemon = Running(command(folder.path(), &address, &["foreign", "right"]).spawn().unwrap());
+    let heard = shuckle.hears(|_| true).await;
+    let right = identity(folder.path().join("right")).service.0;
+    assert_eq!(heard.block_services.iter().map(|disk| disk.id).collect::<Vec<_>>(), [right]);
+    daemon.0.kill().unwrap();
+    let mut said = String::new();
+    for log in [
+        daemon.0.stdout.take().map(|log| Box::new(log) as Box<dyn std::io::Read>),
+        daemon.0.stderr.take().map(|log| Box::new(log) as _),
+    ] {
+        std::io::Read::read_to_string(&mut log.unwrap(), &mut said).unwrap();
+    }
+    let line = said.lines().find(|line| line.contains("another cluster")).unwrap_or_else(|| panic!("{said}"));
+    assert!(line.contains("/foreign") && line.contains("ERROR"), "{line}");
+    // Alone it ends the daemon.
+    let (code, said) = refused(command(folder.path(), &address, &["foreign"])).await;
+    assert_eq!((code, said.contains("/foreign: it belongs to another cluster")), (Some(1), true), "{said}");
 }
 
 fn command(folder: &Path, shuckle: &str, disks: &[&str]) -> Command {
@@ -215,8 +332,16 @@ async fn the_daemon_formats_serves_survives_kill_and_stops() {
     let mut writer = client(&heard.address);
     let stream = tokio_stream::StreamExt::chain(tokio_stream::iter(half), tokio_stream::pending());
     let writing = tokio::spawn(async move { writer.write(stream).await.map(drop) });
-    let tmp = folder.path().join("0/tmp");
-    while std::fs::read_dir(&tmp).unwrap().count() == 0 {
+    let found = || {
+        let mut found = Vec::new();
+        let tell = |block| {
+            found.push(block);
+            Ok(())
+        };
+        eggs_blockd::inspect::inspect(&folder.path().join("0"), tell).unwrap();
+        found
+    };
+    while found().iter().all(|found| found.block != block(2)) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     daemon.0.kill().unwrap();
@@ -226,7 +351,7 @@ async fn the_daemon_formats_serves_survives_kill_and_stops() {
     shuckle.heard.lock().unwrap().take();
     let daemon = start();
     let heard = shuckle.hears(|heard| heard.block_services.iter().any(|disk| disk.blocks == 1)).await;
-    assert_eq!(std::fs::read_dir(&tmp).unwrap().count(), 0);
+    assert!(found().iter().all(|found| found.block == block(1) && found.whole), "{:?}", found());
     for (n, there) in [(1, true), (2, false)] {
         let mut stream =
             client(&heard.address).fetch(fetch(&disk, block(n), 0, 3 << 20)).await.unwrap().into_inner();

@@ -30,7 +30,9 @@ async fn blocks_go_in_come_out_and_are_erased() {
     }
     let stats = daemon.until(|stats| stats[0].blocks == 4).await;
     assert_eq!(stats[0].id, identity.service.0);
-    assert_eq!(stats[0].used_bytes, 4 * 4096 + 1 + 4096 + (1 << 20) + 1 + (5 << 20));
+    // Small blocks with a little around them, large ones from page to page.
+    let bytes = 1 + 4096 + (1 << 20) + 1 + (5 << 20);
+    assert!((bytes..bytes + 2 * 8192 + bytes / 1000 + 1000).contains(&stats[0].used_bytes), "{stats:?}");
     assert!(stats[0].available_bytes > 0 && stats[0].available_bytes < stats[0].capacity_bytes);
 
     // The same certificate again: the same proof, with or without the data.
@@ -124,7 +126,7 @@ async fn writes_that_are_not_as_they_should_be_are_refused() {
         assert_eq!(daemon.write(messages).await, Err(error), "{what}");
         assert_eq!(daemon.fetch(&identity, block(1), 0, 1).await, Err(UnknownBlock), "{what}");
     }
-    assert_eq!(std::fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
+    assert_eq!(daemon.stats().await[0].blocks, 0);
     assert_eq!(daemon.write(good).await, Ok(proof(&identity, block(1), &bytes)));
     daemon.stop().await;
 }
@@ -150,12 +152,11 @@ async fn reads_and_erasures_that_are_not_as_they_should_be_are_refused() {
     assert_eq!(fetched(|request| request.block = 0).await, Err(UnknownBlock));
     assert_eq!(fetched(|request| request.block = u64::MAX).await, Err(UnknownBlock));
 
-    let erased = |change: fn(&mut pb::EraseBlockRequest)| {
+    let erased = |change: fn(&mut pb::EraseBlock)| {
         let mut request = erase(&identity, block(1));
         change(&mut request);
         daemon.erase(request)
     };
-    assert_eq!(erased(|request| request.header = None).await, Err(Malformed));
     assert_eq!(erased(|request| request.block_service = 0).await, Err(UnknownBlockService));
     assert_eq!(erased(|request| request.block = 2).await, Err(BadCertificate));
     assert_eq!(erased(|request| request.certificate = vec![0; 16].into()).await, Err(BadCertificate));
@@ -194,7 +195,7 @@ async fn messages_and_bytes_that_are_none_hurt_only_their_sender() {
     }
     daemon.write(write(&identity, block(1), &bytes)).await.unwrap();
     assert_eq!(daemon.fetch(&identity, block(1), 0, 100_000).await, Ok(bytes));
-    assert_eq!(std::fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
+    assert_eq!(daemon.stats().await[0].blocks, 1);
     daemon.stop().await;
 }
 
@@ -225,8 +226,7 @@ async fn a_writer_that_goes_away_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(vec![disk(folder.path())]).await;
     let identity = identity(folder.path());
-    let tmp = folder.path().join("tmp");
-    let files = || std::fs::read_dir(&tmp).unwrap().count();
+    let files = || daemon.service.arriving(identity.service);
     let wait_for = async |count| {
         for _ in 0..2000 {
             if files() == count {
@@ -234,7 +234,7 @@ async fn a_writer_that_goes_away_leaves_nothing() {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        panic!("{} files in tmp, not {count}", files());
+        panic!("{} blocks in arrival, not {count}", files());
     };
     let bytes = contents(1, 3 << 20);
     let half = write(&identity, block(1), &bytes)[..2].to_vec();

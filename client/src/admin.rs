@@ -1,8 +1,10 @@
 //! The cluster as a whole: who serves what, and its transactions.
 
 use eggs_proto::pb::block_service_client::BlockServiceClient;
-use eggs_proto::pb::{crossdir_reply, crossdir_request, registry_request, shard_reply, shard_request};
-use eggs_proto::{ShardId, pb};
+use eggs_proto::pb::{
+    crossdir_reply, crossdir_request, registry_reply, registry_request, shard_reply, shard_request,
+};
+use eggs_proto::{InodeId, ShardId, pb};
 use futures_util::{StreamExt, stream};
 
 use crate::Client;
@@ -79,6 +81,35 @@ impl Client {
         let flags = pb::SetFlags { block_services: services.to_vec(), set, clear };
         self.shared.registry(registry_request::Op::SetFlags(flags), self.shared.options.timeout).await?;
         Ok(())
+    }
+
+    /// Takes disks off the list. Refused unless they are decommissioned and gone, and the janitor has found them empty.
+    pub async fn forget_block_services(&self, services: &[u64]) -> Result<()> {
+        let forget = pb::ForgetBlockServices { block_services: services.to_vec() };
+        let op = registry_request::Op::ForgetBlockServices(forget);
+        self.shared.registry(op, self.shared.options.timeout).await?;
+        Ok(())
+    }
+
+    /// Gives the janitor a job: a directory, below which every file is to be stored as the policies have it now. `path`: for
+    /// people. A job for that directory that is under way already is the answer to who asks again.
+    pub async fn put_restripe(&self, directory: InodeId, path: &str) -> Result<pb::Job> {
+        let kind = pb::JanitorTaskKind::JanitorTaskRestripe.into();
+        self.put_job(pb::PutJob { id: 0, cancel: false, kind, directory: directory.0, path: path.to_owned() })
+            .await
+    }
+
+    /// Ends a job. What it has done stays done.
+    pub async fn cancel_job(&self, id: u64) -> Result<pb::Job> {
+        self.put_job(pb::PutJob { id, cancel: true, ..pb::PutJob::default() }).await
+    }
+
+    async fn put_job(&self, job: pb::PutJob) -> Result<pb::Job> {
+        let op = registry_request::Op::PutJob(job);
+        match self.shared.registry(op, self.shared.options.timeout).await? {
+            registry_reply::Result::Job(job) => Ok(job),
+            _ => Err(ClientError::other_reply("a job")),
+        }
     }
 
     /// Files being written, of one shard.

@@ -11,6 +11,7 @@ use tonic::{Code, Status};
 
 use crate::connection::{Peer, Shared, entropy};
 use crate::error::{ClientError, Result, shortened};
+use crate::hops;
 use crate::map::Map;
 
 /// Hosts an error names.
@@ -122,6 +123,9 @@ pub(crate) async fn within<R, T>(
     }
 }
 
+/// A request that is not answered for so long is worth a word more than the answer to the one before.
+const LONG_SILENCE: Duration = Duration::from_secs(1);
+
 /// Who was asked, and what each said last: for the error.
 struct Tried {
     group: GroupId,
@@ -132,6 +136,13 @@ impl Tried {
     fn note(&mut self, address: &Arc<str>, words: String) {
         if self.said.len() < NAMED_MAX || self.said.contains_key(address) {
             self.said.insert(address.clone(), words);
+        }
+    }
+
+    /// What it said before says more, unless it has been silent for long since.
+    fn is_silent(&mut self, address: &Arc<str>, waited: Duration) {
+        if waited >= LONG_SILENCE || !self.said.contains_key(address) {
+            self.note(address, silent(waited));
         }
     }
 
@@ -222,6 +233,7 @@ impl Shared {
                 biased;
                 Some((address, started, outcome)) = tries.next() => {
                     tracing::trace!(%group, %address, took = ?started.elapsed(), "asked");
+                    hops::tell(&known, group, &address, started.elapsed());
                     let said = match outcome {
                         Outcome::Done(answer) => {
                             self.answered(target, &address, &known);
@@ -235,7 +247,9 @@ impl Shared {
                 () = tokio::time::sleep(pause) => {}
             }
             if patience.left().is_zero() {
-                search.silent().for_each(|address| tried.note(address, silent(patience.elapsed())));
+                for (address, waited) in search.silent(patience.elapsed()) {
+                    tried.is_silent(address, waited);
+                }
                 return Err(tried.error(&known, patience.elapsed()));
             }
         }

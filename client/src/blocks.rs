@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use eggs_client_core::encode::Encoded;
-use eggs_client_core::read::{BadBlock, Damage, Fetch, FetchFailure};
+use eggs_client_core::read::{BadBlock, Damage, Fetch, FetchFailure, Standing};
 use eggs_client_core::retry::Backoff;
 use eggs_client_core::write::WriteBlock;
 use eggs_proto::limits::MESSAGE_BYTES_MAX;
@@ -32,31 +31,39 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 enum WriteFailure {
     /// It said no.
     Refused(String),
+    /// It has too much to do.
+    Busy(String),
     /// It could not be talked to.
     Transport(String),
 }
 
-fn client(channel: Channel) -> BlockServiceClient<Channel> {
+pub(crate) fn client(channel: Channel) -> BlockServiceClient<Channel> {
     BlockServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 impl Shared {
-    /// Writes one block; returns the proof, or why not.
-    pub async fn write_block(self: &Arc<Self>, block: &WriteBlock, span: &Encoded) -> Result<Bytes, String> {
+    /// Writes one block, in pieces of at most a message; returns the proof, or why not. Who has too much to do is asked for as
+    /// long as one who says nothing: the others have as much to do, most likely.
+    pub async fn write_block(
+        self: &Arc<Self>,
+        block: &WriteBlock,
+        pieces: &[Bytes],
+    ) -> Result<Bytes, String> {
         let started = Instant::now();
         let mut backoff = Backoff::default();
         loop {
             let seen = self.map_time();
-            let why = match self.map().service(block.service) {
-                None => "not in the cluster map".to_owned(),
-                Some(peer) => match self.write_block_once(peer.bulk.clone(), block, span).await {
+            let (why, patience) = match self.map().service(block.service) {
+                None => ("not in the cluster map".to_owned(), RECONNECT_MAX),
+                Some(peer) => match self.write_block_once(peer.bulk.clone(), block, pieces).await {
                     Ok(proof) => return Ok(proof),
                     Err(WriteFailure::Refused(why)) => return Err(why),
-                    Err(WriteFailure::Transport(why)) => why,
+                    Err(WriteFailure::Busy(why)) => (why, self.options.block_timeout),
+                    Err(WriteFailure::Transport(why)) => (why, RECONNECT_MAX),
                 },
             };
             let pause = backoff.pause(entropy());
-            if started.elapsed() + pause > RECONNECT_MAX {
+            if started.elapsed() + pause > patience {
                 return Err(why);
             }
             self.renew_within(seen, pause).await;
@@ -68,7 +75,7 @@ impl Shared {
         &self,
         channel: Channel,
         block: &WriteBlock,
-        span: &Encoded,
+        pieces: &[Bytes],
     ) -> Result<Bytes, WriteFailure> {
         use write_block_request::Part;
         let start = pb::WriteStart {
@@ -81,8 +88,8 @@ impl Shared {
         };
         let moved = Arc::new(AtomicUsize::new(0));
         let taken = moved.clone();
-        let parts =
-            std::iter::once(Part::Start(start)).chain(span.slices(block.index).into_iter().map(Part::Data));
+        let pieces = pieces.to_vec();
+        let parts = std::iter::once(Part::Start(start)).chain(pieces.into_iter().map(Part::Data));
         let messages = parts.map(move |part| {
             taken.fetch_add(1, Ordering::Relaxed);
             pb::WriteBlockRequest { part: Some(part) }
@@ -98,10 +105,11 @@ impl Shared {
         match reply.result {
             Some(write_block_reply::Result::Proof(proof)) => Ok(proof),
             Some(write_block_reply::Result::Error(error)) => match BlockError::from_code(error.code) {
-                // It moved to another host, or the host is on its way out or in: the map will say.
-                Some(BlockError::UnknownBlockService | BlockError::Busy) => {
+                // It moved to another host: the map will say.
+                Some(BlockError::UnknownBlockService) => {
                     Err(WriteFailure::Transport(block_error_words(&error)))
                 }
+                Some(BlockError::Busy) => Err(WriteFailure::Busy(block_error_words(&error))),
                 _ => Err(WriteFailure::Refused(block_error_words(&error))),
             },
             None => Err(WriteFailure::Refused("an answer that says nothing".to_owned())),
@@ -163,14 +171,18 @@ impl Shared {
         });
     }
 
-    /// Whether a service may be asked for blocks first.
-    pub fn readable(self: &Arc<Self>) -> impl Fn(BlockServiceId) -> bool {
-        let map = self.map();
-        move |service| map.readable(service)
+    /// What is thought of services before they are asked for blocks.
+    pub fn standing(self: &Arc<Self>) -> impl Fn(BlockServiceId) -> Standing {
+        let (map, shared) = (self.map(), self.clone());
+        move |service| match map.readable(service) {
+            false => Standing::Avoided,
+            true if shared.options.hedge && shared.is_slow(service) => Standing::Slow,
+            true => Standing::Good,
+        }
     }
 }
 
-fn silent(patience: Duration) -> String {
+pub(crate) fn silent(patience: Duration) -> String {
     format!("no answer for {:.1} s", patience.as_secs_f64())
 }
 
@@ -215,16 +227,17 @@ async fn collect(
             // The cells' own CRCs say more than this one, which is of what was sent.
             Some(Part::Crc(_)) if total == length => return Ok(pieces),
             Some(Part::Crc(_)) | None => return unreachable("fewer bytes than asked for"),
-            Some(Part::Error(error)) => {
-                return Err(match BlockError::from_code(error.code) {
-                    Some(BlockError::UnknownBlock) => FetchFailure::Damaged(Damage::Missing),
-                    Some(BlockError::Corrupt) => FetchFailure::Damaged(Damage::Corrupt),
-                    Some(code) if code.retry() == Retry::Never => {
-                        FetchFailure::Refused(block_error_words(&error))
-                    }
-                    _ => FetchFailure::Unreachable(block_error_words(&error)),
-                });
-            }
+            Some(Part::Error(error)) => return Err(fetch_failure(&error)),
         }
+    }
+}
+
+/// What a block service's refusal says of the block.
+pub(crate) fn fetch_failure(error: &pb::Error) -> FetchFailure {
+    match BlockError::from_code(error.code) {
+        Some(BlockError::UnknownBlock) => FetchFailure::Damaged(Damage::Missing),
+        Some(BlockError::Corrupt) => FetchFailure::Damaged(Damage::Corrupt),
+        Some(code) if code.retry() == Retry::Never => FetchFailure::Refused(block_error_words(error)),
+        _ => FetchFailure::Unreachable(block_error_words(error)),
     }
 }

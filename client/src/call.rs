@@ -9,7 +9,7 @@ use eggs_proto::pb::crossdir_service_client::CrossdirServiceClient;
 use eggs_proto::pb::registry_service_client::RegistryServiceClient;
 use eggs_proto::pb::shard_service_client::ShardServiceClient;
 use eggs_proto::pb::{crossdir_reply, crossdir_request, registry_reply, registry_request};
-use eggs_proto::pb::{shard_reply, shard_request, write_result};
+use eggs_proto::pb::{shard_reply, shard_request, write_op, write_result};
 use eggs_proto::{
     ClusterId, CrossdirError, GroupId, RegistryError, Retry, ServiceError, SessionId, ShardError, ShardId, pb,
 };
@@ -23,7 +23,8 @@ use crate::types::Options;
 /// while it goes on.
 const TRY_MAX: Duration = Duration::from_secs(15);
 const REGISTRY_TRY_MAX: Duration = Duration::from_secs(3);
-/// Disks come back within the time after which they count as stale; a full cluster does not.
+/// Disks come back within the time after which they count as stale; a full cluster does not. Who writes waits for
+/// that; who repairs has others to repair.
 const NO_SPACE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Session and sequence of a write; zeros in reads.
@@ -59,10 +60,13 @@ impl Drop for LaneGuard<'_> {
 }
 
 /// Whether an operation that was refused may succeed later.
-fn worth_again(result: &pb::WriteResult, patience: &Patience) -> bool {
+fn worth_again(op: &pb::WriteOp, result: &pb::WriteResult, patience: &Patience) -> bool {
     let Some(write_result::Result::Error(error)) = &result.result else { return false };
     match ShardError::from_code(error.code) {
-        Some(ShardError::NoBlockServices) => patience.elapsed() < NO_SPACE_PATIENCE,
+        Some(ShardError::NoBlockServices) => {
+            let repairs = matches!(op.op, Some(write_op::Op::PlaceReplacements(_)));
+            !repairs && patience.elapsed() < NO_SPACE_PATIENCE
+        }
         Some(code) => code.retry() == Retry::Later,
         None => false,
     }
@@ -107,7 +111,8 @@ impl Shared {
         let (patience, mut backoff) = (self.patience(), Backoff::default());
         let mut results = self.shard_write_once(shard, ops.clone(), patience).await?;
         loop {
-            let again: Vec<usize> = (0..ops.len()).filter(|&n| worth_again(&results[n], &patience)).collect();
+            let again: Vec<usize> =
+                (0..ops.len()).filter(|&n| worth_again(&ops[n], &results[n], &patience)).collect();
             if again.is_empty() || !patience.sleep(backoff.pause(entropy())).await {
                 return Ok(results);
             }
@@ -152,7 +157,11 @@ impl Shared {
         patience: Patience,
     ) -> Result<Result<shard_reply::Result, pb::Error>> {
         let attempt = |peer: Peer| {
-            let (header, op) = (Some(self.header_of(ids)), Some(op.clone()));
+            let mut header = self.header_of(ids);
+            if let (true, Some(secret)) = (crate::upkeep::needs_secret(&op), &self.options.secret) {
+                header.secret = secret.to_bytes();
+            }
+            let (header, op) = (Some(header), Some(op.clone()));
             self.shard_try(peer, pb::ShardRequest { header, shard: shard.0.into(), op })
         };
         self.ask(target_of(shard, &op), patience, attempt).await
@@ -293,7 +302,10 @@ impl Shared {
 
 fn needs_secret(op: &registry_request::Op) -> bool {
     use registry_request::Op;
-    matches!(op, Op::SetReplicas(_) | Op::DrainHost(_) | Op::SetFlags(_))
+    matches!(
+        op,
+        Op::SetReplicas(_) | Op::DrainHost(_) | Op::SetFlags(_) | Op::PutJob(_) | Op::ForgetBlockServices(_)
+    )
 }
 
 /// Finds the cluster: who it is, and its first map.
@@ -318,4 +330,25 @@ pub(crate) async fn join(options: Options) -> Result<Arc<Shared>> {
     let map = shared.fetch_map(patience.left().max(Duration::from_millis(1))).await?;
     shared.learn(&map);
     Ok(shared)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_writes_waits_for_room_and_who_repairs_does_not() {
+        let patience = Patience::new(Duration::from_secs(60));
+        let refused = |error: ShardError| pb::WriteResult {
+            result: Some(write_result::Result::Error(error.bare())),
+            time: 0,
+        };
+        let writes = pb::WriteOp { op: Some(write_op::Op::StartEden(pb::StartEden::default())) };
+        let repairs =
+            pb::WriteOp { op: Some(write_op::Op::PlaceReplacements(pb::PlaceReplacements::default())) };
+        assert!(worth_again(&writes, &refused(ShardError::NoBlockServices), &patience));
+        assert!(!worth_again(&repairs, &refused(ShardError::NoBlockServices), &patience));
+        assert!(worth_again(&repairs, &refused(ShardError::Busy), &patience));
+        assert!(!worth_again(&writes, &refused(ShardError::NotFound), &patience));
+    }
 }

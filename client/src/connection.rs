@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use eggs_client_core::latency::Latencies;
 use eggs_proto::limits::PROTOCOL_VERSION;
 use eggs_proto::time::HybridClock;
-use eggs_proto::{ClusterId, GroupId, SessionId, Time, pb};
+use eggs_proto::{BlockServiceId, ClusterId, GroupId, SessionId, Time, pb};
 use tokio_util::task::TaskTracker;
 use tonic::transport::{Channel, Endpoint};
 
@@ -16,7 +17,7 @@ use crate::error::{ClientError, Result};
 use crate::map::{Leaders, Map};
 use crate::types::Options;
 
-// As the daemons' ends (`eggs_daemon::server`): both must agree for large messages to flow.
+// What daemons may send before it is read: bounded by what was asked for, and nobody else waits behind it.
 const STREAM_WINDOW: u32 = 16 << 20;
 const CONNECTION_WINDOW: u32 = 64 << 20;
 const FRAME_BYTES_MAX: u32 = 1 << 20;
@@ -71,6 +72,9 @@ pub(crate) struct Shared {
     lanes: Mutex<Vec<Lane>>,
     turn: AtomicUsize,
     reported: Mutex<std::collections::BTreeSet<(u64, u64)>>,
+    /// How fast block services are, and since when that is counted.
+    latencies: Mutex<Latencies>,
+    started: Instant,
     pub tasks: TaskTracker,
 }
 
@@ -106,6 +110,8 @@ impl Shared {
             lanes: Mutex::default(),
             turn: AtomicUsize::new(entropy() as usize % 1024),
             reported: Mutex::default(),
+            latencies: Mutex::default(),
+            started: Instant::now(),
             tasks: TaskTracker::new(),
         }
     }
@@ -138,6 +144,36 @@ impl Shared {
     pub fn first_report(&self, service: u64, block: u64) -> bool {
         let mut reported = lock(&self.reported);
         reported.len() < REPORTED_MAX && reported.insert((service, block))
+    }
+
+    /// Whether it has been, or will not be: too many were.
+    pub fn is_reported(&self, service: u64, block: u64) -> bool {
+        let reported = lock(&self.reported);
+        reported.len() >= REPORTED_MAX || reported.contains(&(service, block))
+    }
+
+    /// A fetch of so many bytes was answered.
+    pub fn fetch_answered(&self, service: BlockServiceId, bytes: u32, took: Duration) {
+        lock(&self.latencies).answered(service, bytes, took);
+    }
+
+    /// A fetch was late, and others are asked.
+    pub fn fetch_late(&self, service: BlockServiceId) {
+        lock(&self.latencies).late(service, self.started.elapsed());
+    }
+
+    pub fn is_slow(&self, service: BlockServiceId) -> bool {
+        lock(&self.latencies).is_slow(service, self.started.elapsed())
+    }
+
+    /// When a fetch of so many bytes is late.
+    pub fn hedge_after(&self, service: BlockServiceId, bytes: u32) -> Duration {
+        lock(&self.latencies).hedge_after(service, bytes, self.options.hedge_after_max)
+    }
+
+    /// Whether there is budget for one more hedge; takes it.
+    pub fn pay_hedge(&self) -> bool {
+        lock(&self.latencies).pay()
     }
 
     pub fn take_lane(&self) -> Lane {

@@ -48,6 +48,7 @@ impl Death {
             name: self.name.clone(),
             died_at: self.died_at.0,
             target: self.target.0,
+            owned: self.owned,
         })
     }
 

@@ -17,6 +17,7 @@ use crate::connection::Shared;
 use crate::error::{ClientError, Result};
 use crate::names::{link_reply, optional};
 use crate::types::{NewAttributes, Published, Replace};
+use crate::upkeep::done;
 use crate::{Client, Directory};
 
 /// Services remembered as bad for the spans to come.
@@ -78,6 +79,31 @@ impl Prepared {
         let encoded = encode(span, layout, &mut spare.parity).map_err(ClientError::protocol)?;
         Ok(Prepared { size: encoded.size, crc: encoded.crc, body: Form::Blocks { encoded, storage_class } })
     }
+
+    /// What the shard is asked to place at `offset`, and of it the blocks.
+    pub fn describe(&self, offset: u64, avoid: Vec<u64>) -> (pb::NewSpan, Option<pb::NewBlocks>) {
+        let (body, blocks) = match &self.body {
+            Form::Zeros => (new_span::Body::Zeros(pb::Done {}), None),
+            Form::Inline(bytes) => (new_span::Body::Inline(bytes.clone()), None),
+            Form::Blocks { encoded, storage_class } => {
+                let blocks = encoded.new_blocks(*storage_class, avoid);
+                (new_span::Body::Blocks(blocks.clone()), Some(blocks))
+            }
+        };
+        (pb::NewSpan { offset, size: self.size, crc: self.crc, body: Some(body) }, blocks)
+    }
+
+    pub fn sum(&self) -> Crc {
+        Crc::new(self.crc, self.size.into())
+    }
+
+    /// What is to be written; nothing for a span without blocks.
+    pub fn into_encoded(self) -> Option<Encoded> {
+        match self.body {
+            Form::Blocks { encoded, .. } => Some(encoded),
+            _ => None,
+        }
+    }
 }
 
 /// Who is written, for whom.
@@ -103,10 +129,10 @@ struct InFlight {
     writing: Option<AbortOnDropHandle<Result<Written>>>,
 }
 
-struct Written {
-    proofs: Vec<Bytes>,
+pub(crate) struct Written {
+    pub proofs: Vec<Bytes>,
     encoded: Encoded,
-    avoid: Vec<u64>,
+    pub avoid: Vec<u64>,
 }
 
 impl EdenFile {
@@ -133,15 +159,7 @@ impl EdenFile {
     pub async fn push(&mut self, span: Prepared, spare: &mut Spare) -> Result<()> {
         let certify = self.settle(spare).await?;
         let offset = self.sum.length;
-        let (body, new_blocks) = match &span.body {
-            Form::Zeros => (new_span::Body::Zeros(pb::Done {}), None),
-            Form::Inline(bytes) => (new_span::Body::Inline(bytes.clone()), None),
-            Form::Blocks { encoded, storage_class } => {
-                let blocks = encoded.new_blocks(*storage_class, self.avoid.iter().copied().collect());
-                (new_span::Body::Blocks(blocks.clone()), Some(blocks))
-            }
-        };
-        let new = pb::NewSpan { offset, size: span.size, crc: span.crc, body: Some(body) };
+        let (new, new_blocks) = span.describe(offset, self.avoid.iter().copied().collect());
         let op = match self.ids {
             None => write_op::Op::StartEden(pb::StartEden {
                 directory: self.directory.0,
@@ -157,9 +175,9 @@ impl EdenFile {
         let reply = self.client.write_one(self.directory, op).await?;
         let reply = eden_reply(reply, &self.what)?;
         self.ids = Some((InodeId(reply.file), reply.cookie));
-        self.sum = self.sum.then(Crc::new(span.crc, span.size.into()));
-        let writing = match (span.body, new_blocks) {
-            (Form::Blocks { encoded, .. }, Some(new_blocks)) => {
+        self.sum = self.sum.then(span.sum());
+        let writing = match (span.into_encoded(), new_blocks) {
+            (Some(encoded), Some(new_blocks)) => {
                 let machine = WriteSpan::new(&new_blocks, &reply.blocks).map_err(ClientError::protocol)?;
                 let writer = SpanWriter {
                     shared: self.client.shared.clone(),
@@ -167,7 +185,7 @@ impl EdenFile {
                     cookie: reply.cookie,
                     what: self.what.clone(),
                 };
-                Some(AbortOnDropHandle::new(tokio::spawn(writer.run(machine, encoded))))
+                Some(AbortOnDropHandle::new(tokio::spawn(writer.run(machine, encoded, Vec::new()))))
             }
             _ => None,
         };
@@ -225,6 +243,18 @@ impl EdenFile {
         })
     }
 
+    /// Certifies the last span and puts all of them in the place of a published file's; the bytes.
+    pub async fn replace(mut self, published: InodeId) -> Result<u64> {
+        let certify = self.settle(&mut Spare::default()).await?;
+        let (eden, cookie) = self.ids.ok_or_else(|| ClientError::protocol("a file without spans"))?;
+        let swap = pb::SwapContents { file: published.0, eden: eden.0, cookie, certify };
+        let result = self.client.write_one(self.directory, write_op::Op::SwapContents(swap)).await?;
+        done(result, published.0)?;
+        // What it holds now is garbage already: nothing to abandon.
+        self.ids = None;
+        Ok(self.sum.length)
+    }
+
     fn abandon_op(&mut self) -> Option<write_op::Op> {
         self.in_flight = None;
         let (file, cookie) = self.ids.take()?;
@@ -258,7 +288,7 @@ impl Drop for EdenFile {
     }
 }
 
-fn eden_reply(result: pb::WriteResult, what: &str) -> Result<pb::EdenReply> {
+pub(crate) fn eden_reply(result: pb::WriteResult, what: &str) -> Result<pb::EdenReply> {
     match result.result {
         Some(write_result::Result::Eden(reply)) => Ok(reply),
         Some(write_result::Result::Error(error)) => Err(ClientError::from_shard(&error, what)),
@@ -267,16 +297,23 @@ fn eden_reply(result: pb::WriteResult, what: &str) -> Result<pb::EdenReply> {
 }
 
 /// Writes the blocks of one span, all at once.
-struct SpanWriter {
-    shared: Arc<Shared>,
-    file: InodeId,
-    cookie: u64,
-    what: Arc<str>,
+pub(crate) struct SpanWriter {
+    pub shared: Arc<Shared>,
+    pub file: InodeId,
+    pub cookie: u64,
+    pub what: Arc<str>,
 }
 
 impl SpanWriter {
-    async fn run(self, mut machine: WriteSpan, encoded: Encoded) -> Result<Written> {
-        let mut writing = FuturesUnordered::new();
+    /// `again`: blocks the machine has asked for already.
+    pub async fn run(
+        self,
+        mut machine: WriteSpan,
+        encoded: Encoded,
+        again: Vec<WriteBlock>,
+    ) -> Result<Written> {
+        let mut writing: FuturesUnordered<_> =
+            again.into_iter().map(|block| self.write(block, &encoded)).collect();
         let proofs = loop {
             match machine.poll() {
                 Some(WriteStep::Write(block)) => writing.push(self.write(block, &encoded)),
@@ -304,7 +341,7 @@ impl SpanWriter {
     }
 
     async fn write(&self, block: WriteBlock, span: &Encoded) -> (WriteBlock, Result<Bytes, String>) {
-        let result = self.shared.write_block(&block, span).await;
+        let result = self.shared.write_block(&block, &span.slices(block.index)).await;
         (block, result)
     }
 

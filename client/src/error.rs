@@ -149,7 +149,13 @@ impl ClientError {
             E::NotOwned => Refusal::NotOwned,
             E::IsRoot => Refusal::IsRoot,
             E::Expired => Refusal::Expired,
-            E::NoBlockServices | E::NoSpace => Refusal::NoSpace,
+            E::NoBlockServices => {
+                // Which disks there are too few of, and why: space may not be what lacks.
+                let code = format!(": {code}");
+                let reason = shortened(error.message.strip_suffix(&code).unwrap_or(&error.message));
+                return ClientError::refused(Refusal::NoSpace, reason, path);
+            }
+            E::NoSpace => Refusal::NoSpace,
             E::Unauthorized => Refusal::PermissionDenied,
             E::Malformed => {
                 return ClientError::refused(Refusal::Invalid, shortened(&error.message), path);
@@ -213,4 +219,19 @@ pub(crate) fn block_error_words(error: &pb::Error) -> String {
 /// A peer's words, cut to what fits a line.
 pub(crate) fn shortened(message: &str) -> String {
     message.chars().filter(|c| !c.is_control()).take(300).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn which_disks_there_are_too_few_of_is_said() {
+        let few = ShardError::NoBlockServices.with("4+2 needs 6 FLASH disks that take blocks, there are 4");
+        let error = ClientError::from_shard(&few, "/f");
+        assert_eq!(error.refusal(), Some(Refusal::NoSpace));
+        assert_eq!(error.to_string(), "4+2 needs 6 FLASH disks that take blocks, there are 4: /f");
+        let bare = ClientError::from_shard(&ShardError::NoBlockServices.bare(), "/f");
+        assert_eq!(bare.to_string(), "not enough disks take blocks: /f");
+    }
 }

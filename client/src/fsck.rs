@@ -4,6 +4,11 @@
 //! the shards have: directories no name leads to, or two, or whose owner is not where they are; locks of transactions that
 //! are over. A tree that changes while it is walked looks wrong in places; so what is suspected is looked at again
 //! until it is right, or has been wrong for longer than any operation leaves it so.
+//!
+//! Wrong at each look is not enough: two directories that are exchanged all the time are between their parents at many
+//! looks. A suspicion stays only if it was wrong from the first look to the last without a break, and the past says so:
+//! names must be the ones of the first look, which an instant of creation tells from others at the same place, and a
+//! directory has no name only if its owner had none for it at any instant since fsck began.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,7 +22,7 @@ use crate::Client;
 use crate::error::{ClientError, Result, shortened};
 use crate::moves::Moves;
 use crate::path::Path;
-use crate::types::{FsckFinding, FsckProgress, FsckReport, ListOptions};
+use crate::types::{Entry, FsckFinding, FsckProgress, FsckReport, ListOptions};
 use crate::walk::{Start, Want};
 
 const SHARDS_IN_FLIGHT: usize = 8;
@@ -34,17 +39,31 @@ const PAUSES_MS: [u64; 6] = [0, 300, 700, 2000, 4000, 6000];
 struct Edge {
     directory: InodeId,
     name: Bytes,
+    created_at: Time,
     path: String,
 }
 
-/// Where each directory was found: its parent and its name there.
-type Reached = BTreeMap<InodeId, (InodeId, Box<[u8]>)>;
+/// Where each directory was found: its parent, its name there, and since when that leads to it.
+type Reached = BTreeMap<InodeId, (InodeId, Box<[u8]>, Time)>;
+
+/// Whether a directory's owner has a name for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Named {
+    /// One that leads to it since then.
+    Since(Time),
+    /// One that died since fsck began: it is being moved, or removed.
+    Before,
+    Never,
+}
+
+/// The way from a directory up into a loop: each owner, and since when its name leads to the one below.
+type Chain = Vec<(InodeId, Time)>;
 
 /// What looks wrong.
 #[derive(Debug)]
 enum Suspicion {
     Orphan(InodeId),
-    Loop(InodeId),
+    Loop(InodeId, Chain),
     TwoNames(InodeId, Edge, Edge),
     WrongOwner(InodeId, Edge),
     NotListed(InodeId, Edge, String),
@@ -64,6 +83,7 @@ impl Client {
     /// Checks every shard's invariants, then walks the tree: each directory's parent against the edge that leads to it,
     /// directories no edge leads to, locks of nobody. The cluster may be in use.
     pub async fn fsck(&self, mut progress: impl FnMut(FsckProgress) + Send) -> Result<FsckReport> {
+        let began = self.now();
         let mut report = FsckReport::default();
         let mut survey = Survey::default();
         let mut checks = stream::iter(ShardId::all())
@@ -88,13 +108,13 @@ impl Client {
         let Survey { living, locks, reached, mut suspicions } = survey;
         suspicions.extend(living.into_iter().filter(|id| !reached.contains_key(id)).map(Suspicion::Orphan));
         suspicions.extend(locks.into_iter().map(|(shard, lock)| Suspicion::StuckLock(shard, lock)));
-        let (stays, left_out) = self.what_stays(suspicions).await?;
+        let (stays, left_out) = self.what_stays(suspicions, began).await?;
         if left_out > 0 {
             let message = format!("{left_out} more look wrong, and were not looked at again");
             report.add("too many".to_owned(), "/".to_owned(), message);
         }
         for suspicion in stays {
-            report.orphans += u64::from(matches!(suspicion, Suspicion::Orphan(_) | Suspicion::Loop(_)));
+            report.orphans += u64::from(matches!(suspicion, Suspicion::Orphan(_) | Suspicion::Loop(..)));
             let (invariant, place, message) = self.words(&suspicion).await;
             report.add(invariant.to_owned(), place, message);
         }
@@ -135,8 +155,9 @@ impl Client {
         survey: &mut Survey,
         progress: &mut (impl FnMut(FsckProgress) + Send),
     ) -> Result<()> {
-        let root = Edge { directory: InodeId::ROOT, name: Bytes::new(), path: "/".to_owned() };
-        survey.reached.insert(InodeId::ROOT, (InodeId::ROOT, Box::default()));
+        let (directory, created_at) = (InodeId::ROOT, Time::ZERO);
+        let root = Edge { directory, name: Bytes::new(), created_at, path: "/".to_owned() };
+        survey.reached.insert(directory, (directory, Box::default(), created_at));
         let mut level = vec![(InodeId::ROOT, root)];
         report.directories_reached = 1;
         while !level.is_empty() {
@@ -157,17 +178,17 @@ impl Client {
                     Err(error) => return Err(error),
                 };
                 report.entries += children.entries;
-                for (child, name, parent) in children.directories {
+                for Child { inode: child, name, created_at, owner } in children.directories {
                     let slash = if edge.path.ends_with('/') { "" } else { "/" };
                     let path = format!("{}{slash}{}", edge.path, String::from_utf8_lossy(&name));
-                    let here = Edge { directory, name, path };
-                    if parent != Some(directory) {
+                    let here = Edge { directory, name, created_at, path };
+                    if owner != Some(directory) {
                         survey.suspicions.push(Suspicion::WrongOwner(child, here.clone()));
                     }
                     if let Some(other) = edge_of(&survey.reached, child) {
                         survey.suspicions.push(Suspicion::TwoNames(child, other, here));
                     } else {
-                        survey.reached.insert(child, (directory, here.name[..].into()));
+                        survey.reached.insert(child, (directory, here.name[..].into(), created_at));
                         report.directories_reached += 1;
                         next.push((child, here));
                     }
@@ -189,7 +210,9 @@ impl Client {
             children.entries += page.len() as u64;
             let directories = page.into_iter().filter(|entry| entry.target.is_directory());
             let stats = stream::iter(directories).map(|entry| async move {
-                Ok::<_, ClientError>((entry.target, entry.name, self.owner(entry.target).await?))
+                let owner = self.owner(entry.target).await?;
+                let Entry { target: inode, name, created_at, .. } = entry;
+                Ok::<_, ClientError>(Child { inode, name, created_at, owner })
             });
             let mut stats = stats.buffered(DIRECTORIES_IN_FLIGHT);
             while let Some(child) = stats.next().await {
@@ -208,11 +231,11 @@ impl Client {
         }
     }
 
-    /// What a name leads to. A name that stays locked is taken to lead where it did.
+    /// Whether a name leads to the directory, and has all the time. One that stays locked is taken to lead where it did.
     async fn leads_to(&self, edge: &Edge, child: InodeId) -> Result<bool> {
         let path = Path { names: vec![edge.name.clone()] };
         match self.walk(&Start::at(edge.directory), path, Want::default(), &edge.path).await {
-            Ok(walked) => Ok(walked.inode == child),
+            Ok(walked) => Ok(walked.inode == child && walked.created_at == edge.created_at),
             Err(ClientError::Protocol(_)) => Ok(true),
             Err(ClientError::Refused { .. }) => Ok(false),
             Err(error) => Err(error),
@@ -222,15 +245,19 @@ impl Client {
     // ---- certainty ----
 
     /// Those that hold each time they are looked at, and how many were looked at only once.
-    async fn what_stays(&self, mut suspicions: Vec<Suspicion>) -> Result<(Vec<Suspicion>, usize)> {
+    async fn what_stays(
+        &self,
+        mut suspicions: Vec<Suspicion>,
+        began: Time,
+    ) -> Result<(Vec<Suspicion>, usize)> {
         let mut left_out = 0;
         for pause in PAUSES_MS {
             if suspicions.is_empty() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(pause)).await;
-            let looks =
-                stream::iter(suspicions).map(|suspicion| async move { self.look_again(suspicion).await });
+            let looks = stream::iter(suspicions)
+                .map(|suspicion| async move { self.look_again(suspicion, began).await });
             let looked: Vec<_> = looks.buffered(DIRECTORIES_IN_FLIGHT).collect().await;
             suspicions = looked.into_iter().filter_map(Result::transpose).collect::<Result<_>>()?;
             left_out += suspicions.len().saturating_sub(FINDINGS_MAX);
@@ -239,51 +266,71 @@ impl Client {
         Ok((suspicions, left_out))
     }
 
-    /// What it is by now; `None`: it is right.
-    async fn look_again(&self, suspicion: Suspicion) -> Result<Option<Suspicion>> {
-        if let Suspicion::Orphan(id) | Suspicion::Loop(id) = suspicion {
-            return self.lead_to(id).await;
-        }
-        Ok(self.holds(&suspicion).await?.then_some(suspicion))
+    /// What it is by now; `None`: it is right, or another one than it was.
+    async fn look_again(&self, suspicion: Suspicion, began: Time) -> Result<Option<Suspicion>> {
+        let (Suspicion::Orphan(id) | Suspicion::Loop(id, _)) = suspicion else {
+            return Ok(self.holds(&suspicion).await?.then_some(suspicion));
+        };
+        let now = self.lead_to(id, began).await?;
+        Ok(now.filter(|now| match (&suspicion, now) {
+            // All names of the loop were there at one instant if each is there at two looks.
+            (Suspicion::Loop(_, before), Suspicion::Loop(_, now)) => before == now,
+            _ => true,
+        }))
     }
 
     /// Climbs from a directory that was not reached: the root, nowhere, or round.
-    async fn lead_to(&self, id: InodeId) -> Result<Option<Suspicion>> {
-        let (mut at, mut seen) = (id, BTreeSet::new());
+    async fn lead_to(&self, id: InodeId, began: Time) -> Result<Option<Suspicion>> {
+        let (mut at, mut seen, mut chain) = (id, BTreeSet::new(), Chain::new());
         while at != InodeId::ROOT {
             if !seen.insert(at) {
-                return Ok(Some(Suspicion::Loop(id)));
+                return Ok(Some(Suspicion::Loop(id, chain)));
             }
             // Removed by now; what is below a removed one is said of that itself.
             let Some(owner) = self.owner(at).await? else { return Ok(None) };
-            match self.is_named(at, owner).await {
-                Ok(true) => at = owner,
+            match self.named(at, owner, began).await {
+                Ok(Named::Since(created_at)) => chain.push((owner, created_at)),
+                Ok(Named::Before) => return Ok(None),
                 // Of a lost tree only its top is said.
-                Ok(false) => return Ok((at == id).then_some(Suspicion::Orphan(id))),
-                Err(error) if error.is_not_found() => return Ok((at == id).then_some(Suspicion::Orphan(id))),
+                Ok(Named::Never) => return Ok((at == id).then_some(Suspicion::Orphan(id))),
                 // It may be named there: that the owner cannot be listed is said of the owner.
                 Err(error) if is_of_one(&error) => return Ok(None),
                 Err(error) => return Err(error),
             }
+            at = owner;
         }
         Ok(None)
     }
 
-    /// Whether a name in `owner` leads to the directory.
-    async fn is_named(&self, id: InodeId, owner: InodeId) -> Result<bool> {
-        let listing = crate::Listing::new(self, owner, ListOptions::default(), owner.to_string().into());
-        let mut listing = listing.with_what_is_locked();
-        while let Some(page) = listing.next_page().await? {
-            if page.iter().any(|entry| entry.target == id) {
-                return Ok(true);
+    /// Whether a name in `owner` leads to the directory, or did since fsck began.
+    ///
+    /// A directory has its new owner after its new name, and an exchange takes its old one at the instant of that: for as
+    /// long as that takes, what it is owned by has no name for it any more.
+    async fn named(&self, id: InodeId, owner: InodeId, began: Time) -> Result<Named> {
+        let living = ListOptions::default();
+        let dead = ListOptions { dead: true, since: began, ..ListOptions::default() };
+        for options in [living, dead] {
+            let listing = crate::Listing::new(self, owner, options, owner.to_string().into());
+            let mut listing = listing.with_what_is_locked();
+            loop {
+                let page = match listing.next_page().await {
+                    Ok(Some(page)) => page,
+                    Ok(None) => break,
+                    // Removed: who it died under is still known.
+                    Err(error) if error.is_not_found() => break,
+                    Err(error) => return Err(error),
+                };
+                if let Some(entry) = page.into_iter().find(|entry| entry.target == id) {
+                    return Ok(entry.died_at.map_or(Named::Since(entry.created_at), |_| Named::Before));
+                }
             }
         }
-        Ok(false)
+        Ok(Named::Never)
     }
 
     async fn holds(&self, suspicion: &Suspicion) -> Result<bool> {
         match suspicion {
-            Suspicion::Orphan(_) | Suspicion::Loop(_) => Ok(true),
+            Suspicion::Orphan(_) | Suspicion::Loop(..) => Ok(true),
             Suspicion::TwoNames(id, one, other) => {
                 Ok(self.leads_to(one, *id).await? && self.leads_to(other, *id).await?)
             }
@@ -326,7 +373,7 @@ impl Client {
                 let message = format!("directory {id} is owned by {owner}, but no name leads to it");
                 ("orphan", format!("shard {}", id.shard()), message)
             }
-            Suspicion::Loop(id) => {
+            Suspicion::Loop(id, _) => {
                 let owner = self.owner(*id).await.ok().flatten().unwrap_or(InodeId::NULL);
                 let message =
                     format!("directory {id} is below {owner}, and that leads back to it, not to the root");
@@ -359,14 +406,14 @@ impl Client {
 
 /// Where a directory was found.
 fn edge_of(reached: &Reached, id: InodeId) -> Option<Edge> {
-    let (directory, name) = reached.get(&id)?;
+    let (directory, name, created_at) = reached.get(&id)?;
     let (mut names, mut at) = (Vec::new(), id);
-    while let Some((parent, name)) = reached.get(&at).filter(|_| at != InodeId::ROOT) {
+    while let Some((parent, name, _)) = reached.get(&at).filter(|_| at != InodeId::ROOT) {
         names.push(String::from_utf8_lossy(name));
         at = *parent;
     }
     let path = names.iter().rev().fold(String::new(), |path, name| format!("{path}/{name}"));
-    Some(Edge { directory: *directory, name: Bytes::copy_from_slice(name), path })
+    Some(Edge { directory: *directory, name: Bytes::copy_from_slice(name), created_at: *created_at, path })
 }
 
 /// The cluster answers, but not about this one.
@@ -377,8 +424,15 @@ fn is_of_one(error: &ClientError) -> bool {
 #[derive(Default)]
 struct Children {
     entries: u64,
-    /// Inode, name, and the owner it has.
-    directories: Vec<(InodeId, Bytes, Option<InodeId>)>,
+    directories: Vec<Child>,
+}
+
+/// A directory as it was found in another: its name, and the owner it has.
+struct Child {
+    inode: InodeId,
+    name: Bytes,
+    created_at: Time,
+    owner: Option<InodeId>,
 }
 
 impl FsckReport {

@@ -21,23 +21,35 @@
 //! happened, a file not finished has no name.
 
 mod admin;
+mod ahead;
 mod ask;
 mod blocks;
+mod blocks_many;
 mod call;
 mod connection;
 mod dead;
 mod directory;
 mod eden;
 mod error;
+mod explain;
+mod find_many;
 mod fsck;
+mod hops;
 mod listing;
 mod map;
 mod members;
 mod moves;
 mod names;
 mod path;
+mod put_many;
+mod read_many;
 mod reader;
+mod reading;
+mod repair;
+mod stream;
 mod types;
+mod upkeep;
+mod verify;
 mod walk;
 mod writer;
 
@@ -50,9 +62,18 @@ use connection::Shared;
 
 pub use dead::LastDeaths;
 pub use error::{ClientError, Refusal, Result};
+pub use explain::Explanation;
+pub use hops::Hop;
 pub use listing::Listing;
-pub use reader::{FileReader, FileStream};
+pub use put_many::SMALL_FILE_BYTES_MAX;
+pub use read_many::{ManyReader, ReadFile};
+pub use reader::FileReader;
+pub use reading::{FetchEnd, FetchTold};
+pub use repair::BlockVerdict;
+pub use stream::FileStream;
 pub use types::*;
+pub use upkeep::{Placement, Rewrite};
+pub use verify::{Finding, Verified};
 pub use writer::FileWriter;
 
 /// A connection to a cluster; clones share it.

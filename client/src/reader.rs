@@ -1,34 +1,33 @@
 //! Reading files: ranges, streams, whole files (CL-1, CL-2, CL-3).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{IoSlice, Write};
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
-use eggs_client_core::read::{Fetch, FetchFailure, ReadSpan, ReadStep};
-use eggs_client_core::retry::Backoff;
-use eggs_client_core::span::{Body, StoredSpan, check_page};
+use bytes::Bytes;
+use eggs_client_core::span::{StoredSpan, check_page};
 use eggs_proto::{InodeId, ShardError, Time, pb};
-use futures_util::future::Either;
-use futures_util::stream::{self, FuturesUnordered, StreamExt};
+use futures_util::stream::{self, StreamExt};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::time::sleep;
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::Client;
-use crate::connection::{entropy, lock};
+use crate::ahead::Ahead;
+use crate::connection::lock;
 use crate::error::{ClientError, Refusal, Result};
 use crate::path::Path;
+use crate::read_many::join;
+use crate::reading::{Listener, Reading, Wanted};
+use crate::stream::FileStream;
 use crate::types::{CreateOptions, Metadata, Published, Span};
 use crate::walk::{Start, Want};
 
-/// Bytes a stream fetches as one: several messages from each block.
-const SEGMENT_BYTES: u64 = 8 << 20;
 /// Spans of one file remembered; of longer files the last ones asked for.
 const SPANS_MAX: usize = 2048;
+/// A read looks up a span again so often because its blocks are elsewhere by then.
+const MOVES_MAX: u32 = 8;
 /// Spans of one `read_at` fetched at the same time.
 const SPANS_IN_FLIGHT: usize = 4;
 
@@ -39,11 +38,11 @@ pub struct FileReader {
 }
 
 #[derive(Debug)]
-struct Open {
-    client: Client,
-    metadata: Metadata,
-    what: String,
+pub(crate) struct Open {
+    pub reading: Reading,
+    pub metadata: Metadata,
     spans: Mutex<BTreeMap<u64, Arc<StoredSpan>>>,
+    ahead: Ahead,
 }
 
 impl Client {
@@ -119,7 +118,7 @@ impl Client {
 }
 
 impl FileReader {
-    fn new(
+    pub(crate) fn new(
         client: &Client,
         metadata: Metadata,
         spans: Vec<pb::Span>,
@@ -136,8 +135,17 @@ impl FileReader {
             what: error.to_string(),
         })?;
         let spans = checked.into_iter().map(|span| (span.offset, Arc::new(span))).collect();
-        let open = Open { client: client.clone(), metadata, what: what.to_owned(), spans: Mutex::new(spans) };
+        let reading = Reading::new(client, metadata.inode, what);
+        let open = Open { reading, metadata, spans: Mutex::new(spans), ahead: Ahead::new() };
         Ok(FileReader { open: Arc::new(open) })
+    }
+
+    /// All its spans, when they came with it.
+    pub(crate) fn known_spans(&self) -> Option<Vec<Arc<StoredSpan>>> {
+        let spans = lock(&self.open.spans);
+        let whole = spans.values().next_back().map_or(0, |span| span.end()) == self.size();
+        let first = spans.keys().next().copied().unwrap_or_default();
+        (whole && first == 0).then(|| spans.values().cloned().collect())
     }
 
     pub fn metadata(&self) -> &Metadata {
@@ -152,8 +160,24 @@ impl FileReader {
         self.open.metadata.size
     }
 
-    /// Up to `length` bytes at `offset`; fewer only at the end of the file.
+    /// The same file, whose fetches are told of.
+    pub(crate) fn heard_by(&self, listener: &Arc<Listener>) -> FileReader {
+        let mut open = self.open.twin();
+        open.reading.listener = Some(listener.clone());
+        FileReader { open: Arc::new(open) }
+    }
+
+    /// Up to `length` bytes at `offset`; fewer only at the end of the file. Who reads on where it stopped is read ahead
+    /// for ([`crate::Options::read_ahead`]); any other read fetches exactly the cells it needs.
     pub async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes> {
+        match self.open.ahead.serve(&self.open, offset, length).await {
+            Some(bytes) => Ok(bytes),
+            None => self.read_exactly(offset, length).await,
+        }
+    }
+
+    /// Nothing but the cells needed.
+    pub(crate) async fn read_exactly(&self, offset: u64, length: usize) -> Result<Bytes> {
         let end = offset.saturating_add(length as u64).min(self.size());
         let mut parts = Vec::new();
         let mut at = offset;
@@ -163,7 +187,8 @@ impl FileReader {
             parts.push((span, at..to));
             at = to;
         }
-        let reads = stream::iter(parts).map(|(span, range)| self.open.clone().read(span, range));
+        let reads =
+            stream::iter(parts).map(|(span, range)| async move { self.open.read(&span, range).await });
         let mut reads = reads.buffered(SPANS_IN_FLIGHT);
         let mut pieces = Vec::new();
         while let Some(read) = reads.next().await {
@@ -175,7 +200,7 @@ impl FileReader {
     /// The whole file; `Invalid` when it is longer than `limit`.
     pub async fn read_all(&self, limit: u64) -> Result<Bytes> {
         if self.size() > limit {
-            let words = format!("{}: {} bytes are more than {limit}", self.open.what, self.size());
+            let words = format!("{}: {} bytes are more than {limit}", self.open.reading.what, self.size());
             return Err(ClientError::Invalid(words));
         }
         let mut stream = self.stream(0);
@@ -189,14 +214,7 @@ impl FileReader {
     /// In order from `offset`; from 0 the CRC of the whole file is checked at the end.
     pub fn stream(&self, offset: u64) -> FileStream {
         let offset = offset.min(self.size());
-        FileStream {
-            open: self.open.clone(),
-            scheduled: offset,
-            in_flight: VecDeque::new(),
-            ready: VecDeque::new(),
-            crc: (offset == 0).then(crc32fast::Hasher::new),
-            failed: None,
-        }
+        FileStream::new(self.open.clone(), offset)
     }
 
     /// Everything, in order; `progress` hears the bytes written so far.
@@ -205,7 +223,7 @@ impl FileReader {
         output: &mut (dyn AsyncWrite + Unpin + Send),
         progress: &mut (dyn FnMut(u64) + Send),
     ) -> Result<u64> {
-        let local = |error| ClientError::local(format_args!("output of {}", self.open.what), error);
+        let local = |error| ClientError::local(format_args!("output of {}", self.open.reading.what), error);
         let mut stream = self.stream(0);
         let mut written = 0;
         while let Some(bytes) = stream.next().await? {
@@ -226,9 +244,9 @@ impl FileReader {
             let length: usize = pieces.iter().map(Bytes::len).sum();
             let file = output.clone();
             let wrote = tokio::task::spawn_blocking(move || write_all(&file, &pieces)).await;
-            wrote
-                .unwrap_or_else(|error| Err(std::io::Error::other(error.to_string())))
-                .map_err(|error| ClientError::local(format_args!("output of {}", self.open.what), error))?;
+            wrote.unwrap_or_else(|error| Err(std::io::Error::other(error.to_string()))).map_err(|error| {
+                ClientError::local(format_args!("output of {}", self.open.reading.what), error)
+            })?;
             written += length as u64;
             progress(written);
         }
@@ -253,29 +271,35 @@ fn write_all(mut file: &File, pieces: &[Bytes]) -> std::io::Result<()> {
     Ok(())
 }
 
-fn join(mut pieces: Vec<Bytes>) -> Bytes {
-    if pieces.len() <= 1 {
-        return pieces.pop().unwrap_or_default();
-    }
-    let mut joined = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
-    for piece in pieces {
-        joined.extend_from_slice(&piece);
-    }
-    joined.freeze()
-}
-
 impl Open {
+    /// The same file, opened once more.
+    pub fn twin(&self) -> Open {
+        Open {
+            reading: self.reading.clone(),
+            metadata: self.metadata.clone(),
+            spans: Mutex::new(lock(&self.spans).clone()),
+            ahead: Ahead::new(),
+        }
+    }
+
     /// The span that holds `offset`, which is inside the file.
-    async fn span(&self, offset: u64) -> Result<Arc<StoredSpan>> {
+    pub async fn span(&self, offset: u64) -> Result<Arc<StoredSpan>> {
         let known = {
-            let spans = lock(&self.spans);
+            let mut spans = lock(&self.spans);
+            if self.reading.moved.swap(false, Ordering::Relaxed) {
+                spans.clear();
+            }
             spans.range(..=offset).next_back().map(|(_, span)| span.clone())
         };
         if let Some(span) = known.filter(|span| offset < span.end()) {
             return Ok(span);
         }
-        let (page, more) =
-            self.client.span_page(self.metadata.inode, offset).await.map_err(|error| error.on(&self.what))?;
+        let (page, more) = self
+            .reading
+            .client
+            .span_page(self.metadata.inode, offset)
+            .await
+            .map_err(|error| error.on(&self.reading.what))?;
         let corrupt = |what: String| self.corrupt(what);
         let page = check_page(page, offset, true, self.metadata.size, !more)
             .map_err(|error| corrupt(error.to_string()))?;
@@ -289,179 +313,30 @@ impl Open {
         Ok(first)
     }
 
-    fn corrupt(&self, what: String) -> ClientError {
-        ClientError::Corrupt { file: self.metadata.inode, path: self.what.clone(), what }
+    pub fn corrupt(&self, what: String) -> ClientError {
+        self.reading.corrupt(what)
     }
 
-    /// Bytes of one span; `range` is of the file, inside the span. Block services that do not answer may
-    /// be back soon: with too few blocks because of them it tries again until the timeout.
-    async fn read(self: Arc<Self>, span: Arc<StoredSpan>, range: Range<u64>) -> Result<Vec<Bytes>> {
-        let shared = &self.client.shared;
-        let (started, mut backoff) = (Instant::now(), Backoff::default());
+    /// `range` is of the file, inside the span.
+    pub async fn read(&self, span: &Arc<StoredSpan>, range: Range<u64>) -> Result<Vec<Bytes>> {
+        let (mut span, mut pieces) = (Arc::clone(span), Vec::new());
+        let (mut at, mut moves) = (range.start, 0);
         loop {
-            let seen = shared.map_time();
-            let (missing, away) = match self.read_once(&span, &range).await? {
-                Attempt::Read(pieces) => return Ok(pieces),
-                Attempt::Lost { missing, away } => (missing, away),
-            };
-            if !away {
-                let (file, path, offset) = (self.metadata.inode, self.what.clone(), span.offset);
-                return Err(ClientError::DataLost { file, path, offset, missing });
-            }
-            let pause = backoff.pause(entropy());
-            if started.elapsed() + pause > shared.options.timeout {
-                return Err(ClientError::Unreachable { tried: missing, after: started.elapsed() });
-            }
-            shared.renew_within(seen, pause).await;
-            sleep(pause).await;
-        }
-    }
-
-    async fn read_once(self: &Arc<Self>, span: &Arc<StoredSpan>, range: &Range<u64>) -> Result<Attempt> {
-        let shared = &self.client.shared;
-        let within = (range.start - span.offset) as u32..(range.end - span.offset) as u32;
-        let mut machine = ReadSpan::new(span.clone(), within, shared.readable(), shared.turn());
-        let mut events = FuturesUnordered::new();
-        let mut away = false;
-        loop {
-            match machine.poll() {
-                Some(ReadStep::Fetch(fetch)) => {
-                    events.push(Either::Left(self.fetch(fetch)));
-                    events.push(Either::Right(self.hedge(fetch.id)));
+            let to = span.end().min(range.end);
+            let within = (at - span.offset) as u32..(to - span.offset) as u32;
+            match self.reading.read(&span, Wanted::Bytes(within)).await? {
+                Some(read) => {
+                    pieces.extend(read);
+                    at = to;
                 }
-                Some(ReadStep::Report(bad)) => shared.report(self.metadata.inode, &bad),
-                Some(ReadStep::Done(bytes)) => return Ok(Attempt::Read(bytes)),
-                Some(ReadStep::Lost(missing)) => return Ok(Attempt::Lost { missing, away }),
-                None => match events.next().await {
-                    Some(Event::Fetched(id, Ok(pieces))) => machine.fetched(id, pieces),
-                    Some(Event::Fetched(id, Err(failure))) => {
-                        away |= matches!(failure, FetchFailure::Unreachable(_));
-                        machine.failed(id, failure);
-                    }
-                    Some(Event::Late(id)) => machine.late(id),
-                    None => return Err(self.corrupt("a read came to no end".to_owned())),
-                },
+                None if moves < MOVES_MAX => moves += 1,
+                None => return Err(self.corrupt(format!("the blocks at {at} are elsewhere each time"))),
             }
-        }
-    }
-
-    async fn fetch(&self, fetch: Fetch) -> Event {
-        let fetched = self.client.shared.fetch_block(fetch).await;
-        if let Err(FetchFailure::Unreachable(why)) = &fetched {
-            tracing::debug!(block = %fetch.block, block_service = %fetch.service, %why, "block not fetched");
-        }
-        Event::Fetched(fetch.id, fetched)
-    }
-
-    async fn hedge(&self, id: u32) -> Event {
-        sleep(self.client.shared.options.hedge_after).await;
-        Event::Late(id)
-    }
-}
-
-enum Attempt {
-    Read(Vec<Bytes>),
-    /// `away`: some block services did not answer.
-    Lost {
-        missing: String,
-        away: bool,
-    },
-}
-
-enum Event {
-    Fetched(u32, Result<Vec<Bytes>, FetchFailure>),
-    Late(u32),
-}
-
-/// A file read in order, ahead of its consumer.
-#[derive(Debug)]
-pub struct FileStream {
-    open: Arc<Open>,
-    /// Bytes before this are in flight, ready, or given out.
-    scheduled: u64,
-    in_flight: VecDeque<(u64, AbortOnDropHandle<Result<Vec<Bytes>>>)>,
-    ready: VecDeque<Bytes>,
-    /// Of everything given out, when that began at 0.
-    crc: Option<crc32fast::Hasher>,
-    failed: Option<ClientError>,
-}
-
-impl FileStream {
-    /// The next bytes; `None` at the end of the file.
-    ///
-    /// # Errors
-    /// After an error it gives the same again.
-    pub async fn next(&mut self) -> Result<Option<Bytes>> {
-        while self.ready.is_empty() {
-            match self.next_segment().await? {
-                Some(pieces) => self.ready = pieces.into(),
-                None => return Ok(None),
+            if at >= range.end {
+                return Ok(pieces);
             }
+            // It may be cut into other spans by now.
+            span = self.span(at).await?;
         }
-        Ok(self.ready.pop_front())
     }
-
-    /// Several pieces at once.
-    pub(crate) async fn next_segment(&mut self) -> Result<Option<Vec<Bytes>>> {
-        if let Some(error) = &self.failed {
-            return Err(error.clone());
-        }
-        let segment = self.advance().await;
-        if let Err(error) = &segment {
-            self.failed = Some(error.clone());
-            self.in_flight.clear();
-        }
-        segment
-    }
-
-    async fn advance(&mut self) -> Result<Option<Vec<Bytes>>> {
-        self.schedule().await?;
-        let Some((_, segment)) = self.in_flight.pop_front() else {
-            return self.check_whole().map(|()| None);
-        };
-        let failed = |error: tokio::task::JoinError| self.open.corrupt(error.to_string());
-        let pieces = segment.await.map_err(failed)??;
-        // Before the consumer works on these, more are on their way.
-        self.schedule().await?;
-        if let Some(crc) = &mut self.crc {
-            pieces.iter().for_each(|piece| crc.update(piece));
-        }
-        Ok(Some(pieces))
-    }
-
-    async fn schedule(&mut self) -> Result<()> {
-        let limit = self.open.client.shared.options.read_ahead.max(1);
-        let size = self.open.metadata.size;
-        while self.scheduled < size && self.in_flight.iter().map(|(length, _)| length).sum::<u64>() < limit {
-            let span = self.open.span(self.scheduled).await?;
-            let end = segment_end(&span, self.scheduled);
-            let range = self.scheduled..end;
-            let read = self.open.clone().read(span, range);
-            self.in_flight.push_back((end - self.scheduled, AbortOnDropHandle::new(tokio::spawn(read))));
-            self.scheduled = end;
-        }
-        Ok(())
-    }
-
-    /// Every cell was checked; this says that they are all of the file, in its order.
-    fn check_whole(&mut self) -> Result<()> {
-        let Some(crc) = self.crc.take() else { return Ok(()) };
-        let (found, expected) = (crc.finalize(), self.open.metadata.crc.unwrap_or_default());
-        if found != expected {
-            let words = format!("the file's CRC is {found:#010x}, not {expected:#010x}");
-            return Err(self.open.corrupt(words));
-        }
-        Ok(())
-    }
-}
-
-/// Where a segment that begins at `from` ends: after whole stripes, so that no cell is fetched twice.
-fn segment_end(span: &StoredSpan, from: u64) -> u64 {
-    let Body::Blocks { layout, .. } = &span.body else {
-        return span.end().min(from + SEGMENT_BYTES);
-    };
-    let stripe = layout.stripe_size() as u64;
-    let stripes = (SEGMENT_BYTES / stripe).max(1);
-    let first = (from - span.offset) / stripe;
-    (span.offset + (first + stripes) * stripe).min(span.end())
 }

@@ -20,8 +20,12 @@ pub struct Options {
     pub secret: Option<ClusterSecret>,
     /// How long one block service may take to answer before it counts as failed.
     pub block_timeout: Duration,
-    /// A read not answered in this time is also asked of other blocks.
-    pub hedge_after: Duration,
+    /// Whether a read that is late, going by what its block service and the others usually take, is also asked of
+    /// other blocks, and services that were late are not asked first for a while. Without it only failures are
+    /// read around.
+    pub hedge: bool,
+    /// A read not answered in this time is late whatever is usual.
+    pub hedge_after_max: Duration,
     /// Bytes a sequential read fetches ahead.
     pub read_ahead: u64,
 }
@@ -37,7 +41,8 @@ impl Default for Options {
             another_after: Duration::from_millis(500),
             secret: None,
             block_timeout: Duration::from_secs(10),
-            hedge_after: Duration::from_millis(1000),
+            hedge: true,
+            hedge_after_max: Duration::from_millis(1000),
             read_ahead: 32 << 20,
         }
     }

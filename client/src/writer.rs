@@ -6,16 +6,14 @@ use std::path::Path as LocalPath;
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use eggs_proto::limits::{BATCH_OPS_MAX, INLINE_BYTES_MAX};
 use eggs_proto::pb::write_op;
 use eggs_proto::{InodeId, Time, pb};
-use futures_util::{StreamExt, stream};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::eden::{EdenFile, Prepared, Spare};
 use crate::error::{ClientError, Result};
 use crate::names::{check_name, file_attributes, link_reply, optional};
-use crate::types::{CreateOptions, Published, Replace, SmallFile};
+use crate::types::{CreateOptions, Published, Replace};
 use crate::{Client, Directory};
 
 /// First size of a span's buffer when nothing is known about the file.
@@ -24,10 +22,6 @@ const BUFFER_BYTES_MIN: usize = 64 << 10;
 const READ_BYTES: usize = 1 << 20;
 /// Spans shorter than this are coded where they are: moving to another thread costs more.
 const ENCODE_HERE_MAX: usize = 128 << 10;
-/// Contents in one batch request: far below the limit of a message.
-const BATCH_BYTES_MAX: usize = 2 << 20;
-const BATCHES_IN_FLIGHT: usize = 4;
-const FILES_IN_FLIGHT: usize = 4;
 
 /// Writes a file from front to back. Its name appears at [`FileWriter::finish`]; dropped before, nothing does.
 ///
@@ -59,6 +53,30 @@ impl FileWriter {
             eden,
             failed: false,
         })
+    }
+
+    /// Of contents that will get no name but take the place of others.
+    pub(crate) fn nameless(directory: &Directory, what: String, options: &CreateOptions) -> FileWriter {
+        let what: Arc<str> = what.into();
+        let eden = EdenFile::new(directory, what.clone(), file_attributes(options));
+        FileWriter {
+            directory: directory.clone(),
+            name: Bytes::new(),
+            what,
+            options: options.clone(),
+            buffer: BytesMut::new(),
+            spare: Spare::default(),
+            eden,
+            failed: false,
+        }
+    }
+
+    /// Puts what was written in the place of a published file's contents, which must be the same; the bytes.
+    pub(crate) async fn replace(mut self, published: InodeId) -> Result<u64> {
+        if !self.buffer.is_empty() {
+            self.flush().await?;
+        }
+        self.eden.replace(published).await
     }
 
     fn span_max(&self) -> usize {
@@ -242,7 +260,7 @@ fn read_span(local: &mut File, span: &mut BytesMut, size: usize) -> std::io::Res
     Ok(())
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|error| {
         ClientError::local("work on another thread", std::io::Error::other(error.to_string()))
     })
@@ -367,76 +385,14 @@ impl Directory {
         let result = self.client.write_one(self.inode, op).await?;
         published(result, size, crc, &what)
     }
-
-    /// Many files from memory, many to a request; answers in the order of the files.
-    pub async fn put_many(&self, files: Vec<SmallFile>) -> Vec<Result<Published>> {
-        let inline = self.rules.inline_bytes_max().min(INLINE_BYTES_MAX) as usize;
-        let mut answers: Vec<Option<Result<Published>>> = files.iter().map(|_| None).collect();
-        let (small, large): (Vec<_>, Vec<_>) =
-            files.into_iter().enumerate().partition(|(_, file)| file.contents.len() <= inline);
-        let batches = stream::iter(batches(small)).map(|batch| self.put_batch(batch));
-        let mut batches = batches.buffer_unordered(BATCHES_IN_FLIGHT);
-        while let Some(batch) = batches.next().await {
-            for (n, answer) in batch {
-                answers[n] = Some(answer);
-            }
-        }
-        let large = stream::iter(large).map(|(n, file)| async move {
-            let options = options_of(&file);
-            (n, self.put_bytes(&file.name, file.contents, &options).await)
-        });
-        let mut large = large.buffer_unordered(FILES_IN_FLIGHT);
-        while let Some((n, answer)) = large.next().await {
-            answers[n] = Some(answer);
-        }
-        let missing = || Err(ClientError::protocol("no answer"));
-        answers.into_iter().map(|answer| answer.unwrap_or_else(missing)).collect()
-    }
-
-    async fn put_batch(&self, files: Vec<(usize, SmallFile)>) -> Vec<(usize, Result<Published>)> {
-        let ops = files.iter().map(|(_, file)| {
-            let op = put_small(self.inode, file.name.clone(), file.contents.clone(), &options_of(file));
-            pb::WriteOp { op: Some(op) }
-        });
-        match self.client.shared.shard_write(self.inode.shard(), ops.collect()).await {
-            Err(error) => files.into_iter().map(|(n, _)| (n, Err(error.clone()))).collect(),
-            Ok(results) => {
-                let pairs = files.into_iter().zip(results);
-                let answer = |((n, file), result): ((usize, SmallFile), pb::WriteResult)| {
-                    let (size, crc) = (file.contents.len() as u64, crc32fast::hash(&file.contents));
-                    (n, published(result, size, crc, &self.what(&file.name)))
-                };
-                pairs.map(answer).collect()
-            }
-        }
-    }
 }
 
-fn options_of(file: &SmallFile) -> CreateOptions {
-    CreateOptions { attributes: file.attributes, replace: file.replace, size_hint: None }
-}
-
-/// Cut so that no request is too long.
-fn batches(files: Vec<(usize, SmallFile)>) -> Vec<Vec<(usize, SmallFile)>> {
-    let mut batches: Vec<Vec<(usize, SmallFile)>> = Vec::new();
-    let mut bytes = 0;
-    for file in files {
-        let size = file.1.contents.len() + file.1.name.len();
-        match batches.last_mut() {
-            Some(batch) if batch.len() < BATCH_OPS_MAX && bytes + size <= BATCH_BYTES_MAX => {
-                bytes += size;
-                batch.push(file);
-            }
-            _ => {
-                bytes = size;
-                batches.push(vec![file]);
-            }
-        }
-    }
-    batches
-}
-
-fn put_small(directory: InodeId, name: Bytes, bytes: Bytes, options: &CreateOptions) -> write_op::Op {
+pub(crate) fn put_small(
+    directory: InodeId,
+    name: Bytes,
+    bytes: Bytes,
+    options: &CreateOptions,
+) -> write_op::Op {
     write_op::Op::PutSmall(pb::PutSmall {
         directory: directory.0,
         name,
@@ -447,7 +403,7 @@ fn put_small(directory: InodeId, name: Bytes, bytes: Bytes, options: &CreateOpti
     })
 }
 
-fn published(result: pb::WriteResult, size: u64, crc: u32, what: &str) -> Result<Published> {
+pub(crate) fn published(result: pb::WriteResult, size: u64, crc: u32, what: &str) -> Result<Published> {
     let (reply, _) = link_reply(result, &what)?;
     Ok(Published {
         inode: InodeId(reply.inode),

@@ -1,6 +1,7 @@
 //! The library against a whole cluster in this process.
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,7 @@ use eggs_client::{
     AttributeChanges, Client, ClientError, CreateOptions, ListOptions, Options, Policies, PolicyKind,
     Refusal, Replace, SmallFile,
 };
-use eggs_embedded::{Cluster, Config};
+use eggs_embedded::{Cluster, Config, JanitorSettings};
 use eggs_proto::Time;
 use eggs_proto::pb::{SpanPolicy, SpanRule};
 use tempfile::TempDir;
@@ -24,7 +25,14 @@ struct World {
 
 fn config(data: &Path, port: u16) -> Config {
     let listen = ([127, 0, 0, 1], port).into();
-    Config { data: data.to_owned(), listen, disks: None, replicas: None, read_lease: false }
+    Config {
+        data: data.to_owned(),
+        listen,
+        disks: None,
+        replicas: None,
+        read_lease: false,
+        janitor: Some(JanitorSettings::default()),
+    }
 }
 
 fn options(address: impl ToString) -> Options {
@@ -178,8 +186,9 @@ async fn batches_listings_attributes_and_policies() {
     files.push(SmallFile { name: "large".into(), contents: bytes(100_000, 1), ..SmallFile::default() });
     files.push(SmallFile { name: "00000".into(), ..SmallFile::default() });
     let answers = directory.put_many(files).await;
-    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1501);
-    assert_eq!(kind(answers.last().unwrap().clone()), Refusal::Exists);
+    // Of two with one name the first to come gets it.
+    let refused: Vec<ClientError> = answers.into_iter().filter_map(Result::err).collect();
+    assert_eq!(refused.iter().map(ClientError::refusal).collect::<Vec<_>>(), [Some(Refusal::Exists)]);
     assert_eq!(client.open("/d/large").await.unwrap().read_all(1 << 20).await.unwrap(), bytes(100_000, 1));
     directory.mkdir("sub", None).await.unwrap();
     let paged = ListOptions { page: 100, attributes: true, ..ListOptions::default() };
@@ -308,21 +317,16 @@ async fn lost_and_corrupt_blocks() {
     let plain = bytes(10_000_000, 9);
     client.put_bytes("/f", plain.clone(), &CreateOptions::default()).await.unwrap();
     client.put_bytes("/mirrored", plain.slice(..50_000), &CreateOptions::default()).await.unwrap();
-    // A bit flips in every block of one disk; all of another are gone.
+    // Bits flip all over one disk, in each of its blocks; all of another is gone.
     let disks = world.disks();
-    for path in files_under(&disks[0]) {
+    for path in files_under(&disks[0].join("segments")) {
         let mut contents = fs::read(&path).unwrap();
-        if contents.len() > 100_000 {
-            let middle = contents.len() / 2;
-            contents[middle] ^= 1;
-            fs::write(&path, contents).unwrap();
-        }
+        contents.chunks_mut(16 << 10).for_each(|piece| piece[piece.len() / 2] ^= 1);
+        // In place: the daemon has it open.
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.write_all_at(&contents, 0).unwrap();
     }
-    for path in files_under(&disks[1]) {
-        if fs::metadata(&path).unwrap().len() > 4096 {
-            fs::remove_file(path).unwrap();
-        }
-    }
+    fs::remove_dir_all(&disks[1]).unwrap();
     for _ in 0..3 {
         let reader = client.open("/f").await.unwrap();
         assert_eq!(reader.read_all(1 << 30).await.unwrap(), plain);
@@ -340,20 +344,20 @@ async fn lost_and_corrupt_blocks() {
         spans[0].blocks.as_ref().unwrap().blocks.iter().map(|block| block.block_service).collect();
     let hit = map.block_services.iter().filter(|service| {
         let path = Path::new(&service.path);
-        holders[..4].contains(&service.id)
-            && disks[..2].iter().any(|disk| path.ends_with(disk.file_name().unwrap()))
+        holders[..4].contains(&service.id) && path.ends_with(disks[0].file_name().unwrap())
     });
     assert!(reported >= hit.count() as u64, "what readers found is reported");
-    for disk in &disks[1..6] {
-        for path in files_under(disk) {
-            if fs::metadata(&path).unwrap().len() > 4096 {
-                fs::remove_file(path).unwrap();
-            }
+    disks[2..6].iter().for_each(|disk| fs::remove_dir_all(disk).unwrap());
+    // What is open stays readable until the daemon looks for its disks.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let error = loop {
+        match client.open("/f").await.unwrap().read_all(1 << 30).await {
+            Err(error) => break error,
+            Ok(read) => assert!(read == plain && Instant::now() < deadline, "never lost"),
         }
-    }
-    let error = client.open("/f").await.unwrap().read_all(1 << 30).await.unwrap_err();
+    };
     assert!(matches!(&error, ClientError::DataLost { path, .. } if path == "/f"), "{error}");
-    assert!(error.to_string().contains("missing"), "{error}");
+    assert!(error.to_string().contains("blocks are needed"), "{error}");
     world.stop().await;
 }
 
@@ -474,4 +478,95 @@ async fn nobody_there() {
     assert!(error.is_unreachable(), "{error}");
     assert!(error.to_string().contains(&address.to_string()), "{error}");
     assert!(error.to_string().to_lowercase().contains("refused"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_small_files_in_and_out() {
+    let world = World::start().await;
+    let client = &world.client;
+    client.mkdir_all("/many/below").await.unwrap();
+    let directory = client.directory("/many").await.unwrap();
+    // Inline, mirrored, erasure-coded, zeros, and one that goes alone.
+    let sizes = [0, 1, 1000, 4096, 4097, 65_536, 65_537, 300_000, 1 << 20, (1 << 20) + 1];
+    let contents = |n: usize| match n % 7 {
+        6 => Bytes::from(vec![0; 10_000]),
+        _ => bytes(sizes[n % sizes.len()], n as u32),
+    };
+    let file = |n: usize| SmallFile {
+        name: format!("f{n:03}").into(),
+        contents: contents(n),
+        ..SmallFile::default()
+    };
+    let mut files: Vec<SmallFile> = (0..120).map(file).collect();
+    files.push(SmallFile { name: "a/b".into(), contents: bytes(70_000, 1), ..SmallFile::default() });
+    files.push(file(5));
+    let published = directory.put_many(files).await;
+    for (n, published) in published[..120].iter().enumerate().filter(|(n, _)| *n != 5) {
+        let published = published.as_ref().unwrap_or_else(|error| panic!("{n}: {error}"));
+        assert_eq!(published.size, contents(n).len() as u64, "{n}");
+        assert_eq!(published.crc, crc32fast::hash(&contents(n)), "{n}");
+    }
+    assert_eq!(published[120].as_ref().unwrap_err().refusal(), Some(Refusal::InvalidName));
+    let twice = [&published[5], &published[121]];
+    assert_eq!(twice.iter().filter(|published| published.is_ok()).count(), 1, "{twice:?}");
+    let refused = twice.iter().find_map(|published| published.as_ref().err());
+    assert_eq!(refused.unwrap().refusal(), Some(Refusal::Exists));
+
+    let paths: Vec<String> = (0..120).rev().map(|n| format!("/many/f{n:03}")).collect();
+    let check = async |what: &str| {
+        let mut reader = client.read_paths(&paths).await;
+        for n in (0..120).rev() {
+            let read = reader.next().await.unwrap().unwrap_or_else(|error| panic!("{what} {n}: {error}"));
+            match read.contents {
+                Some(found) => assert_eq!(found, contents(n), "{what} {n}"),
+                None => assert!(contents(n).len() > 1 << 20, "{what} {n}"),
+            }
+        }
+        assert!(reader.next().await.is_none());
+    };
+    check("all there").await;
+    let verified = client.verify(published[7].as_ref().unwrap().inode, true, &mut |_| {}).await.unwrap();
+    assert!(verified.findings.is_empty() && verified.blocks == 6, "{verified:?}");
+    fs::remove_dir_all(&world.disks()[3]).unwrap();
+    check("without a disk").await;
+    let again = SmallFile { replace: Replace::File, ..file(8) };
+    assert!(directory.put_many(vec![again]).await[0].is_ok(), "placed elsewhere");
+
+    client.symlink("/many/below/link", "/many/f001", &CreateOptions::default()).await.unwrap();
+    let mut mixed = client.read_paths(&["/many/below/link", "/many/none", "/many", "/many/f002"]).await;
+    assert_eq!(mixed.next().await.unwrap().unwrap().contents.unwrap(), contents(1));
+    assert_eq!(kind(mixed.next().await.unwrap()), Refusal::NotFound);
+    assert_eq!(kind(mixed.next().await.unwrap()), Refusal::IsDirectory);
+    assert_eq!(mixed.next().await.unwrap().unwrap().contents.unwrap(), contents(2));
+    assert!(mixed.next().await.is_none());
+    // Nobody's file is left in writing.
+    client.close().await;
+    for shard in 0..=255 {
+        assert!(client.eden_files(shard).await.unwrap().iter().all(|file| file.expired), "shard {shard}");
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_in_order_are_read_ahead_for_and_get_the_right_bytes() {
+    let world = World::start().await;
+    let contents = bytes(9_000_000, 7);
+    world.client.put_bytes("/f", contents.clone(), &CreateOptions::default()).await.unwrap();
+    let file = world.client.open("/f").await.unwrap();
+    let mut at = 0;
+    while at < contents.len() {
+        // Pieces of all lengths; now and then somebody looks elsewhere.
+        let length = 1 + at % 70_000;
+        let piece = file.read_at(at as u64, length).await.unwrap();
+        assert_eq!(piece, contents.slice(at..(at + length).min(contents.len())), "{at}");
+        at += length;
+        if at % 11 == 0 {
+            assert_eq!(file.read_at(123, 9).await.unwrap(), contents.slice(123..132));
+        }
+        // A read that is given up half-way takes nothing from the next one.
+        if at % 5 == 0 {
+            let _ = tokio::time::timeout(Duration::from_micros(1), file.read_at(at as u64, 100_000)).await;
+        }
+    }
+    world.stop().await;
 }

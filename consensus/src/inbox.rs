@@ -5,10 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use eggs_consensus_core::{GroupId, PeerBatch, Wanted};
-use eggs_proto::StoreId;
+use eggs_consensus_core::{GroupId, PeerBatch, TICK, Wanted};
+use eggs_proto::{StoreId, Time};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::handle::{ConsensusError, Message};
@@ -16,11 +16,17 @@ use crate::handle::{ConsensusError, Message};
 /// Requests waiting for the thread; more are answered `Busy`.
 const REQUESTS_MAX: usize = 4096;
 
+/// The tick that a heartbeat waits for comes within this: at rest several pass at once.
+const NEAR: Duration = TICK.saturating_mul(3);
+
 /// What another store had to say.
 pub(crate) struct Mail {
     pub(crate) from: StoreId,
     pub(crate) batch: PeerBatch,
     pub(crate) bytes: usize,
+    /// When it came.
+    pub(crate) came: Instant,
+    pub(crate) wall: Time,
     /// Gives its stream room for more once it is taken in.
     pub(crate) _room: OwnedSemaphorePermit,
 }
@@ -34,8 +40,10 @@ pub(crate) struct Inbox {
 #[derive(Default)]
 struct Waiting {
     closed: bool,
-    /// The thread waits to be woken.
+    /// The thread waits to be woken …
     asleep: bool,
+    /// … or until then.
+    until: Option<Instant>,
     requests: VecDeque<Message>,
     news: News,
 }
@@ -81,6 +89,22 @@ impl Inbox {
         Ok(())
     }
 
+    /// What peers say. A heartbeat alone waits for the next tick when one is near: that somebody is there, the thread needs
+    /// to know no sooner, and at rest most of the waking would be for it. False: the thread has ended.
+    pub(crate) fn post(&self, mail: Mail) -> bool {
+        let mut waiting = self.lock();
+        if waiting.closed {
+            return false;
+        }
+        let can_wait = mail.batch.messages.is_empty();
+        waiting.news.mail.push(mail);
+        let soon = || waiting.until.is_some_and(|until| until <= Instant::now() + NEAR);
+        if !(can_wait && soon()) {
+            self.wake(waiting);
+        }
+        true
+    }
+
     /// False: the thread has ended.
     pub(crate) fn tell(&self, news: impl FnOnce(&mut News)) -> bool {
         let mut waiting = self.lock();
@@ -106,7 +130,7 @@ impl Inbox {
     pub(crate) fn take(&self, requests: &mut VecDeque<Message>, until: Option<Instant>) -> News {
         let mut waiting = self.lock();
         while requests.is_empty() && waiting.requests.is_empty() && waiting.news.is_empty() {
-            waiting.asleep = true;
+            (waiting.asleep, waiting.until) = (true, until);
             match until {
                 None => waiting = self.wake.wait(waiting).unwrap_or_else(PoisonError::into_inner),
                 Some(until) => {
@@ -133,5 +157,55 @@ impl Inbox {
         let dropped = (std::mem::take(&mut waiting.requests), std::mem::take(&mut waiting.news));
         drop(waiting);
         drop(dropped);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use eggs_consensus_core::PeerMessage;
+    use eggs_proto::pb;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    fn mail(messages: usize) -> Mail {
+        let want = (GroupId(1), PeerMessage::Want { index: 1, term: 1, offset: 0 });
+        Mail {
+            from: StoreId(1),
+            batch: PeerBatch { heartbeat: pb::PeerHeartbeat::default(), messages: vec![want; messages] },
+            bytes: 1,
+            came: Instant::now(),
+            wall: Time(1),
+            _room: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
+        }
+    }
+
+    /// How long the thread sleeps that waits for `wait` when that mail comes.
+    fn slept(wait: Option<Duration>, messages: usize) -> Duration {
+        let inbox = Inbox::default();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                let began = Instant::now();
+                let news = inbox.take(&mut VecDeque::new(), wait.map(|wait| began + wait));
+                assert_eq!(news.mail.len(), 1);
+                began.elapsed()
+            });
+            while !inbox.lock().asleep {
+                std::thread::yield_now();
+            }
+            assert!(inbox.post(mail(messages)));
+            thread.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn a_heartbeat_waits_for_a_tick_that_is_near_and_nothing_else_waits() {
+        assert!(slept(Some(TICK), 0) >= TICK);
+        let long = 100 * TICK;
+        for (wait, messages) in [(Some(TICK), 1), (Some(long), 0), (Some(long), 1), (None, 0), (None, 1)] {
+            assert!(slept(wait, messages) < wait.unwrap_or(long), "{wait:?} {messages}");
+        }
     }
 }

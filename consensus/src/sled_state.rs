@@ -31,6 +31,8 @@ const BYTES_MAX: usize = 16 << 20;
 const GROUP_BYTES_MAX: usize = 256 << 10;
 /// Changes stay in memory no longer than this.
 const WRITE_AFTER: Duration = Duration::from_secs(5);
+/// sled writes what it holds by itself this often; nothing relies on it.
+const FLUSH_EVERY_MS: u64 = 5000;
 /// sled lets go of its file within this time.
 const LET_GO_MAX: Duration = Duration::from_secs(10);
 
@@ -54,7 +56,8 @@ impl SledState {
         let state = directory.join("state");
         let clean = take_marker(directory)?;
         wait_for_the_last(&state.join("db"));
-        let config = sled::Config::new().path(&state).cache_capacity(CACHE_BYTES).flush_every_ms(Some(1000));
+        let config =
+            sled::Config::new().path(&state).cache_capacity(CACHE_BYTES).flush_every_ms(Some(FLUSH_EVERY_MS));
         let db =
             config.open().map_err(|error| StorageError::of_state(format!("{}: {error}", state.display())))?;
         sync_directory(directory)?;

@@ -27,6 +27,11 @@ const REQUESTS_PER_TURN: usize = 512;
 const BYTES_PER_TURN: usize = 64 << 20;
 /// Proposed and not yet answered, of all groups; more are answered `Busy`. Without a quorum they pile up.
 const PROPOSED_BYTES_MAX: usize = 256 << 20;
+/// After a turn that had so many commands to apply …
+const PACED_COMMANDS: usize = 5;
+/// … the next begins no sooner than this after it began, where other hosts have a part in it: what comes in meanwhile
+/// shares its messages, and its fsyncs on all of them.
+const PACE: Duration = Duration::from_micros(400);
 /// How often a snapshot being synced is looked at.
 const SEALING_PAUSE: Duration = Duration::from_millis(1);
 /// How long a stop waits for others to take over what is led here.
@@ -42,6 +47,8 @@ pub(crate) struct Turner<M: Machine, F> {
     outbox: Outbox,
     started: Instant,
     next_tick: Instant,
+    /// So many ticks have passed by then: more than one at rest.
+    ticks: u64,
     /// Taken out of the inbox, not yet looked at.
     requests: VecDeque<Message>,
     mail: VecDeque<Mail>,
@@ -75,6 +82,7 @@ where
             shared,
             started: Instant::now(),
             next_tick: Instant::now() + TICK,
+            ticks: 1,
             requests: VecDeque::new(),
             mail: VecDeque::new(),
             waiting: BTreeMap::new(),
@@ -96,10 +104,12 @@ where
         let mut stop_at = None;
         loop {
             let mut requests = std::mem::take(&mut self.requests);
-            let news = self.shared.inbox.take(&mut requests, self.wait_until(stop_at));
+            let until = self.wait_until(stop_at);
+            let news = self.shared.inbox.take(&mut requests, until);
             self.requests = requests;
             let stop = news.stop;
             let mut busy = !news.is_empty();
+            self.rest();
             self.take_news(news)?;
             busy |= self.take_mail()?;
             busy |= self.tick()?;
@@ -109,7 +119,11 @@ where
                 std::thread::sleep(SEALING_PAUSE);
             }
             if busy || self.host.has_work() {
-                self.turn()?;
+                let begun = Instant::now();
+                let applied = self.turn()?;
+                if applied >= PACED_COMMANDS && self.outbox.has_peers() {
+                    std::thread::sleep(PACE.saturating_sub(begun.elapsed()));
+                }
             }
             self.write_state()?;
             self.gauges();
@@ -124,9 +138,14 @@ where
     }
 
     /// `None`: until somebody asks. Rest is rest.
-    fn wait_until(&self, stop_at: Option<Instant>) -> Option<Instant> {
+    fn wait_until(&mut self, stop_at: Option<Instant>) -> Option<Instant> {
         if self.host.has_work() || !self.requests.is_empty() || !self.mail.is_empty() {
             return Some(Instant::now());
+        }
+        let rest = self.host.rest_ticks();
+        if rest > 1 && self.ticks == 1 {
+            self.ticks = rest;
+            self.next_tick += TICK * u32::try_from(rest - 1).unwrap_or(0);
         }
         let tick = self.host.needs_ticks().then_some(self.next_tick);
         [tick, stop_at, self.host.state().due()].into_iter().flatten().min()
@@ -163,23 +182,37 @@ where
             && let Some(mail) = self.mail.pop_front()
         {
             bytes += mail.bytes;
-            self.host.receive(mail.from, mail.batch, self.now())?;
+            let came = Now { monotonic: mail.came.saturating_duration_since(self.started), wall: mail.wall };
+            self.host.receive(mail.from, mail.batch, came)?;
         }
         Ok(some)
+    }
+
+    /// The ticks slept through. What came meanwhile is younger than they are: else who was just heard of would seem silent,
+    /// and a leader's lease over before its time.
+    fn rest(&mut self) {
+        if self.ticks > 1 && Instant::now() >= self.next_tick {
+            self.host.pass(self.ticks - 1);
+            self.ticks = 1;
+        }
     }
 
     /// Once per tick of real time: a thread that stood still ticks once, not for the time it missed.
     fn tick(&mut self) -> Result<bool, HostError> {
         let now = Instant::now();
         if !self.host.needs_ticks() {
-            self.next_tick = now + TICK;
+            (self.next_tick, self.ticks) = (now + TICK, 1);
             return Ok(false);
+        }
+        if self.ticks > 1 && self.host.rest_ticks() == 1 {
+            // Woken: time counts again.
+            (self.next_tick, self.ticks) = (self.next_tick.min(now + TICK), 1);
         }
         if now < self.next_tick {
             return Ok(false);
         }
-        self.next_tick = (self.next_tick + TICK).max(now + TICK);
         self.host.tick()?;
+        (self.next_tick, self.ticks) = (now + TICK, 1);
         self.shared.set_clock_offset(self.host.clock_offset());
         Ok(true)
     }
@@ -310,7 +343,8 @@ where
 
     // ---- the turn ----
 
-    fn turn(&mut self) -> Result<(), HostError> {
+    /// Answers how many commands were applied.
+    fn turn(&mut self) -> Result<usize, HostError> {
         let started = Instant::now();
         let (now, truncations) = (self.now(), self.host.truncations());
         let (outbox, unsent) = (&mut self.outbox, &mut self.unsent);
@@ -330,11 +364,12 @@ where
             metrics::histogram!("eggs_consensus_turn_seconds", "host" => self.name)
                 .record(started.elapsed().as_secs_f64());
         }
+        let applied = turn.answers.len();
         self.tell(turn);
         if self.host.truncations() > truncations {
             self.purge();
         }
-        Ok(())
+        Ok(applied)
     }
 
     /// Roles first: a new leader learns what is to be done from the state, and whoever does not lead has nothing to do.

@@ -36,5 +36,9 @@ pub use run::run;
 pub use secret::Secret;
 pub use tokio_util::sync::CancellationToken;
 
+/// Of every program of ours: sled's pages and messages come and go in many sizes, for which glibc's is slow (ADR 0010).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Version of this build, as daemons and tools print it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -40,7 +40,7 @@ const HINTS_MAX: usize = 4;
 const LEARNED_MAX: usize = 16;
 /// Failures are silent that long: daemons start in any order, and an election takes a while.
 const SILENCE: Duration = Duration::from_secs(3);
-/// A store that was restarted elsewhere is refused for as long as shuckle believes the one before to be there.
+/// A store or disk that was restarted elsewhere is refused for as long as shuckle believes the one before to be there.
 const CONFLICT_MAX: Duration = STALE_AFTER.saturating_add(Duration::from_secs(2));
 /// A shuckle that stays away is logged this often.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
@@ -175,6 +175,28 @@ impl Registry {
         }
     }
 
+    /// Waits until shuckle has taken the secret, or `stop`: before anything is made that only a member may make.
+    ///
+    /// # Errors
+    /// It is not the cluster's, or none was given.
+    pub async fn check_secret(&self, stop: &CancellationToken) -> Result<(), JoinError> {
+        let mut complaints = Complaints::default();
+        loop {
+            let answered = tokio::select! {
+                answered = self.map(true) => answered,
+                () = stop.cancelled() => return Err(JoinError::Stopped { address: self.addresses() }),
+            };
+            match answered {
+                Ok(_) => return Ok(()),
+                Err(error) if error.is_fatal() => return Err(error.into()),
+                Err(error) => complaints.log(&error),
+            }
+            if sleep(jittered(RETRY), stop).await.is_err() {
+                return Err(JoinError::Stopped { address: self.addresses() });
+            }
+        }
+    }
+
     /// The cluster this daemon is part of.
     pub fn cluster(&self) -> ClusterId {
         self.cluster
@@ -225,7 +247,24 @@ impl Registry {
 
     /// One request to each replica at most, but for hints.
     async fn round(&self, op: &Op) -> Result<Answer, RegistryCallError> {
-        self.replicas.round(&self.header(), op).await.map(|(_, answer)| answer)
+        let answered = self.replicas.round(&self.header(), op).await.map(|(_, answer)| answer);
+        answered.map_err(|error| match error {
+            RegistryCallError::Refused { address, mut error }
+                if error.code == RegistryError::Unauthorized.code() =>
+            {
+                error.message = self.about_secret();
+                RegistryCallError::Refused { address, error }
+            }
+            error => error,
+        })
+    }
+
+    /// What is wrong when shuckle says that a secret is required: it does not say whether it was shown one.
+    fn about_secret(&self) -> String {
+        match &self.secret {
+            None => "a cluster secret is required: --secret-file".to_owned(),
+            Some(secret) => format!("{secret} is not this cluster's"),
+        }
     }
 
     /// The cluster map.
@@ -271,8 +310,34 @@ impl Registry {
     /// As [`heartbeat`](Registry::heartbeat).
     pub async fn heartbeat_with_news<F: Future<Output = Op>>(
         &self,
+        report: impl FnMut() -> F,
+        registered: impl FnOnce(),
+        news: &Notify,
+        stop: CancellationToken,
+    ) -> Result<(), RegistryCallError> {
+        self.beat(report, registered, |_| false, news, stop).await
+    }
+
+    /// As [`heartbeat`](Registry::heartbeat); `answered` is told of each answer, and of a refusal what shuckle says.
+    /// It says whether the next report is another, to be sent at once.
+    ///
+    /// # Errors
+    /// As [`heartbeat`](Registry::heartbeat).
+    pub async fn heartbeat_with_answers<F: Future<Output = Op>>(
+        &self,
+        report: impl FnMut() -> F,
+        registered: impl FnOnce(),
+        answered: impl FnMut(Option<&pb::Error>) -> bool,
+        stop: CancellationToken,
+    ) -> Result<(), RegistryCallError> {
+        self.beat(report, registered, answered, &Notify::new(), stop).await
+    }
+
+    async fn beat<F: Future<Output = Op>>(
+        &self,
         mut report: impl FnMut() -> F,
         registered: impl FnOnce(),
+        mut answered: impl FnMut(Option<&pb::Error>) -> bool,
         news: &Notify,
         stop: CancellationToken,
     ) -> Result<(), RegistryCallError> {
@@ -287,7 +352,16 @@ impl Registry {
                 Ok(_) => Err(nonsense(&self.addresses(), "it answered something else than a registration")),
                 Err(error) => Err(error),
             };
-            let taken = result.is_ok();
+            let anew = match &result {
+                Ok(()) => answered(None),
+                Err(RegistryCallError::Refused { error, .. }) => answered(Some(error)),
+                Err(_) => false,
+            };
+            if anew && result.is_err() {
+                continue;
+            }
+            // Whoever is refused as another one's copy asks again, but not in a hurry.
+            let unhurried = result.as_ref().map_or_else(RegistryCallError::is_conflict, |()| true);
             match result {
                 Ok(()) => {
                     complaints = Complaints::default();
@@ -301,7 +375,7 @@ impl Registry {
                     if registered.is_some()
                         && error.is_fatal()
                         && !(error.is_conflict()
-                            && matches!(op, Op::RegisterStore(_))
+                            && matches!(op, Op::RegisterStore(_) | Op::RegisterBlockServices(_))
                             && started.elapsed() < CONFLICT_MAX) =>
                 {
                     return Err(error);
@@ -310,7 +384,7 @@ impl Registry {
             }
             let pause = match registered {
                 Some(_) => jittered(RETRY),
-                None if taken => HEARTBEAT_INTERVAL,
+                None if unhurried => HEARTBEAT_INTERVAL,
                 // Between two leaders: the next one does not know yet who is there.
                 None => jittered(EAGER),
             };

@@ -7,18 +7,31 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 const LENGTH: usize = 32;
 
 /// Shown with every request that only daemons may make.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret([u8; LENGTH]);
+#[derive(Clone)]
+pub struct Secret {
+    bytes: [u8; LENGTH],
+    /// Where it was read.
+    file: Option<Arc<Path>>,
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Secret) -> bool {
+        self.matches(&other.bytes)
+    }
+}
+
+impl Eq for Secret {}
 
 impl Secret {
     pub fn from_bytes(bytes: [u8; LENGTH]) -> Secret {
-        Secret(bytes)
+        Secret { bytes, file: None }
     }
 
     /// A fresh one from the system's entropy.
@@ -28,22 +41,22 @@ impl Secret {
     pub fn random() -> io::Result<Secret> {
         let mut bytes = [0; LENGTH];
         getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()))?;
-        Ok(Secret(bytes))
+        Ok(Secret::from_bytes(bytes))
     }
 
     /// For those who greet without a header.
     pub fn to_array(&self) -> [u8; LENGTH] {
-        self.0
+        self.bytes
     }
 
     /// For a request's header.
     pub fn to_bytes(&self) -> Bytes {
-        Bytes::copy_from_slice(&self.0)
+        Bytes::copy_from_slice(&self.bytes)
     }
 
     /// Whether `shown` is this secret, in constant time.
     pub fn matches(&self, shown: &[u8]) -> bool {
-        shown.len() == LENGTH && self.0.iter().zip(shown).fold(0, |seen, (a, b)| seen | (a ^ b)) == 0
+        shown.len() == LENGTH && self.bytes.iter().zip(shown).fold(0, |seen, (a, b)| seen | (a ^ b)) == 0
     }
 
     /// Reads the secret from `path`.
@@ -58,7 +71,11 @@ impl Secret {
                 _ => Problem::Io("read", source),
             })
         })?;
-        let mode = file.metadata().map_err(|source| error(Problem::Io("read", source)))?.mode();
+        let metadata = file.metadata().map_err(|source| error(Problem::Io("read", source)))?;
+        if metadata.is_dir() {
+            return Err(error(Problem::Directory));
+        }
+        let mode = metadata.mode();
         if mode & 0o077 != 0 {
             return Err(error(Problem::Exposed(mode & 0o777)));
         }
@@ -69,7 +86,8 @@ impl Secret {
                 _ => Problem::Io("read", source),
             })
         })?;
-        parse(text.trim()).ok_or_else(|| error(Problem::Malformed))
+        let secret = parse(text.trim()).ok_or_else(|| error(Problem::Malformed))?;
+        Ok(Secret { file: Some(path.into()), ..secret })
     }
 
     /// Writes a fresh secret to `path`, which must not exist.
@@ -98,7 +116,7 @@ impl Secret {
         let temporary = PathBuf::from(name);
         let result = (|| {
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-            let text: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
+            let text: String = self.bytes.iter().map(|byte| format!("{byte:02x}")).collect();
             writeln!(file, "{text}")?;
             file.sync_all()?;
             std::fs::hard_link(&temporary, path)?;
@@ -117,7 +135,17 @@ fn parse(text: &str) -> Option<Secret> {
     for (byte, at) in bytes.iter_mut().zip((0..).step_by(2)) {
         *byte = u8::from_str_radix(&text[at..at + 2], 16).ok()?;
     }
-    Some(Secret(bytes))
+    Some(Secret::from_bytes(bytes))
+}
+
+/// What it is and where it is from, never its bytes.
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.file {
+            Some(file) => write!(f, "the cluster secret in {}", file.display()),
+            None => f.write_str("the cluster secret"),
+        }
+    }
 }
 
 impl fmt::Debug for Secret {
@@ -137,6 +165,7 @@ pub struct SecretError {
 enum Problem {
     Missing,
     Malformed,
+    Directory,
     Exposed(u32),
     Io(&'static str, io::Error),
 }
@@ -151,6 +180,7 @@ impl fmt::Display for SecretError {
             Problem::Malformed => {
                 write!(f, "secret file {path} is not one: {} hexadecimal digits are expected", 2 * LENGTH)
             }
+            Problem::Directory => write!(f, "secret file {path} is a directory"),
             Problem::Exposed(mode) => {
                 write!(f, "secret file {path} is open to other users (mode {mode:03o}): chmod 600 it")
             }
@@ -176,6 +206,8 @@ mod tests {
         assert_eq!(Secret::load_or_create(&path).unwrap(), secret);
         assert!(Secret::create(&path).is_err());
         assert_eq!(Secret::load(&path).unwrap(), secret);
+        let words = format!("the cluster secret in {}", path.display());
+        assert_eq!(Secret::load(&path).unwrap().to_string(), words);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
         assert!(secret.matches(&secret.to_bytes()));
         assert!(!secret.matches(&secret.to_bytes()[1..]));
@@ -189,6 +221,9 @@ mod tests {
         let path = directory.path().join("secret");
         let refusal = || Secret::load(&path).unwrap_err().to_string();
         assert!(refusal().contains("does not exist"));
+        std::fs::create_dir(&path).unwrap();
+        assert!(refusal().ends_with("is a directory"), "{}", refusal());
+        std::fs::remove_dir(&path).unwrap();
         for bytes in [&b""[..], b"short", &[0xff; 64], &[b'g'; 64]] {
             std::fs::write(&path, bytes).unwrap();
             std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();

@@ -28,10 +28,12 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// What one stream may have in flight: a few data messages.
-pub const STREAM_WINDOW: u32 = 16 << 20;
-/// What one connection may have in flight.
-pub const CONNECTION_WINDOW: u32 = 64 << 20;
+/// What one stream may have sent that nobody has read yet: a data message; a gigabyte a second where answers take a
+/// millisecond.
+pub const STREAM_WINDOW: u32 = 1 << 20;
+/// What one connection may have sent that nobody has read yet. Where requests wait for a slow disk, that is what a
+/// client costs in memory; streams that wait for one disk leave room to those for others.
+pub const CONNECTION_WINDOW: u32 = 8 << 20;
 /// A data message goes in one frame.
 pub const FRAME_BYTES_MAX: u32 = 1 << 20;
 

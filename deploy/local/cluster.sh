@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the separate daemons of a cluster as processes on loopback: on each "host" the four that a machine runs.
+# Runs the separate daemons of a cluster as processes on loopback: on each "host" the five that a machine runs.
 set -euo pipefail
 
 usage() {
@@ -7,7 +7,7 @@ usage() {
 usage: cluster.sh start|stop|status [--hosts 1|3|5] [--data DIR] [--bin DIR] [--port N]
        cluster.sh kill|restart HOST [--data DIR] [--bin DIR] [--port N]
 
-  start         starts hosts host-1, host-2, …: shuckle, shard, crossdir and blockd on each,
+  start         starts hosts host-1, host-2, …: shuckle, shard, crossdir, blockd and janitor on each,
                 everything replicated over all of them, and waits until the cluster is whole
   stop          stops them in order; the data stays
   status        says which of them run, and what the cluster says of itself
@@ -17,7 +17,7 @@ usage: cluster.sh start|stop|status [--hosts 1|3|5] [--data DIR] [--bin DIR] [--
   --hosts N    how many hosts a new cluster has; an old one keeps its number   [default: 1]
   --data DIR   data, logs and process ids      [default: ./eggs-local, or $EGGS_LOCAL_DATA]
   --bin DIR    where the binaries are          [default: target/release of this checkout, or $EGGS_BIN_DIR]
-  --port N     the first host's first port: its shuckle and dashboard. A host takes four ports in a
+  --port N     the first host's first port: its shuckle and dashboard. A host takes five ports in a
                row, the next host begins ten further   [default: 5000]
 TEXT
 }
@@ -84,7 +84,7 @@ port=${port:-$held_port}
 
 address=127.0.0.1
 # In the order they are started; the place in it is added to the host's first port.
-parts=(shuckle shard crossdir blockd)
+parts=(shuckle shard crossdir blockd janitor)
 
 # Where a part of host number $2 listens.
 place() {
@@ -121,6 +121,7 @@ launch() { # host-N, part
         flags+=(--host "$host" --data "$data/$host/$part" --replicas "$hosts")
         if ((hosts > 1)); then flags+=(--peers "$(shuckles)"); fi
         ;;
+    janitor) flags+=(--host "$host" --shuckle "$(shuckles)") ;;
     shard | crossdir) flags+=(--host "$host" --data "$data/$host/$part" --shuckle "$(shuckles)") ;;
     blockd)
         flags+=(--host "$host" --shuckle "$(shuckles)")
@@ -177,7 +178,7 @@ all_hosts() {
 
 need_binaries() {
     local name
-    for name in eggs-shuckle eggs-shard eggs-crossdir eggs-blockd eggsctl; do
+    for name in eggs-shuckle eggs-shard eggs-crossdir eggs-blockd eggs-janitor eggsctl; do
         [[ -x $bin/$name ]] || fail "$bin/$name is missing: run cargo build --release --workspace, or give --bin"
     done
 }
@@ -232,6 +233,7 @@ stop_parts() {
 
 stop() {
     [[ -n $held ]] || return 0
+    stop_parts janitor
     stop_parts shard crossdir blockd
     stop_parts shuckle
 }

@@ -25,12 +25,12 @@ pub trait ServiceError: Copy + std::fmt::Display {
 
     /// A wire error; `what` is what failed on what.
     fn with(self, what: impl std::fmt::Display) -> pb::Error {
-        pb::Error { code: self.code(), message: format!("{what}: {self}"), leader: String::new() }
+        pb::Error { message: format!("{what}: {self}"), ..self.bare() }
     }
 
     /// A wire error with nothing to add.
     fn bare(self) -> pb::Error {
-        pb::Error { code: self.code(), message: self.to_string(), leader: String::new() }
+        pb::Error { code: self.code(), message: self.to_string(), ..pb::Error::default() }
     }
 }
 
@@ -113,7 +113,7 @@ service_error! {
         /// A proof does not fit its block.
         BadProof = 43, Never, "proof of a written block not valid";
         /// Not enough writable block services in different places.
-        NoBlockServices = 44, Later, "no space: not enough writable block services";
+        NoBlockServices = 44, Later, "not enough disks take blocks";
         /// The disk that holds the metadata is almost full; names can still be removed.
         NoSpace = 45, Never, "no space left on device";
         /// A dead entry that does not own its inode: this one lives elsewhere, or died later.
@@ -194,6 +194,8 @@ service_error! {
         Io = 28, Never, "input/output error";
         /// What is on disk is not what was written.
         Corrupt = 29, Never, "the stored block is corrupt";
+        /// The disk is right, and takes no changes.
+        ReadOnly = 30, Never, "the disk is read-only";
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Version of the wire protocol; a peer with another major is refused.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 /// Version of everything a daemon stores; a newer one is refused untouched.
 pub const FORMAT_VERSION: u32 = 2;
 
@@ -37,6 +37,9 @@ pub const BLOCK_BYTES_MAX: u32 = 128 << 20;
 
 /// Operations in one write request.
 pub const BATCH_OPS_MAX: usize = 512;
+/// Spans either file may have when contents are swapped. They all move in one batch, which holds up every group of the
+/// host for as long: these are a few milliseconds, and files of 64 GiB in spans of the usual size.
+pub const SWAP_SPANS_MAX: usize = 1024;
 /// Bytes of one encoded metadata request or reply.
 pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
 /// Bytes of one data message of a block stream.
@@ -56,6 +59,9 @@ pub const CLASS_INLINE: u8 = 1;
 pub const CLASS_HDD: u8 = 2;
 pub const CLASS_FLASH: u8 = 3;
 
+/// The part of a disk that is kept free, as long as others have room, is one of so many: room for what is on other disks when
+/// one is lost, and for compaction.
+pub const DISK_RESERVE_SHARE: u64 = 20;
 /// Every change of an eden file pushes its deadline this far out.
 pub const EDEN_DEADLINE: Duration = Duration::from_secs(3600);
 /// A session not used this long may be forgotten; a retry must come before.
@@ -69,6 +75,8 @@ pub const SLOW_TRANSACTION: Duration = Duration::from_secs(2);
 /// … but not more of them than this, the oldest, each in so many bytes.
 pub const SLOW_TRANSACTIONS_MAX: usize = 32;
 pub const TRANSACTION_STEP_BYTES_MAX: usize = 512;
+/// The `least_redundancy` of a janitor's task that has nothing left to do: no span it is about can be named.
+pub const NOTHING_AT_RISK: u32 = u32::MAX;
 /// Daemons register this often …
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(1500);
 /// … and are stale when not heard of for this long.

@@ -6,8 +6,8 @@
 //! be lost, a span's buffers stay bounded in a client).
 
 use crate::limits::{
-    BLOCK_BYTES_MAX, CELL_BYTES_MAX, CELL_BYTES_MIN, CLASS_FLASH, DATA_BLOCKS_MAX, INLINE_BYTES_MAX,
-    PARITY_BLOCKS_MAX, SPAN_BYTES_MAX,
+    BLOCK_BYTES_MAX, CELL_BYTES_MAX, CELL_BYTES_MIN, CLASS_EMPTY, CLASS_FLASH, CLASS_HDD, CLASS_INLINE,
+    DATA_BLOCKS_MAX, INLINE_BYTES_MAX, PARITY_BLOCKS_MAX, SPAN_BYTES_MAX,
 };
 use crate::pb::{BlockPolicy, BlockRule, Policies, SnapshotPolicy, SpanPolicy, SpanRule, StripePolicy};
 
@@ -42,6 +42,26 @@ pub fn default_blocks() -> (usize, u64) {
     ((data + parity) as usize, u64::from(DEFAULT_SPAN_BYTES / data))
 }
 
+/// What a storage class is called.
+pub fn class_name(class: u32) -> String {
+    match u8::try_from(class) {
+        Ok(CLASS_EMPTY) => "EMPTY".to_owned(),
+        Ok(CLASS_INLINE) => "INLINE".to_owned(),
+        Ok(CLASS_HDD) => "HDD".to_owned(),
+        Ok(CLASS_FLASH) => "FLASH".to_owned(),
+        _ => format!("CLASS{class}"),
+    }
+}
+
+/// How a span with this many blocks is stored: `inline`, `mirror3`, `4+2`.
+pub fn layout_name(data: u32, parity: u32) -> String {
+    match (data, parity) {
+        (0, _) => "inline".to_owned(),
+        (1, parity) => format!("mirror{}", u64::from(parity) + 1),
+        (data, parity) => format!("{data}+{parity}"),
+    }
+}
+
 /// `near` where it is set, `far` (a parent's, or the defaults) elsewhere.
 #[must_use]
 pub fn inherit(near: Policies, far: &Policies) -> Policies {
@@ -52,6 +72,9 @@ pub fn inherit(near: Policies, far: &Policies) -> Policies {
         stripe: near.stripe.or(far.stripe),
     }
 }
+
+/// What longer files are cut into is at least this long: a span costs a row of metadata, whatever it holds.
+const LAST_SPAN_BYTES_MIN: u32 = CELL_BYTES_MIN;
 
 /// What is wrong with a policy, for people; `Ok` for every field that is absent.
 pub fn validate(policies: &Policies) -> Result<(), String> {
@@ -64,7 +87,9 @@ pub fn validate(policies: &Policies) -> Result<(), String> {
             return Err(format!("block policy: storage class {} is not 2 to 255", rule.storage_class));
         }
         if block.rules.last().is_some_and(|rule| rule.max_size < BLOCK_BYTES_MAX) {
-            return Err(format!("block policy: the last rule must reach {BLOCK_BYTES_MAX} bytes"));
+            return Err(
+                "block policy: the last rule is for all longer blocks: leave its size away".to_owned()
+            );
         }
     }
     if let Some(stripe) = &policies.stripe
@@ -97,6 +122,13 @@ fn validate_span(span: &SpanPolicy) -> Result<(), String> {
         if rule.data == 0 && rule.parity != 0 {
             return Err("span policy: an inline span has no parity".to_owned());
         }
+    }
+    let last = span.rules.last().copied().unwrap_or_default();
+    if last.data == 0 {
+        return Err("span policy: the last rule, for all that is longer, must be of blocks".to_owned());
+    }
+    if last.max_size < LAST_SPAN_BYTES_MIN {
+        return Err(format!("span policy: the last rule must reach {LAST_SPAN_BYTES_MIN} bytes"));
     }
     Ok(())
 }
@@ -151,5 +183,34 @@ mod tests {
         assert!(validate(&span(&[(INLINE_BYTES_MAX + 1, 0, 0)])).is_err());
         assert!(validate(&span(&[(10, 0, 1)])).is_err());
         assert!(validate(&span(&[(10, 0, 0), (1 << 20, 10, 4)])).is_ok());
+        assert!(validate(&span(&[(1 << 20, 17, 0)])).is_err());
+        assert!(validate(&span(&[(1 << 20, 1, 17)])).is_err());
+        // Everything from one block to sixteen and sixteen, mirrored or not, is allowed.
+        for (data, parity) in (1..=16).flat_map(|data| (0..=16).map(move |parity| (data, parity))) {
+            assert_eq!(validate(&span(&[(SPAN_BYTES_MAX, data, parity)])), Ok(()), "({data}, {parity})");
+        }
+        assert!(validate(&span(&[(1 << 20, 4, 2), (1 << 20, 4, 2)])).is_err(), "sizes that do not rise");
+        // What is longer than the last rule is cut into pieces of it.
+        assert!(validate(&span(&[(INLINE_BYTES_MAX, 0, 0)])).is_err());
+        assert!(validate(&span(&[(CELL_BYTES_MIN - 1, 1, 2)])).is_err());
+        assert!(validate(&span(&[(CELL_BYTES_MIN, 1, 2)])).is_ok());
+        let stripe = |cell_size| Policies { stripe: Some(StripePolicy { cell_size }), ..Policies::default() };
+        assert!(validate(&stripe(CELL_BYTES_MIN - 1)).is_err());
+        assert!(validate(&stripe(CELL_BYTES_MAX + 1)).is_err());
+        assert!(validate(&stripe(CELL_BYTES_MIN)).is_ok());
+        let block = |rules: &[(u32, u32)]| Policies {
+            block: Some(BlockPolicy {
+                rules: rules
+                    .iter()
+                    .map(|&(max_size, storage_class)| BlockRule { max_size, storage_class })
+                    .collect(),
+            }),
+            ..Policies::default()
+        };
+        assert!(validate(&block(&[])).is_err());
+        assert!(validate(&block(&[(BLOCK_BYTES_MAX, 1)])).is_err());
+        assert!(validate(&block(&[(BLOCK_BYTES_MAX, 256)])).is_err());
+        assert!(validate(&block(&[(BLOCK_BYTES_MAX - 1, 2)])).is_err());
+        assert!(validate(&block(&[(1 << 20, 3), (BLOCK_BYTES_MAX, 2)])).is_ok());
     }
 }

@@ -64,6 +64,9 @@ impl Handler {
             Op::Write(write) => self.write(shard, &header, authorized, write).await,
             Op::Walk(walk) => self.walk(shard, walk).await,
             Op::Status(_) => self.status(shard).await,
+            read if !authorized && eggs_shard_core::needs_secret(&read) => {
+                Err(ShardError::Unauthorized.bare())
+            }
             read => self.read(shard, read).await,
         }
     }
@@ -193,14 +196,27 @@ impl Handler {
                 return self.list_at(shard, op, at).await;
             }
         }
-        let read = self.consensus.read(vec![shard.into()], move |views, now| {
+        // Garbage stays garbage (SH-17): who looks for it need not wake the group to hear of the newest.
+        let may_be_old = matches!(op, Op::ListGarbage(_));
+        let look = move |views: &Views<'_>, now| {
             Some(eggs_shard_core::read(shard, views.get(shard.into())?, &op, now))
-        });
-        let answer: Option<Result<Answer, TableError>> = self.agreed(shard, read).await?;
+        };
+        let answer: Option<Result<Answer, TableError>> = if may_be_old {
+            self.agreed(shard, self.consensus.local(look)).await?
+        } else {
+            self.agreed(shard, self.consensus.read(vec![shard.into()], look)).await?
+        };
         match answer {
             None => Err(self.not_leader(shard, None).await),
-            Some(answer) => answer.map_err(|error| internal(shard, &error)),
+            Some(answer) => answer.map(|answer| self.signed(answer)).map_err(|error| internal(shard, &error)),
         }
+    }
+
+    fn signed(&self, mut answer: Answer) -> Answer {
+        if let Answer::ListGarbage(garbage) = &mut answer {
+            eggs_shard_core::sign_garbage(garbage, &self.cluster.borrow());
+        }
+        answer
     }
 
     /// A listing at an instant: settled first, by the leader, when it is not over for good yet.
@@ -344,5 +360,9 @@ fn op_name(op: &Op) -> &'static str {
         Op::Check(_) => "check",
         Op::Status(_) => "status",
         Op::Write(_) => "write",
+        Op::OpenMany(_) => "open_many",
+        Op::ListFiles(_) => "list_files",
+        Op::ListServiceFiles(_) => "list_service_files",
+        Op::ListGarbage(_) => "list_garbage",
     }
 }

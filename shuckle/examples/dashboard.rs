@@ -57,8 +57,7 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn pretend(registry: Registry, stop: &CancellationToken) -> anyhow::Result<()> {
-    let mut silent = Some(disks("10.0.0.13:5003", 9..12, 3));
-    let lively = [disks("10.0.0.11:5003", 1..5, 3), disks("10.0.0.12:5003", 5..9, 2)];
+    let mut silent = Some(disks("10.0.0.13:5003", 9..12, 3, false));
     let mut round = 0;
     while !stop.is_cancelled() {
         let map = registry.map(false).await?;
@@ -71,6 +70,9 @@ async fn pretend(registry: Registry, stop: &CancellationToken) -> anyhow::Result
                 registry.call(store(&map, number, kind, round)).await?;
             }
         }
+        // A disk is lost only after it was there.
+        let lively =
+            [disks("10.0.0.11:5003", 1..5, 3, round > 0), disks("10.0.0.12:5003", 5..9, 2, round > 0)];
         for op in silent.take().iter().chain(&lively) {
             registry.call(op.clone()).await?;
         }
@@ -161,11 +163,11 @@ fn disk_id(n: u64) -> u64 {
     n.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-fn disks(address: &str, range: std::ops::Range<u64>, storage_class: u32) -> Op {
+fn disks(address: &str, range: std::ops::Range<u64>, storage_class: u32, lose: bool) -> Op {
     let report = |n: u64| {
         let capacity_bytes = if storage_class == 2 { 16_000 * GIB } else { 1_900 * GIB };
         let used_bytes = capacity_bytes / 100 * (11 + n * 13 % 70);
-        let lost = n == 3;
+        let lost = lose && n == 3;
         pb::BlockServiceReport {
             id: disk_id(n),
             key: vec![n as u8; 32].into(),
@@ -183,11 +185,13 @@ fn disks(address: &str, range: std::ops::Range<u64>, storage_class: u32) -> Op {
             } else {
                 String::new()
             },
+            ..Default::default()
         }
     };
     Op::RegisterBlockServices(pb::RegisterBlockServices {
         address: address.to_owned(),
         failure_domain: "rack".to_owned(),
         block_services: range.map(report).collect(),
+        ..Default::default()
     })
 }

@@ -272,9 +272,10 @@ impl Registry {
         let leader = leader.or_else(|| self.inner.consensus.leader_address(GROUP)).unwrap_or_default();
         // What the map says of a leader the replica here does not hear is old.
         let unheard = leader.is_empty() || !self.inner.consensus.hears_leader(GROUP);
-        let error = match self.inner.quorum.unled(GROUP).await {
-            Some(why) if unheard => RegistryError::NotLeader.with(format_args!("the registry: {why}")),
-            _ => RegistryError::NotLeader.bare(),
+        let why = if unheard { self.inner.quorum.unled(GROUP).await } else { None };
+        let error = match why {
+            Some(why) => RegistryError::NotLeader.with(format_args!("the registry: {why}")),
+            None => RegistryError::NotLeader.bare(),
         };
         pb::Error { leader, ..error }
     }
@@ -428,10 +429,25 @@ fn versioned(map: pb::ClusterMapReply) -> pb::ClusterMapReply {
         hasher.write(&group.encode_length_delimited_to_vec());
     }
     for service in &map.block_services {
-        let service = pb::BlockServiceInfo { last_seen: 0, ..service.clone() };
+        let available_bytes = about(service.available_bytes);
+        let service = pb::BlockServiceInfo { last_seen: 0, available_bytes, ..service.clone() };
         hasher.write(&service.encode_length_delimited_to_vec());
     }
+    if let Some(janitor) = &map.janitor {
+        let janitor = pb::JanitorInfo { last_seen: 0, ..janitor.clone() };
+        hasher.write(&janitor.encode_length_delimited_to_vec());
+    }
+    for job in &map.jobs {
+        hasher.write(&job.encode_length_delimited_to_vec());
+    }
     pb::ClusterMapReply { version: hasher.finish().max(1), ..map }
+}
+
+/// The highest seven bits. Others write to the file systems of disks too: without this every heartbeat would make another
+/// map for everybody who watches.
+fn about(bytes: u64) -> u64 {
+    let low = (u64::BITS - bytes.leading_zeros()).saturating_sub(7);
+    bytes >> low << low
 }
 
 fn no_cluster() -> pb::Error {
@@ -466,5 +482,32 @@ fn name(op: &Op) -> &'static str {
         Op::RegisterBlockServices(_) => "register_block_services",
         Op::SetReplicas(_) => "set_replicas",
         Op::DrainHost(_) => "drain_host",
+        Op::RegisterJanitor(_) => "register_janitor",
+        Op::ListBadBlocks(_) => "list_bad_blocks",
+        Op::PutJob(_) => "put_job",
+        Op::ForgetBlockServices(_) => "forget_block_services",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_is_another_when_something_is_and_not_for_a_little_less_room() {
+        let map = |available_bytes, used_bytes| {
+            let service = pb::BlockServiceInfo { id: 1, available_bytes, used_bytes, ..Default::default() };
+            let map = pb::ClusterMapReply { block_services: vec![service], ..Default::default() };
+            versioned(map).version
+        };
+        let large = 250 << 30;
+        assert_eq!(map(large, 0), map(large + (1 << 29), 0));
+        assert_ne!(map(large, 0), map(large, 1));
+        assert_ne!(map(large, 0), map(large + (1 << 33), 0));
+        // Near the end every byte counts.
+        for room in 0..128 {
+            assert_ne!(map(room, 0), map(room + 1, 0), "{room}");
+        }
+        assert_eq!(about(u64::MAX), 127 << 57);
     }
 }

@@ -30,8 +30,10 @@ use crate::web;
 /// The registry's consensus group.
 pub const GROUP: GroupId = GroupId::SHUCKLE;
 
-/// How often the gauges of /metrics are set, and the planner looks.
+/// How often the planner looks.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the gauges of /metrics are set: it takes the whole map.
+const GAUGES_INTERVAL: Duration = Duration::from_secs(5);
 /// After something was logged, before the planner looks: often more comes.
 const NEWS_PAUSE: Duration = Duration::from_millis(20);
 /// Between rounds of greetings while there is no cluster.
@@ -422,10 +424,14 @@ impl Service {
             let leads = self.registry.leads();
             metrics::gauge!("eggs_shuckle_leader").set(f64::from(u8::from(leads)));
             // Everybody's would be the leader's.
-            if let Some(known) = self.registry.known_here().await {
-                known.record();
-            }
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            let pause = match self.registry.known_here().await {
+                Some(known) => {
+                    known.record();
+                    GAUGES_INTERVAL
+                }
+                None => LOOK_INTERVAL,
+            };
+            tokio::time::sleep(pause).await;
         }
     }
 

@@ -6,8 +6,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use eggs_proto::limits::NOTHING_AT_RISK;
+use eggs_proto::policy::class_name;
 use eggs_proto::{BlockServiceId, ClusterId, GroupId, StoreId, Time, TransactionId, flags, pb};
-use eggs_shuckle_core::summary::{class_name, summarize};
+use eggs_shuckle_core::repairs::{left, task_kind, under_spread};
+use eggs_shuckle_core::summary::summarize;
 use eggs_shuckle_core::{Capacity, State, groups_of, kind_name};
 use pb::StoreKind;
 use serde::Serialize;
@@ -40,6 +43,7 @@ pub struct Cluster {
     pub groups: Vec<Group>,
     pub stores: Vec<Store>,
     pub block_services: Vec<BlockService>,
+    pub janitor: Upkeep,
 }
 
 #[derive(Debug, Serialize)]
@@ -233,7 +237,65 @@ pub struct BlockService {
     pub registered_at_ns: u64,
     pub io_errors: u64,
     pub reported_blocks: u64,
+    /// Takes no writes, as its host says.
+    pub read_only: bool,
+    /// Of blocks that nobody needs any more, and whose space is not given back yet.
+    pub dead_bytes: u64,
     pub problem: String,
+}
+
+/// Repair, scrub, garbage, balancing, spreading, jobs.
+#[derive(Debug, Serialize)]
+pub struct Upkeep {
+    /// Empty: no janitor was ever heard of.
+    pub host: String,
+    pub address: String,
+    pub alive: bool,
+    pub last_seen_ms_ago: Option<u64>,
+    pub tasks: Vec<Task>,
+    pub jobs: Vec<Job>,
+    /// Null: nobody has counted yet.
+    pub under_spread: Option<UnderSpread>,
+}
+
+/// Spans two of whose blocks share a disk or a failure domain.
+#[derive(Debug, Serialize)]
+pub struct UnderSpread {
+    pub spans: u64,
+    /// All spans with blocks.
+    pub of: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Task {
+    /// "repair", "scrub", "rebalance", "garbage", "restripe", "spread".
+    pub kind: &'static str,
+    /// The block service or directory; empty: all.
+    pub about: String,
+    /// The same as people know it.
+    pub name: String,
+    pub state: String,
+    pub started_ms_ago: Option<u64>,
+    pub spans_done: u64,
+    pub spans_total: u64,
+    pub bytes_done: u64,
+    pub bytes_total: u64,
+    pub bytes_per_second: u64,
+    pub seconds_left: Option<u64>,
+    pub spans_lost: u64,
+    /// Fewest blocks that a span it is about can still lose; null: nothing is at risk.
+    pub least_redundancy: Option<u32>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Job {
+    pub id: u64,
+    pub kind: &'static str,
+    pub path: String,
+    pub files_done: u64,
+    pub files_failed: u64,
+    pub bytes_done: u64,
+    pub done: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -307,6 +369,7 @@ impl Known {
             groups: self.groups(&[GroupId::CROSSDIR, GroupId::SHUCKLE]),
             stores: self.stores(),
             block_services: self.block_services(),
+            janitor: self.upkeep(),
         }
     }
 
@@ -461,9 +524,58 @@ impl Known {
             registered_at_ns: disk.registered_at,
             io_errors: disk.io_errors,
             reported_blocks: disk.reported_blocks,
+            read_only: disk.read_only,
+            dead_bytes: disk.dead_bytes,
             problem: disk.problem.clone(),
         };
         self.map.block_services.iter().map(info).collect()
+    }
+
+    /// What the janitor does.
+    pub fn upkeep(&self) -> Upkeep {
+        let janitor = self.map.janitor.clone().unwrap_or_default();
+        let job = |job: &pb::Job| {
+            let progress = job.progress.clone().unwrap_or_default();
+            Job {
+                id: job.id,
+                kind: task_kind(job.kind()),
+                path: job.path.clone(),
+                files_done: progress.files_done,
+                files_failed: progress.files_failed,
+                bytes_done: progress.bytes_done,
+                done: progress.done,
+            }
+        };
+        Upkeep {
+            tasks: janitor.tasks.iter().map(|task| self.task(task)).collect(),
+            host: janitor.host,
+            address: janitor.address,
+            alive: janitor.alive,
+            last_seen_ms_ago: self.age(janitor.last_seen),
+            jobs: self.map.jobs.iter().map(job).collect(),
+            under_spread: under_spread(&self.map).map(|(spans, of)| UnderSpread { spans, of }),
+        }
+    }
+
+    fn task(&self, task: &pb::JanitorTask) -> Task {
+        let disk = self.map.block_services.iter().find(|info| info.id == task.about);
+        let job = self.map.jobs.iter().find(|job| job.directory == task.about);
+        let name = disk.map(|info| &info.path).or(job.map(|job| &job.path));
+        Task {
+            kind: task_kind(task.kind()),
+            about: if task.about == 0 { String::new() } else { BlockServiceId(task.about).to_string() },
+            name: name.cloned().unwrap_or_default(),
+            state: task.state.clone(),
+            started_ms_ago: self.age(task.started_at),
+            spans_done: task.spans_done,
+            spans_total: task.spans_total,
+            bytes_done: task.bytes_done,
+            bytes_total: task.bytes_total,
+            bytes_per_second: task.bytes_per_second,
+            seconds_left: left(task).map(|left| left.as_secs()),
+            spans_lost: task.spans_lost,
+            least_redundancy: Some(task.least_redundancy).filter(|&least| least != NOTHING_AT_RISK),
+        }
     }
 
     fn shard_counts(&self) -> ShardCounts {
@@ -612,7 +724,7 @@ fn disk_state(disk: &pb::BlockServiceInfo) -> DiskState {
         DiskState::Stale
     } else if disk.io_errors > 0 || disk.reported_blocks > 0 || !disk.problem.is_empty() {
         DiskState::Failing
-    } else if disk.flags & flags::SETTABLE != 0 {
+    } else if disk.flags & flags::SETTABLE != 0 || disk.read_only {
         DiskState::Restricted
     } else {
         DiskState::Ok

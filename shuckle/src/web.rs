@@ -54,6 +54,7 @@ fn api() -> Router<Registry> {
                 })
             }),
         )
+        .route("/janitor", get(|registry| answer(registry, Known::upkeep)))
         .route("/version", get(|| async { Json(json!({ "version": eggs_daemon::VERSION, "api": 1 })) }))
 }
 

@@ -50,6 +50,7 @@ async fn a_cluster_is_founded_registered_and_found_again() {
 
     host(&registry, 0..256).await;
     let lost = pb::BlockServiceReport { problem: "gone".to_owned(), ..disk(3, 3) };
+    register(&registry, disks(vec![disk(1, 1), disk(2, 2), disk(3, 3)])).await;
     register(&registry, disks(vec![disk(1, 1), disk(2, 2), lost])).await;
 
     let map = registry.map(false).await.unwrap();
@@ -178,6 +179,7 @@ async fn the_page_and_the_api_say_what_is() {
     let registry = shuckle.join(Some(SECRET)).await;
     host(&registry, 0..200).await;
     let lost = pb::BlockServiceReport { problem: "<script>alert(1)</script>".to_owned(), ..disk(2, 2) };
+    register(&registry, disks(vec![disk(1, 1), disk(2, 2)])).await;
     register(&registry, disks(vec![disk(1, 1), lost])).await;
     let kind = pb::BadBlockKind::BadBlockMissing.into();
     let report =

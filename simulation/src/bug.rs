@@ -10,7 +10,9 @@ use eggs_machine::{Machine, Outcome, Table, TableError, Tx};
 use eggs_proto::pb::write_op::Op;
 use eggs_proto::{InodeId, Time, TransactionId, pb};
 use eggs_shard_core::ShardMachine;
-use eggs_shard_core::schema::{BLOCKS, SPAN, Step, dead_key, eden_key, id_key, transaction_key};
+use eggs_shard_core::schema::{
+    BLOCKS, Key, SPAN, Step, dead_key, eden_key, file_key, id_key, transaction_key,
+};
 use prost::Message;
 
 macro_rules! bugs {
@@ -76,6 +78,14 @@ bugs! {
     ProofBeforeSync = "proof-before-sync";
     /// A reader believes every cell it gets.
     IgnoreCellCrc = "ignore-cell-crc";
+    /// Copies are swapped in whatever the span has by now.
+    SwapBlindly = "swap-blindly";
+    /// Copies are swapped in that nobody has written.
+    SwapUnproven = "swap-unproven";
+    /// What copies took the place of is not listed to be erased.
+    SwapForgetsBlocks = "swap-forgets-blocks";
+    /// A block of a living file is listed to be erased now and then.
+    EraseLive = "erase-live";
 }
 
 impl fmt::Display for Bug {
@@ -121,6 +131,7 @@ impl Machine for BuggyShard {
             Some(Bug::NoTransactionCheck) => forget_steps(tx, &command)?,
             Some(Bug::NoSetOwner) => command = without_set_owner(&command).into(),
             Some(bug @ (Bug::HalfExchange | Bug::HalfPath)) => command = by_half(&command, bug).into(),
+            Some(Bug::SwapBlindly) => bless_swaps(tx, &command)?,
             Some(Bug::NoSessionCheck) => delete(tx, &[0, b'C'], 0, 1)?,
             Some(Bug::ClockGoesBack) if time.0.is_multiple_of(8) => time = Time(time.0 - 20_000_000),
             _ => {}
@@ -128,12 +139,79 @@ impl Machine for BuggyShard {
         let before = self.bug.map_or(Ok(Vec::new()), |bug| named_dead(bug, tx, &command))?;
         let outcome = self.machine.apply(tx, time, &command)?;
         self.bug.map_or(Ok(()), |bug| spoil_dead(bug, tx, &command, before))?;
+        if self.bug == Some(Bug::SwapForgetsBlocks) {
+            forget_swapped(tx, &command)?;
+        }
         if self.bug == Some(Bug::ForgetDeadMap) {
             // Deterministic, as a machine must be: by what is in the command's time.
             delete(tx, b"X", time.0, 8)?;
         }
         Ok(outcome)
     }
+}
+
+/// What every swap of a command means to replace becomes what is there, whatever that is.
+fn bless_swaps<T: Table + ?Sized>(tx: &mut Tx<'_, T>, command: &[u8]) -> Result<(), TableError> {
+    let command = pb::ShardCommand::decode(command).unwrap_or_default();
+    for op in command.ops.into_iter().filter_map(|op| op.op?.op) {
+        let Op::SwapBlocks(swap) = op else { continue };
+        let key = eden_key(InodeId(swap.eden));
+        let Some(mut row) = tx.get(&key)?.and_then(|row| pb::EdenRow::decode(row).ok()) else { continue };
+        let Some(replacement) = &mut row.replacement else { continue };
+        let prefix = id_key(SPAN, replacement.file);
+        let spans = tx.page(&prefix, &prefix_end(&prefix), ROWS_MAX)?;
+        let spans = spans.into_iter().filter_map(|(_, span)| pb::Span::decode(span).ok());
+        let there = spans.into_iter().find(|span| span.offset == replacement.offset);
+        let Some(blocks) = there.and_then(|span| span.blocks) else { continue };
+        for (index, block) in replacement.indexes.iter().zip(&mut replacement.blocks) {
+            *block = blocks.blocks.get(*index as usize).map_or(*block, |there| there.block);
+        }
+        tx.put(key, row.encode_to_vec())?;
+    }
+    Ok(())
+}
+
+/// The eden files of swaps, which list what was replaced, are gone.
+fn forget_swapped<T: Table + ?Sized>(tx: &mut Tx<'_, T>, command: &[u8]) -> Result<(), TableError> {
+    let command = pb::ShardCommand::decode(command).unwrap_or_default();
+    for op in command.ops.into_iter().filter_map(|op| op.op?.op) {
+        let Op::SwapBlocks(swap) = op else { continue };
+        let key = eden_key(InodeId(swap.eden));
+        let row = tx.get(&key)?.and_then(|row| pb::EdenRow::decode(row).ok());
+        if row.is_some_and(|row| row.expired && row.replacement.is_none()) {
+            tx.delete(key)?;
+        }
+    }
+    Ok(())
+}
+
+/// [`Bug::SwapUnproven`]: a leader that takes every proof of a swap for a good one.
+pub(crate) fn believe_swaps(view: &dyn Table, asked: pb::Write, command: &mut pb::ShardCommand) {
+    for (asked, chosen) in asked.ops.into_iter().zip(&mut command.ops) {
+        let Some(Op::SwapBlocks(swap)) = &asked.op else { continue };
+        let row = view.get(&eden_key(InodeId(swap.eden))).ok().flatten();
+        let pending = row.and_then(|row| pb::EdenRow::decode(row).ok()).and_then(|row| row.pending);
+        let Some(blocks) = pending.and_then(|span| span.blocks) else { continue };
+        chosen.refused = None;
+        chosen.proven_blocks = blocks.blocks.iter().map(|block| block.block).collect();
+        chosen.op = Some(asked);
+    }
+}
+
+/// [`Bug::EraseLive`]: a block of a published file.
+pub(crate) fn living_block(view: &dyn Table) -> Option<pb::GarbageBlock> {
+    let spans = view.page(&[SPAN], &prefix_end(&[SPAN]), ROWS_MAX).ok()?;
+    spans.into_iter().find_map(|(key, value)| {
+        let Some(Key::Span(file, _)) = Key::parse(&key) else { return None };
+        view.get(&file_key(file)).ok()??;
+        let block = pb::Span::decode(value).ok()?.blocks?.blocks.into_iter().next()?;
+        Some(pb::GarbageBlock {
+            file: file.0,
+            block_service: block.block_service,
+            block: block.block,
+            ..Default::default()
+        })
+    })
 }
 
 /// The dead rows that the operations of a command name.

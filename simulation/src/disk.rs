@@ -2,23 +2,25 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-/// Files by path. Names and contents are durable apart, as on a real file system.
+/// A disk writes a sector or does not.
+const SECTOR: usize = 512;
+
+/// Files by path. Names are durable at once; whoever makes one syncs its folder.
 #[derive(Debug, Default)]
 pub(crate) struct VirtualDisk {
     files: BTreeMap<String, File>,
-    /// Renames whose folder was not synced yet: (from, to).
-    renames: Vec<(String, String)>,
     capacity_bytes: u64,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Default)]
 struct File {
-    bytes: Bytes,
-    synced: bool,
+    bytes: Vec<u8>,
+    /// Sectors written since the last sync: what was there before, empty beyond the end.
+    unsynced: BTreeMap<usize, Vec<u8>>,
+    synced_length: usize,
 }
 
 /// The disk is full.
@@ -30,33 +32,33 @@ impl VirtualDisk {
         VirtualDisk { capacity_bytes, ..VirtualDisk::default() }
     }
 
-    pub fn write(&mut self, path: &str, bytes: Bytes) -> Result<(), NoSpace> {
-        if self.used_bytes() + bytes.len() as u64 > self.capacity_bytes {
+    /// Writes into a file, which is made when there is none, and lengthened with zeros.
+    pub fn write(&mut self, path: &str, at: u32, bytes: &[u8]) -> Result<(), NoSpace> {
+        let length = self.files.get(path).map_or(0, |file| file.bytes.len());
+        let end = at as usize + bytes.len();
+        if self.used_bytes() + end.saturating_sub(length) as u64 > self.capacity_bytes {
             return Err(NoSpace);
         }
-        self.files.insert(path.to_owned(), File { bytes, synced: false });
+        self.files.entry(path.to_owned()).or_default().write(at as usize, bytes);
         Ok(())
     }
 
     pub fn sync(&mut self, path: &str) {
         if let Some(file) = self.files.get_mut(path) {
-            file.synced = true;
+            file.unsynced.clear();
+            file.synced_length = file.bytes.len();
         }
     }
 
-    pub fn rename(&mut self, from: &str, to: &str) {
-        if let Some(file) = self.files.remove(from) {
-            self.files.insert(to.to_owned(), file);
-            self.renames.push((from.to_owned(), to.to_owned()));
+    pub fn read(&self, path: &str) -> Option<&[u8]> {
+        self.files.get(path).map(|file| file.bytes.as_slice())
+    }
+
+    pub fn truncate(&mut self, path: &str, length: u32) {
+        if let Some(file) = self.files.get_mut(path) {
+            file.bytes.truncate(length as usize);
+            file.synced_length = file.synced_length.min(length as usize);
         }
-    }
-
-    pub fn sync_folders(&mut self) {
-        self.renames.clear();
-    }
-
-    pub fn read(&self, path: &str) -> Option<&Bytes> {
-        self.files.get(path).map(|file| &file.bytes)
     }
 
     pub fn remove(&mut self, path: &str) {
@@ -73,53 +75,54 @@ impl VirtualDisk {
 
     pub fn wipe(&mut self) {
         self.files.clear();
-        self.renames.clear();
     }
 
-    /// What a crash leaves: each unsynced name old or new, each unsynced content whole, cut, or zeros.
+    /// What a crash leaves: of each file all that was not synced, none of it, or any sectors.
     pub fn crash(&mut self, rng: &mut ChaCha8Rng) {
-        for (from, to) in std::mem::take(&mut self.renames).into_iter().rev() {
-            if rng.random_bool(0.5)
-                && let Some(file) = self.files.remove(&to)
-            {
-                self.files.insert(from, file);
+        for file in self.files.values_mut() {
+            let keep = match rng.random_range(0..4) {
+                0 => 0.0,
+                1 => 1.0,
+                _ => 0.5,
+            };
+            for (sector, before) in std::mem::take(&mut file.unsynced) {
+                if rng.random_bool(keep) {
+                    continue;
+                }
+                let at = sector * SECTOR;
+                let end = file.bytes.len().min(at + SECTOR);
+                let now = &mut file.bytes[at.min(end)..end];
+                now.fill(0);
+                let same = before.len().min(now.len());
+                now[..same].copy_from_slice(&before[..same]);
             }
-        }
-        let unsynced: Vec<String> =
-            self.files.iter().filter(|(_, file)| !file.synced).map(|(path, _)| path.clone()).collect();
-        for path in unsynced {
-            match rng.random_range(0..4) {
-                0 => self.remove(&path),
-                1 => self.change(&path, |bytes| {
-                    let cut = bytes.len() / 2;
-                    bytes.truncate(cut);
-                }),
-                2 => self.change(&path, |bytes| {
-                    let half = bytes.len() / 2;
-                    bytes[half..].fill(0);
-                }),
-                _ => {}
+            if keep == 0.0 {
+                file.bytes.truncate(file.synced_length);
             }
-            self.sync(&path);
+            file.synced_length = file.bytes.len();
         }
     }
 
     /// Flips one bit of a file.
-    pub fn flip(&mut self, path: &str, at: usize, bit: u8) {
-        self.change(path, |bytes| {
-            let length = bytes.len();
-            if length > 0 {
-                bytes[at % length] ^= 1 << (bit % 8);
-            }
-        });
-    }
-
-    fn change(&mut self, path: &str, change: impl FnOnce(&mut Vec<u8>)) {
-        if let Some(file) = self.files.get_mut(path) {
-            let mut bytes = file.bytes.to_vec();
-            change(&mut bytes);
-            file.bytes = bytes.into();
+    pub fn flip(&mut self, path: &str, at: u32, bit: u8) {
+        if let Some(byte) = self.files.get_mut(path).and_then(|file| file.bytes.get_mut(at as usize)) {
+            *byte ^= 1 << (bit % 8);
         }
+    }
+}
+
+impl File {
+    fn write(&mut self, at: usize, bytes: &[u8]) {
+        let end = at + bytes.len();
+        for sector in at / SECTOR..end.div_ceil(SECTOR) {
+            let of = self.bytes.len().min(sector * SECTOR)..self.bytes.len().min((sector + 1) * SECTOR);
+            let before = &self.bytes[of];
+            self.unsynced.entry(sector).or_insert_with(|| before.to_vec());
+        }
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        self.bytes[at..end].copy_from_slice(bytes);
     }
 }
 
@@ -131,28 +134,29 @@ mod tests {
 
     #[test]
     fn what_was_synced_survives_and_what_was_not_may_not() {
-        let mut lost = 0;
+        let (mut lost, mut torn) = (0, 0);
         for seed in 0..40 {
-            let mut disk = VirtualDisk::new(1000);
-            disk.write("kept", Bytes::from_static(b"kept")).unwrap();
-            disk.sync("kept");
-            disk.write("tmp", Bytes::from_static(b"moved")).unwrap();
-            disk.sync("tmp");
-            disk.rename("tmp", "final");
-            disk.write("late", Bytes::from_static(b"unsynced")).unwrap();
+            let mut disk = VirtualDisk::new(10_000);
+            disk.write("file", 0, b"kept").unwrap();
+            disk.sync("file");
+            disk.write("file", 4, &[b'x'; 3000]).unwrap();
             disk.crash(&mut ChaCha8Rng::seed_from_u64(seed));
-            assert_eq!(disk.read("kept").unwrap(), "kept");
-            assert!(disk.read("final").or(disk.read("tmp")).unwrap() == "moved");
-            lost += usize::from(disk.read("late").is_none_or(|bytes| bytes != "unsynced"));
+            let bytes = disk.read("file").unwrap();
+            assert_eq!(&bytes[..4], b"kept");
+            let late = bytes[4..].iter().filter(|&&byte| byte == b'x').count();
+            lost += usize::from(late == 0);
+            torn += usize::from(late > 0 && late < 3000);
         }
-        assert!((10..40).contains(&lost), "{lost}");
+        assert!((1..40).contains(&lost) && (1..40).contains(&torn), "{lost} {torn}");
     }
 
     #[test]
     fn a_full_disk_takes_nothing() {
         let mut disk = VirtualDisk::new(4);
-        assert_eq!(disk.write("a", Bytes::from_static(b"12345")), Err(NoSpace));
-        assert_eq!(disk.write("a", Bytes::from_static(b"1234")), Ok(()));
-        assert_eq!(disk.write("b", Bytes::from_static(b"1")), Err(NoSpace));
+        assert_eq!(disk.write("a", 0, b"12345"), Err(NoSpace));
+        assert_eq!(disk.write("a", 0, b"1234"), Ok(()));
+        assert_eq!(disk.write("a", 2, b"56"), Ok(()));
+        assert_eq!(disk.write("b", 0, b"1"), Err(NoSpace));
+        assert_eq!(disk.read("a"), Some(b"1256".as_slice()));
     }
 }

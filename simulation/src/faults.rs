@@ -2,16 +2,19 @@
 //! and full disks, writes that fail, bits that flip, clocks that jump, processes that stand still; and what
 //! people do meanwhile: members changed, hosts drained, machines added.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use eggs_consensus_core::GroupId;
 use eggs_proto::pb::registry_request::Op;
-use eggs_proto::{StoreId, Time, pb};
+use eggs_proto::{BlockId, StoreId, Time, pb};
 use rand::Rng;
 use rand::seq::{IndexedRandom, SliceRandom};
 
 use crate::kernel::{Envelope, Event, MILLISECOND, NodeId, Rpc, SECOND, Weather, wall};
 use crate::nodes::{encode, request_header};
-use crate::world::{DISKS_PER_HOST, FAIR, Node, World, with_replica};
+use crate::redundancy::Redundancy;
+use crate::world::{FAIR, Node, World, with_replica};
 
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
@@ -23,6 +26,8 @@ pub(crate) enum Fault {
     /// The partition comes or goes, so many times more.
     Flap(Partition, u32),
     DiskHasRoom(NodeId, usize),
+    /// An empty disk comes for one that was lost.
+    NewDisk(NodeId),
     LogHasRoom(NodeId),
     /// A machine's clock is what it was.
     ClockBack(usize, i64),
@@ -79,6 +84,10 @@ impl World {
                 if let Node::Blocks(host) = &mut self.nodes[host.0] {
                     host.disks[disk].full = false;
                 }
+                Ok(())
+            }
+            Fault::NewDisk(host) => {
+                self.add_disk(host);
                 Ok(())
             }
             Fault::LogHasRoom(id) => {
@@ -630,33 +639,71 @@ impl World {
 
     // ---- disks of blocks ----
 
+    pub(crate) fn add_disk(&mut self, host: NodeId) {
+        let kernel = &mut self.kernel;
+        if let Node::Blocks(host) = &mut self.nodes[host.0] {
+            host.add_disk(kernel);
+        }
+    }
+
+    fn random_disk(&mut self) -> (NodeId, usize) {
+        let id = self.random_node(|node| matches!(node, Node::Blocks(_)));
+        let Node::Blocks(host) = &self.nodes[id.0] else { return (id, 0) };
+        (id, self.kernel.rng.random_range(0..host.disks.len()))
+    }
+
     pub(crate) fn spoil_disk(&mut self) {
-        let Some(&(bad, disk)) = self.bad_disks.choose(&mut self.kernel.rng) else { return };
-        let choice = self.kernel.rng.random_range(0..10);
-        if choice >= 8 {
-            let full = self.random_node(|node| matches!(node, Node::Blocks(_)));
-            let disk = self.kernel.rng.random_range(0..DISKS_PER_HOST);
-            if let Node::Blocks(host) = &mut self.nodes[full.0] {
-                host.disks[disk].full = true;
+        let (id, at) = self.random_disk();
+        match self.kernel.rng.random_range(0..10) {
+            0..2 => {
+                if let Node::Blocks(host) = &mut self.nodes[id.0] {
+                    host.disks[at].full = true;
+                }
+                let room = self.kernel.rng.random_range(SECOND..5 * SECOND);
+                self.kernel.at(self.kernel.now + room, Event::Fault(Fault::DiskHasRoom(id, at)));
             }
-            let room = self.kernel.rng.random_range(SECOND..5 * SECOND);
-            self.kernel.at(self.kernel.now + room, Event::Fault(Fault::DiskHasRoom(full, disk)));
+            2..6 => {
+                self.lose_disk(id, at);
+                // Several at once, while the code bears it.
+                while self.kernel.chance(400) {
+                    let (id, at) = self.random_disk();
+                    self.lose_disk(id, at);
+                }
+            }
+            _ => self.flip_bits(id, at),
+        }
+    }
+
+    /// All that is on a disk is lost, if the code bears it; later another comes.
+    fn lose_disk(&mut self, id: NodeId, at: usize) {
+        let Some(mut redundancy) = Redundancy::of(self) else { return };
+        let Node::Blocks(host) = &mut self.nodes[id.0] else { return };
+        let disk = &mut host.disks[at];
+        if disk.lost || !redundancy.take_disk(disk.identity.service.0) {
             return;
         }
-        let Node::Blocks(host) = &mut self.nodes[bad.0] else { return };
-        let disk = &mut host.disks[disk];
-        if choice == 0 && self.kernel.now > 10 * SECOND {
-            self.kernel.note(format_args!("lose disk {} of {bad}", disk.identity.service));
-            self.counts.disks_lost += u64::from(!disk.lost);
-            disk.lost = true;
-            disk.files.wipe();
-            return;
-        }
-        for path in disk.files.paths() {
-            if !path.starts_with("tmp/") && self.kernel.rng.random_range(0..4) == 0 {
-                let (at, bit) =
-                    (self.kernel.rng.random_range(0..1 << 20), self.kernel.rng.random_range(0..8));
-                disk.files.flip(&path, at, bit);
+        self.kernel.note(format_args!("lose disk {} of {id}", disk.identity.service));
+        self.counts.disks_lost += 1;
+        disk.lost = true;
+        disk.segments.wipe();
+        let new = self.kernel.rng.random_range(SECOND..6 * SECOND);
+        self.kernel.at(self.kernel.now + new, Event::Fault(Fault::NewDisk(id)));
+    }
+
+    /// Bits of some blocks of a disk flip, as many as the code bears.
+    fn flip_bits(&mut self, id: NodeId, at: usize) {
+        let Some(mut redundancy) = Redundancy::of(self) else { return };
+        let Node::Blocks(host) = &mut self.nodes[id.0] else { return };
+        let disk = &mut host.disks[at];
+        let service = disk.identity.service.0;
+        let needed: BTreeSet<BlockId> = redundancy.blocks_on(service).collect();
+        for block in disk.segments.blocks().collect::<Vec<_>>() {
+            // Some of what nobody needs is spoiled, too.
+            if self.kernel.rng.random_range(0..2) == 0
+                && (!needed.contains(&block) || redundancy.take_block(service, block))
+            {
+                disk.segments.rot(block, &mut self.kernel.rng);
+                disk.damaged.insert(block);
                 self.counts.bits_flipped += 1;
             }
         }

@@ -43,6 +43,8 @@ pub(crate) enum Rpc {
     Registry,
     WriteBlock,
     FetchBlock,
+    EraseBlocks,
+    CheckBlocks,
 }
 
 /// Encoded messages on their way; a stream is several.

@@ -1,8 +1,8 @@
 //! A whole cluster in one deterministic thread: every core, under faults, from one seed.
 //!
 //! Reading order: [`kernel`] (virtual clock, event queue, network), [`replica`] and [`disk`] (what a crash
-//! leaves), `nodes/` (each daemon's shell in plain calls), `client/` (workload), [`world`] (the loop),
-//! [`faults`] and [`settling`] (how it comes to rest), `check/` (what must hold; `check/edges.rs` says how a history is checked), [`bug`] (bugs planted to
+//! leaves), `nodes/` (each daemon's shell in plain calls), `client/` (workload, and the janitor), [`world`] (the loop),
+//! [`faults`] (never more than the code of every span bears: [`redundancy`]) and [`settling`] (how it comes to rest), `check/` (what must hold; `check/edges.rs` says how a history is checked), [`bug`] (bugs planted to
 //! see the checkers find them).
 //!
 //! One seed makes one run: the same seed and options give the same events in the same order, which the
@@ -18,6 +18,7 @@ mod history;
 mod kernel;
 mod nodes;
 mod oracle;
+mod redundancy;
 mod replica;
 mod settling;
 mod trace;
@@ -91,6 +92,9 @@ pub struct Report {
     pub kinds: BTreeMap<String, [usize; 3]>,
     pub crashes: u64,
     pub disks_lost: u64,
+    /// Spans the janitor repaired while faults went on.
+    pub repaired: u64,
+    pub blocks_erased: u64,
     /// Of blocks.
     pub bits_flipped: u64,
     /// Faults by kind.
@@ -121,7 +125,9 @@ impl fmt::Display for Report {
         write!(
             f,
             "seed {}: {} replicas{}; {} acknowledged, {} refused, {} unknown; {} crashes, {} elections, \
-             {} member changes, {} snapshots sent, {} stores put aside, {} disks lost, {} bits flipped; {} files, \
+             {} member changes, {} snapshots sent, {} stores put aside, {} disks lost, {} bits flipped, \
+             {} spans repaired, {} blocks erased; \
+             {} files, \
              {} versions; {} events in {:.1} s, trace {:016x}",
             self.seed,
             self.replicas,
@@ -136,6 +142,8 @@ impl fmt::Display for Report {
             self.put_aside,
             self.disks_lost,
             self.bits_flipped,
+            self.repaired,
+            self.blocks_erased,
             self.files,
             self.versions,
             self.events,
@@ -170,6 +178,8 @@ impl Totals {
         sum.crashes += report.crashes;
         sum.disks_lost += report.disks_lost;
         sum.bits_flipped += report.bits_flipped;
+        sum.repaired += report.repaired;
+        sum.blocks_erased += report.blocks_erased;
         sum.elections += report.elections;
         sum.snapshots_sent += report.snapshots_sent;
         sum.membership_changes += report.membership_changes;
@@ -225,6 +235,7 @@ impl fmt::Display for Totals {
         )?;
         writeln!(f, "longest wake of a sleeping group without its leader: {} ms", self.wake_ms_max)?;
         let (lost, flipped) = (sum.disks_lost, sum.bits_flipped);
+        writeln!(f, "spans repaired among faults: {}; blocks erased: {}", sum.repaired, sum.blocks_erased)?;
         write!(f, "faults: crashes {}, disks lost {lost}, bits of blocks flipped {flipped}", sum.crashes)?;
         sum.faults.iter().try_for_each(|(kind, count)| write!(f, ", {kind} {count}"))
     }
@@ -304,6 +315,8 @@ fn run_world(seed: u64, options: &Options, trace: Trace) -> Result<Report, Vec<S
         unknown: count(Outcome::Unknown),
         crashes: world.counts.crashes,
         disks_lost: world.counts.disks_lost,
+        repaired: world.common.repaired.get(),
+        blocks_erased: world.disks().map(|disk| disk.erased.len() as u64).sum(),
         bits_flipped: world.counts.bits_flipped,
         faults: world.counts.faults.clone(),
         elections: oracle.elections(),

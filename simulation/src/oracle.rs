@@ -157,6 +157,11 @@ impl Oracle {
         self.looked.insert((store, group), (ends.committed, ends.last, last_term));
     }
 
+    /// The last entry of the group that is known to be committed anywhere.
+    pub fn committed(&self, group: GroupId) -> u64 {
+        self.committed.range((group, 0)..=(group, u64::MAX)).next_back().map_or(0, |(&(_, index), _)| index)
+    }
+
     /// The store's log is another one now (a crash).
     pub fn forget(&mut self, store: StoreId) {
         self.looked.retain(|(of, _), _| *of != store);

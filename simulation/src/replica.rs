@@ -54,7 +54,7 @@ pub(crate) struct Replica<M: Machine> {
     /// Where the other stores are: as a daemon keeps it, also over a restart.
     pub addresses: BTreeMap<StoreId, NodeId>,
     turn_due: bool,
-    tick_due: bool,
+    ticks_due: u64,
     /// A turn is due after a tick, whatever there is to do: heartbeats go out with it.
     ticked: bool,
     /// Bits of its log were flipped.
@@ -132,7 +132,7 @@ impl<M: Machine + Clone + 'static> Replica<M> {
             addresses: BTreeMap::new(),
             turn_due: false,
             ticked: false,
-            tick_due: false,
+            ticks_due: 0,
             spoiled: false,
             put_aside: Vec::new(),
         }
@@ -150,7 +150,7 @@ impl<M: Machine + Clone + 'static> Replica<M> {
             lease: self.lease,
             snapshot_bytes_per_second: SNAPSHOT_RATE,
         };
-        (self.turn_due, self.tick_due) = (false, false);
+        (self.turn_due, self.ticks_due) = (false, 0);
         self.clock = HybridClock::default();
         self.clock.now(me.wall(kernel));
         let opened = Host::open(options, move |id| machine_of(id), log, state, snapshots);
@@ -317,16 +317,17 @@ impl<M: Machine + Clone + 'static> Replica<M> {
             let delay = turn_delay(kernel, me.id);
             me.timer(kernel, delay, Timer::Turn);
         }
-        if host.needs_ticks() && !self.tick_due {
-            self.tick_due = true;
-            me.raft_tick(kernel);
+        if host.needs_ticks() && self.ticks_due == 0 && !self.turn_due {
+            self.ticks_due = host.rest_ticks();
+            me.raft_ticks(kernel, self.ticks_due);
         }
     }
 
-    /// A tick has passed. Now and then the logs are looked into.
+    /// A tick has passed, or at rest several. Now and then the logs are looked into.
     pub fn tick(&mut self, kernel: &mut Kernel, me: &Me) -> Result<(), String> {
-        self.tick_due = false;
+        let ticks = std::mem::take(&mut self.ticks_due);
         if let Some(host) = &mut self.host {
+            host.pass(ticks.saturating_sub(1));
             host.tick().map_err(|error| error.to_string())?;
         }
         self.observe_logs(kernel)?;

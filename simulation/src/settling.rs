@@ -13,6 +13,7 @@ impl World {
     /// No more faults; everything is up and what is on its way arrives, every group is as it is to be.
     pub fn quiet(&mut self) -> Result<(), String> {
         self.chaos = false;
+        self.common.janitor_rests.set(true);
         self.ambush = false;
         self.armed.clear();
         self.paused.clear();

@@ -1,6 +1,6 @@
 //! The world: nodes, faults, and the loop that turns it until the clients are done and all is quiet.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
@@ -12,7 +12,7 @@ use rand::{Rng, RngCore};
 
 use crate::Options;
 use crate::client::workload::{self, Common};
-use crate::client::{Client, Task};
+use crate::client::{Client, Task, janitor};
 use crate::faults::Fault;
 use crate::history::History;
 use crate::kernel::{Event, Kernel, MILLISECOND, NodeId, SECOND, Weather};
@@ -25,8 +25,6 @@ use crate::trace::Trace;
 
 /// Disks on one host.
 pub(crate) const DISKS_PER_HOST: usize = 2;
-/// Disks that may be lost or damaged in one run: what the parity of every span bears.
-pub(crate) const BAD_DISKS: usize = 2;
 /// The network when nothing in particular is wrong with it.
 pub(crate) const FAIR: Weather = Weather { lost: 5, duplicated: 10, slow: 10, broken: 1 };
 /// A run that is not over by then hangs.
@@ -124,8 +122,8 @@ pub(crate) struct World {
     pub(crate) up: Vec<bool>,
     pub common: Rc<Common>,
     pub counts: Counts,
-    /// (host, disk) that faults may destroy.
-    pub(crate) bad_disks: Vec<(NodeId, usize)>,
+    /// Where the janitor runs.
+    pub(crate) janitor: NodeId,
     /// Nodes that crash right after their next so many events: in the middle of what they do.
     pub(crate) armed: BTreeMap<NodeId, u32>,
     /// Nodes that do nothing until then, and then go on as if nothing had been.
@@ -178,6 +176,10 @@ impl World {
             directories: RefCell::default(),
             recent: RefCell::default(),
             left: RefCell::new(options.operations),
+            janitor_rests: Cell::new(false),
+            moving: RefCell::default(),
+            missing: RefCell::default(),
+            repaired: Cell::new(0),
         });
         let mut world = World {
             kernel,
@@ -185,7 +187,7 @@ impl World {
             up: Vec::new(),
             common,
             counts: Counts::default(),
-            bad_disks: Vec::new(),
+            janitor: NodeId(usize::MAX),
             armed: BTreeMap::new(),
             paused: BTreeMap::new(),
             ambush: false,
@@ -247,15 +249,14 @@ impl World {
             let coordinator = Coordinator::new(&mut self.kernel, me, cluster.clone());
             self.add(Node::Coordinator(Box::new(coordinator)));
         }
-        let mut disks = Vec::new();
         for n in 0..options.block_hosts {
             let me = self.me(machines + n);
-            disks.extend((0..DISKS_PER_HOST).map(|disk| (me.id, disk)));
             let host = BlockHost::new(me, cluster.clone(), DISKS_PER_HOST, &mut self.kernel);
             self.add(Node::Blocks(Box::new(host)));
         }
-        self.bad_disks = disks.choose_multiple(&mut self.kernel.rng, BAD_DISKS).copied().collect();
-        for n in 0..options.clients {
+        // The first of the clients is the janitor.
+        self.janitor = NodeId(self.nodes.len());
+        for n in 0..=options.clients {
             let me = self.me(machines + options.block_hosts + n);
             self.add(Node::Client(Box::new(Client::new(me, cluster.clone()))));
         }
@@ -306,8 +307,12 @@ impl World {
         match node {
             Node::Client(client) => {
                 let (common, seed) = (Rc::clone(&self.common), self.kernel.rng.next_u64());
+                let is_janitor = id == self.janitor;
                 client.start(&mut self.kernel, seed, |port| -> Task {
-                    Box::pin(workload::run(id.0, life, port, common))
+                    match is_janitor {
+                        true => Box::pin(janitor::run(port, common)),
+                        false => Box::pin(workload::run(id.0, life, port, common)),
+                    }
                 });
                 Ok(())
             }
@@ -498,11 +503,12 @@ impl World {
     /// Until every client has done its part.
     pub fn run_clients(&mut self) -> Result<(), String> {
         loop {
-            let done = |(node, up): (&Node, &bool)| match node {
-                Node::Client(client) => *up && client.is_done(),
+            let janitor = self.janitor.0;
+            let done = |(at, (node, up)): (usize, (&Node, &bool))| match node {
+                Node::Client(client) => at == janitor || (*up && client.is_done()),
                 _ => true,
             };
-            if *self.common.left.borrow() == 0 && self.nodes.iter().zip(&self.up).all(done) {
+            if *self.common.left.borrow() == 0 && self.nodes.iter().zip(&self.up).enumerate().all(done) {
                 return Ok(());
             }
             if !self.turn()? || self.kernel.now > CHAOS_MAX || self.kernel.trace.events() > EVENTS_MAX {
@@ -583,16 +589,12 @@ impl World {
         }
     }
 
-    /// Disks that faults did not spoil.
-    pub fn good_disks(&self) -> Vec<&Disk> {
-        let mut good = Vec::new();
-        for node in &self.nodes {
-            if let Node::Blocks(host) = node {
-                let is_good = |(disk, _): &(usize, &Disk)| !self.bad_disks.contains(&(host.me.id, *disk));
-                good.extend(host.disks.iter().enumerate().filter(is_good).map(|(_, disk)| disk));
-            }
-        }
-        good
+    /// All disks that ever were.
+    pub fn disks(&self) -> impl Iterator<Item = &Disk> {
+        self.nodes.iter().flat_map(|node| match node {
+            Node::Blocks(host) => &host.disks[..],
+            _ => &[],
+        })
     }
 
     /// Lets the world go on for a while.

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-const PACKAGES: [&str; 5] = ["eggsctl", "eggs-shuckle", "eggs-shard", "eggs-crossdir", "eggs-blockd"];
+const PACKAGES: [&str; 6] =
+    ["eggsctl", "eggs-shuckle", "eggs-shard", "eggs-crossdir", "eggs-blockd", "eggs-janitor"];
 
 /// The path of a program.
 ///

@@ -9,7 +9,7 @@ use std::time::Duration;
 use eggs_client::{Client, Options};
 use rustix::process::Signal;
 
-use crate::{Ctl, Process, TOO_LONG, json, program, until};
+use crate::{Ctl, Process, TOO_LONG, json, problems, program, until};
 
 /// How long a restarted shuckle may be away for others: they ask again every second.
 pub const SHUCKLE_RESTART: Duration = Duration::from_secs(30);
@@ -96,7 +96,8 @@ impl Daemons {
         assert!(status.success(), "{name}: {status}: {}", process.said());
     }
 
-    /// Starts a daemon, at the address it had before if it had one; returns when it listens.
+    /// Starts a daemon (also `janitor-NAME`, and other hosts of disks, `blockd-NAME`, each a failure domain: they are not there
+    /// from the beginning), at the address it had before if it had one; returns when it listens.
     ///
     /// # Panics
     /// When it does not start.
@@ -134,6 +135,7 @@ impl Daemons {
             "shuckle" => ("eggs-shuckle", data()),
             "shard" => ("eggs-shard", data()),
             "crossdir" => ("eggs-crossdir", data()),
+            janitor if janitor.starts_with("janitor") => ("eggs-janitor", janitor_options(janitor)),
             host => {
                 let mut options = vec!["--failure-domain".into(), host.into()];
                 for n in 0..DISKS_PER_HOST {
@@ -151,7 +153,7 @@ impl Daemons {
         self.root.join(host).join(format!("disk-{n}"))
     }
 
-    /// All shards served, a coordinator, all disks writable.
+    /// All shards served, a coordinator, all disks writable. That the machine's own disk is nearly full may be.
     ///
     /// # Panics
     /// When it does not become so.
@@ -159,9 +161,18 @@ impl Daemons {
         until("a healthy cluster", TOO_LONG, || {
             let status = json(self.shuckle(), "/api/v1/status");
             let disks = status["block_service_counts"]["ok"] == 2 * DISKS_PER_HOST;
-            (status["health"]["state"] == "healthy" && disks).then_some(())
+            (problems(&status).is_empty() && disks).then_some(())
         });
     }
+}
+
+/// Quick to act; the one called `janitor-slow` is not quick to repair, `janitor-spread` looks all the time how spans are spread.
+fn janitor_options(name: &str) -> Vec<OsString> {
+    let rate = if name.ends_with("slow") { "1" } else { "0" };
+    let spread = if name.ends_with("spread") { "1s" } else { "1h" };
+    let quick = ["--host", name, "--lost-after", "1s", "--garbage-interval", "1s"];
+    let options = [&quick[..], &["--repair-rate", rate, "--spread-interval", spread]].concat();
+    options.into_iter().map(OsString::from).collect()
 }
 
 /// From the line that says where it listens.

@@ -1,5 +1,6 @@
 //! HTTP/2 by hand: what well-behaved libraries cannot send.
 
+use std::collections::VecDeque;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -16,6 +17,10 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 const FRAME_BYTES_MAX: usize = 16 << 10;
+/// The setting that says how much of a stream may be sent before it is read, and what it is when nobody says.
+const INITIAL_WINDOW: [u8; 2] = [0, 4];
+const WINDOW_BYTES: usize = 65_535;
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A frame as it is on the wire.
 #[derive(Debug, Clone)]
@@ -42,6 +47,10 @@ impl Frame {
 pub struct Connection {
     stream: TcpStream,
     next: u32,
+    /// Of a new stream.
+    window: usize,
+    /// Frames that came while a request was being sent.
+    early: VecDeque<Frame>,
 }
 
 impl Connection {
@@ -57,10 +66,18 @@ impl Connection {
         let window = (1u32 << 30).to_be_bytes().to_vec();
         hello.extend(Frame { kind: WINDOW_UPDATE, flags: 0, stream: 0, payload: window }.bytes());
         stream.write_all(&hello).expect("send");
-        let mut connection = Connection { stream, next: 1 };
+        let mut connection = Connection { stream, next: 1, window: WINDOW_BYTES, early: VecDeque::new() };
         // Its windows hold from the acknowledgement on.
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while connection.frame(deadline).expect("settings").kind != SETTINGS {}
+        let deadline = Instant::now() + PATIENCE;
+        let settings = loop {
+            let frame = connection.frame(deadline).expect("settings");
+            if frame.kind == SETTINGS {
+                break frame.payload;
+            }
+        };
+        if let Some(window) = settings.chunks_exact(6).find(|setting| setting[..2] == INITIAL_WINDOW) {
+            connection.window = number(&window[2..]);
+        }
         let ack = Frame { kind: SETTINGS, flags: ACK, stream: 0, payload: Vec::new() };
         assert!(connection.send(&ack.bytes()), "closed at once");
         connection
@@ -72,11 +89,25 @@ impl Connection {
         self.stream.write_all(bytes).is_ok()
     }
 
-    /// Sends a request with this body; the number of its stream.
+    /// Sends a request with this body, as fast as it is read or until it is answered; the number of its stream.
     pub fn post(&mut self, path: &str, body: &[u8]) -> Option<u32> {
         let stream = self.begin(path)?;
         let pieces: Vec<&[u8]> = body.chunks(FRAME_BYTES_MAX).collect();
+        let mut window = self.window;
         for (n, piece) in pieces.iter().enumerate() {
+            while window < piece.len() {
+                let frame = self.frame(Instant::now() + PATIENCE)?;
+                match frame.kind {
+                    WINDOW_UPDATE if frame.stream == stream => window += number(&frame.payload),
+                    // An answer before the end, or a farewell.
+                    HEADERS | DATA | RST_STREAM | GOAWAY => {
+                        self.early.push_back(frame);
+                        return Some(stream);
+                    }
+                    _ => self.acknowledge(frame),
+                }
+            }
+            window -= piece.len();
             let flags = if n + 1 == pieces.len() { END_STREAM } else { 0 };
             let frame = Frame { kind: DATA, flags, stream, payload: piece.to_vec() };
             if !self.send(&frame.bytes()) {
@@ -118,12 +149,11 @@ impl Connection {
         let deadline = Instant::now() + patience;
         let mut data = Vec::new();
         loop {
-            let frame = self.frame(deadline)?;
+            let frame = match self.early.pop_front() {
+                Some(frame) => frame,
+                None => self.frame(deadline)?,
+            };
             match frame.kind {
-                SETTINGS | PING if frame.flags & ACK == 0 => {
-                    let payload = if frame.kind == PING { frame.payload } else { Vec::new() };
-                    self.send(&Frame { kind: frame.kind, flags: ACK, stream: 0, payload }.bytes());
-                }
                 GOAWAY => return None,
                 RST_STREAM if frame.stream == stream => return None,
                 DATA | HEADERS if frame.stream == stream => {
@@ -134,8 +164,15 @@ impl Connection {
                         return Some(data);
                     }
                 }
-                _ => {}
+                _ => self.acknowledge(frame),
             }
+        }
+    }
+
+    fn acknowledge(&mut self, frame: Frame) {
+        if matches!(frame.kind, SETTINGS | PING) && frame.flags & ACK == 0 {
+            let payload = if frame.kind == PING { frame.payload } else { Vec::new() };
+            self.send(&Frame { kind: frame.kind, flags: ACK, stream: 0, payload }.bytes());
         }
     }
 
@@ -154,6 +191,11 @@ impl Connection {
         self.stream.set_read_timeout(Some(left)).ok()?;
         self.stream.read_exact(into).ok()
     }
+}
+
+/// Four bytes of a frame.
+fn number(bytes: &[u8]) -> usize {
+    bytes.iter().take(4).fold(0, |number, byte| number << 8 | usize::from(*byte))
 }
 
 /// A message as gRPC frames it.

@@ -53,6 +53,16 @@ pub fn json(address: SocketAddr, path: &str) -> serde_json::Value {
     serde_json::from_str(&page.body).unwrap_or_else(|error| panic!("{path}: {error} in {}", page.body))
 }
 
+/// What is wrong by what shuckle's `/api/v1/status` says, but for the machine's own disk being nearly full.
+///
+/// # Panics
+/// When it is no such status.
+pub fn problems(status: &serde_json::Value) -> Vec<String> {
+    let reasons = status["health"]["reasons"].as_array().unwrap_or_else(|| panic!("no reasons: {status}"));
+    let texts = reasons.iter().map(|reason| reason["text"].as_str().unwrap_or_default().to_owned());
+    texts.filter(|text| !text.contains("nearly full")).collect()
+}
+
 /// Sends bytes on a connection of their own, says that no more will come, and reads what is answered
 /// until the other side closes or `patience` passes.
 pub fn send_raw(address: SocketAddr, bytes: &[u8], patience: Duration) -> Vec<u8> {

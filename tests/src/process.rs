@@ -53,6 +53,21 @@ impl Said {
     }
 }
 
+/// The most memory a process had resident, since it began or [`forget_peak`]; `None` once it has ended.
+pub fn peak_bytes(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    peak.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+/// From now on the most it has counts.
+///
+/// # Panics
+/// When it has ended.
+pub fn forget_peak(process: u32) {
+    std::fs::write(format!("/proc/{process}/clear_refs"), "5").expect("a process of ours");
+}
+
 impl Process {
     /// # Panics
     /// When the program cannot be run.

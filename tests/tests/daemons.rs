@@ -420,14 +420,14 @@ fn start_script(script: &Script<'_>, hosts: u16) -> u16 {
 fn the_script_for_a_local_cluster() {
     let folder = scratch();
     let script = Script(folder.path());
-    assert_eq!(script.run("status", &[]).code(1).text().matches("does not run").count(), 4);
+    assert_eq!(script.run("status", &[]).code(1).text().matches("does not run").count(), 5);
     let port = start_script(&script, 1);
-    assert_eq!(script.run("status", &[]).code(0).text().matches("runs as process").count(), 4);
+    assert_eq!(script.run("status", &[]).code(0).text().matches("runs as process").count(), 5);
     let ctl = eggs_tests::Ctl::new(format!("127.0.0.1:{port}"));
     ctl.run_with(["put", "-", "/f"], &bytes(500_000, 1)).ok();
     assert!(ctl.ok("cat /f").stdout == bytes(500_000, 1));
     assert!(script.run("start", &["--hosts", "3"]).code(1).stderr.contains("has 1 hosts"));
-    assert_eq!(script.run("stop", &[]).code(0).text().matches("stopped").count(), 4);
+    assert_eq!(script.run("stop", &[]).code(0).text().matches("stopped").count(), 5);
     let _ = script.run("status", &[]).code(1);
     let _ = script.run("nonsense", &[]).code(2);
 }
@@ -437,18 +437,18 @@ fn the_script_for_three_hosts() {
     let folder = scratch();
     let script = Script(folder.path());
     let port = start_script(&script, 3);
-    assert_eq!(script.run("status", &[]).code(0).text().matches("runs as process").count(), 12);
+    assert_eq!(script.run("status", &[]).code(0).text().matches("runs as process").count(), 15);
     let ctl = eggs_tests::Ctl::new([0, 10, 20].map(|n| format!("127.0.0.1:{}", port + n)).join(","));
     ctl.run_with(["put", "-", "/f"], &bytes(500_000, 1)).ok();
     for host in ["host-1", "host-2", "host-3"] {
-        assert_eq!(script.run("kill", &[host]).code(0).text().matches("killed").count(), 4);
+        assert_eq!(script.run("kill", &[host]).code(0).text().matches("killed").count(), 5);
         assert!(ctl.ok("cat /f").stdout == bytes(500_000, 1));
         ctl.ok(&format!("mkdir /{host}"));
-        assert_eq!(script.run("status", &[]).code(1).text().matches("does not run").count(), 4);
+        assert_eq!(script.run("status", &[]).code(1).text().matches("does not run").count(), 5);
         assert_eq!(script.run("restart", &[host]).code(0).text(), "ready\n");
     }
     assert_eq!(ctl.names("/"), ["f", "host-1", "host-2", "host-3"]);
     let _ = script.run("kill", &["host-4"]).code(1);
     let _ = script.run("kill", &[]).code(2);
-    assert_eq!(script.run("stop", &[]).code(0).text().matches("stopped").count(), 12);
+    assert_eq!(script.run("stop", &[]).code(0).text().matches("stopped").count(), 15);
 }

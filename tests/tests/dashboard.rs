@@ -92,6 +92,46 @@ fn the_json_behind_it_counts_right() {
     up.stop();
 }
 
+/// The page as a browser has it after some seconds; `None` where there is no browser: says so.
+fn rendered(address: std::net::SocketAddr) -> Option<String> {
+    let mut browser = std::process::Command::new("chromium");
+    browser.args(["--headless", "--no-sandbox", "--virtual-time-budget=5000", "--dump-dom"]);
+    match browser.arg(format!("http://{address}/")).output() {
+        Ok(output) => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Err(error) => {
+            println!("skipped: chromium: {error}");
+            None
+        }
+    }
+}
+
+#[test]
+fn a_repair_that_is_done_is_no_alarm() {
+    let folder = scratch();
+    let up = Up::start_with(&folder.path().join("data"), &["--disks", "7", "--lost-after", "1s"]);
+    for n in 0..3 {
+        up.ctl().run_with(["put", "-", &format!("/{n}")], &bytes(1_000_000, n)).ok();
+    }
+    std::fs::remove_dir_all(up.data().join("disks/02")).unwrap();
+    let is_empty = |disk: &serde_json::Value| disk["emptying"] == "empty";
+    until("the disk is empty", 2 * TOO_LONG, || {
+        up.ctl().ok("disk ls --json").json().as_array().unwrap().iter().any(is_empty).then_some(())
+    });
+    let Some(page) = rendered(up.address()) else { return };
+    let part = |from: &str, to: &str| {
+        let part = page.split_once(from).unwrap_or_else(|| panic!("no {from} in {page}")).1;
+        part.split_once(to).unwrap().0.to_owned()
+    };
+    let tasks = part("id=\"tasks\"", "</table>");
+    assert!(tasks.contains("the disk is empty") && tasks.contains("data-level=\"good\""), "{tasks}");
+    assert!(!tasks.contains("data-level=\"bad\""), "{tasks}");
+    let note = part("id=\"tile-disks\"", "</div>");
+    assert!(note.contains("1 given up") && !note.contains("LOST") && !note.contains("note bad"), "{note}");
+    let disks = part("id=\"disks\"", "</table>");
+    assert!(disks.contains("given up") && !disks.contains("tag bad"), "{disks}");
+    up.stop();
+}
+
 #[test]
 fn metrics_and_health() {
     let folder = scratch();
@@ -103,10 +143,9 @@ fn metrics_and_health() {
     assert_eq!(health.status, 200, "{}", health.body);
     let families = until("every part has counted", TOO_LONG, || {
         let families = metrics(&get(up.address(), "/metrics").body);
-        let all = ["eggs_shuckle_", "eggs_shard_", "eggs_crossdir_"];
+        let all = ["eggs_shuckle_shards", "eggs_shard_", "eggs_crossdir_"];
         all.iter().all(|part| families.iter().any(|name| name.starts_with(part))).then_some(families)
     });
-    assert!(families.contains("eggs_shuckle_shards"), "{families:?}");
     assert!(
         families.iter().all(|name| name.starts_with("eggs_") || name.starts_with("process_")),
         "{families:?}"

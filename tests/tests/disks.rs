@@ -4,8 +4,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use eggs_tests::{Ctl, TOO_LONG, Up, assert_same_tree, bytes, files_below, json, rng, scratch, seed, until};
+use eggs_blockd_core::Extent;
+use eggs_tests::{
+    Ctl, StoredBlock, TOO_LONG, Up, assert_same_tree, bytes, json, rng, scratch, seed, stored_blocks, until,
+};
 use rand::Rng as _;
 
 /// Files stored in all ways, many of them in blocks.
@@ -119,11 +123,18 @@ fn three_disks_are_too_many_and_it_says_so() {
     for disk in ["00", "01", "02"] {
         fs::remove_dir_all(up.data().join("disks").join(disk)).unwrap();
     }
+    // Until it is noticed, what is open can be read.
+    wait_for_lost(&up, &["00", "01", "02"]);
     ctl.refused("cat /f", &["/f", "input/output error", "data lost"]);
     ctl.ok("stat /f");
     // Small files need no disk; large ones have nowhere to go, and say that.
     ctl.run_with(["put", "-", "/small"], b"small").ok();
-    ctl.run_with(["put", "-", "/large"], &bytes(1_000_000, 2)).refused(&["/large", "no space"]);
+    ctl.run_with(["put", "-", "/large"], &bytes(1_000_000, 2)).refused(&[
+        "/large",
+        "4+2 needs",
+        "FLASH disk",
+        "blocks, there are",
+    ]);
     ctl.refused("stat /large", &["no such file or directory"]);
     ctl.assert_clean();
     up.stop();
@@ -133,28 +144,33 @@ fn three_disks_are_too_many_and_it_says_so() {
 enum Harm {
     /// One bit in the block's bytes.
     Flip,
-    /// One bit in the header.
-    FlipHeader,
-    Truncate,
+    /// One bit in its checksums.
+    FlipSums,
+    /// Its second half.
+    Half,
     Zero,
-    Remove,
+    /// All there is of it.
+    Wipe,
 }
 
-fn harm(path: &Path, kind: Harm, rng: &mut impl rand::Rng) {
-    let file = fs::File::options().read(true).write(true).open(path).unwrap();
-    let length = file.metadata().unwrap().len();
-    let mut flip = |from: u64, to: u64| {
-        let at = rng.random_range(from..to);
+fn harm(block: &StoredBlock, kind: Harm, rng: &mut impl rand::Rng) {
+    let file = fs::File::options().read(true).write(true).open(&block.file).unwrap();
+    let Extent { offset, data_at, end } = block.extent;
+    let mut flip = |from: u32, to: u32| {
+        let at = u64::from(rng.random_range(from..to));
         let mut byte = [0];
         file.read_exact_at(&mut byte, at).unwrap();
         file.write_all_at(&[byte[0] ^ (1 << rng.random_range(0..8))], at).unwrap();
     };
+    let zero = |from: u32, length: u32| {
+        file.write_all_at(&vec![0; length as usize], u64::from(from)).unwrap();
+    };
     match kind {
-        Harm::Flip => flip(4096, length),
-        Harm::FlipHeader => flip(0, 64),
-        Harm::Truncate => file.set_len(length / 2).unwrap(),
-        Harm::Zero => file.write_all_at(&[0; 100], 4096 + (length - 4096) / 2).unwrap(),
-        Harm::Remove => fs::remove_file(path).unwrap(),
+        Harm::Flip => flip(data_at, data_at + block.size),
+        Harm::FlipSums => flip(block.extent.sums_at(), block.extent.sums_at() + 4),
+        Harm::Half => zero(data_at + block.size / 2, block.size - block.size / 2),
+        Harm::Zero => zero(data_at + (block.size - 100) / 2, 100),
+        Harm::Wipe => zero(offset, end - offset),
     }
 }
 
@@ -164,7 +180,8 @@ fn damaged_blocks_are_read_around_and_reported() {
     let mut rng = rng("harm");
     let folder = scratch();
     let source = local_tree(folder.path());
-    let up = Up::start(&folder.path().join("data"));
+    // So that what is reported stays so.
+    let up = Up::start_with(&folder.path().join("data"), &["--no-janitor"]);
     let ctl = up.ctl().in_folder(folder.path());
     ctl.ok("put -r source /data");
     let status = || json(up.address(), "/api/v1/status");
@@ -172,14 +189,13 @@ fn damaged_blocks_are_read_around_and_reported() {
     // Every block of two disks: no span loses more than it can.
     let mut harmed = 0;
     for disk in ["01", "04"] {
-        let blocks = files_below(&up.data().join("disks").join(disk).join("blocks"));
+        let blocks = stored_blocks(&up.data().join("disks").join(disk));
         assert!(blocks.len() > 5, "{} blocks", blocks.len());
-        for (path, kind) in blocks.iter().zip(
-            [Harm::Flip, Harm::FlipHeader, Harm::Truncate, Harm::Zero, Harm::Remove, Harm::Flip]
-                .iter()
-                .cycle(),
-        ) {
-            harm(path, *kind, &mut rng);
+        for (block, kind) in blocks
+            .iter()
+            .zip([Harm::Flip, Harm::FlipSums, Harm::Half, Harm::Zero, Harm::Wipe, Harm::Flip].iter().cycle())
+        {
+            harm(block, *kind, &mut rng);
             harmed += 1;
         }
     }
@@ -265,7 +281,7 @@ fn a_full_disk_is_passed_by() {
         }
         files
     };
-    let blocks = || files_below(&disk.join("blocks")).len();
+    let blocks = || stored_blocks(&disk).len();
     // It takes its share …
     put(5);
     assert!(blocks() > 0);
@@ -276,12 +292,12 @@ fn a_full_disk_is_passed_by() {
     let before = blocks();
     put(10);
     assert_eq!(blocks(), before, "nothing more goes there");
-    until("the registry knows that it is full", TOO_LONG, || {
+    let available = || {
         let disks = json(up.address(), "/api/v1/block-services")["block_services"].clone();
-        let disk =
-            disks.as_array().unwrap().iter().find(|disk| disk["path"].as_str().unwrap().ends_with("03"));
-        (disk.unwrap()["available_bytes"] == 0).then_some(())
-    });
+        let mut disks = disks.as_array().unwrap().iter();
+        disks.find(|disk| disk["path"].as_str().unwrap().ends_with("03")).unwrap()["available_bytes"].clone()
+    };
+    until("the registry knows that it is full", TOO_LONG, || (available() == 0).then_some(()));
     let files = put(5);
     assert_eq!(blocks(), before);
     for n in 0..files {
@@ -289,10 +305,13 @@ fn a_full_disk_is_passed_by() {
     }
     // Room again: it is used again.
     fs::remove_file(disk.join("filler")).unwrap();
+    until("the registry knows that it is not", TOO_LONG, || (available() != 0).then_some(()));
     let mut more = files;
     until("it is used again", TOO_LONG, || {
         ctl.run_with(["put", "-", &format!("/{more}")], &bytes(600_000, more)).ok();
         more += 1;
+        // The shards hear of it later; meanwhile the others must not run full.
+        std::thread::sleep(Duration::from_millis(200));
         (blocks() > before).then_some(())
     });
     ctl.assert_clean();

@@ -3,52 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use eggs_client::{Client, CreateOptions, Replace};
-use eggs_daemon::Secret;
-use eggs_proto::limits::PROTOCOL_VERSION;
-use eggs_proto::pb::shard_service_client::ShardServiceClient;
+use eggs_client::{CreateOptions, Replace};
 use eggs_proto::pb::write_op::Op;
 use eggs_proto::{InodeId, ShardId, pb};
-use eggs_tests::{Up, runtime, scratch};
-use tonic::transport::Channel;
-
-/// Sends what only a coordinator sends: steps of transactions that nobody has begun.
-struct Vandal {
-    shards: ShardServiceClient<Channel>,
-    header: pb::RequestHeader,
-}
-
-impl Vandal {
-    fn new(up: &Up, client: &Client) -> Vandal {
-        let secret = Secret::load(&up.data().join("secret")).unwrap();
-        let header = pb::RequestHeader {
-            version: PROTOCOL_VERSION,
-            cluster_id: client.cluster_id().0.to_vec().into(),
-            secret: secret.to_bytes(),
-            time: client.now().0,
-            ..pb::RequestHeader::default()
-        };
-        let channel = eggs_daemon::channel::connect(&up.address().to_string()).unwrap();
-        Vandal { shards: ShardServiceClient::new(channel), header }
-    }
-
-    /// The inode it made, if it made one.
-    async fn step(&mut self, shard: ShardId, op: Op) -> InodeId {
-        let write = pb::Write { ops: vec![pb::WriteOp { op: Some(op.clone()) }] };
-        let request = pb::ShardRequest {
-            header: Some(self.header.clone()),
-            shard: u32::from(shard.0),
-            op: Some(pb::shard_request::Op::Write(write)),
-        };
-        let reply = self.shards.call(request).await.unwrap().into_inner();
-        let Some(pb::shard_reply::Result::Write(write)) = reply.result else { panic!("{op:?}: {reply:?}") };
-        match &write.results[0].result {
-            Some(pb::write_result::Result::Done(_)) => InodeId::NULL,
-            Some(pb::write_result::Result::Link(link)) => InodeId(link.inode),
-            other => panic!("{op:?}: {other:?}"),
-        }
-    }
-}
+use eggs_tests::{Up, Vandal, runtime, scratch};
 
 /// Invariant, place and message of each finding.
 fn findings(up: &Up) -> Vec<(String, String, String)> {
@@ -178,6 +136,45 @@ fn a_busy_cluster_is_clean() {
         for worker in busy {
             worker.await.unwrap();
         }
+    });
+    up.stop();
+}
+
+/// Whoever looks at one of two directories and then at its parent mostly finds them of different instants: at some looks
+/// every time, of so many.
+#[test]
+fn directories_that_are_exchanged_all_the_time_are_no_orphans() {
+    const PAIRS: usize = 24;
+    let folder = scratch();
+    let up = Up::start(&folder.path().join("data"));
+    runtime().block_on(async {
+        let client = up.client().await;
+        let (done, exchanges) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let mut busy = Vec::new();
+        for n in 0..PAIRS {
+            let (left, right) = (format!("/{n}/left/d"), format!("/{n}/right/p/q"));
+            for path in [&left, &right] {
+                client.mkdir_all(format!("{path}/below")).await.unwrap();
+            }
+            let (client, done, exchanges) = (client.clone(), Arc::clone(&done), Arc::clone(&exchanges));
+            busy.push(tokio::spawn(async move {
+                while !done.load(Ordering::Relaxed) {
+                    client.exchange(&left, &right).await.unwrap();
+                    exchanges.fetch_add(1, Ordering::Relaxed);
+                }
+            }));
+        }
+        let mut checks = 0;
+        while checks < 4 || exchanges.load(Ordering::Relaxed) < 40 * PAIRS {
+            let report = client.fsck(|_| {}).await.unwrap();
+            assert!(report.findings.is_empty(), "after {checks} checks: {:#?}", report.findings);
+            checks += 1;
+        }
+        done.store(true, Ordering::Relaxed);
+        for worker in busy {
+            worker.await.unwrap();
+        }
+        println!("{checks} checks, {} exchanges", exchanges.load(Ordering::Relaxed));
     });
     up.stop();
 }

@@ -28,6 +28,7 @@ const CRATES: &[&str] = &[
     "blockd/core",
     "blockd",
     "client/core",
+    "janitor/core",
     "client",
     "daemon",
     "deploy/embedded",

@@ -22,6 +22,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("eggs-consensus", &["eggs-proto", "eggs-machine", "eggs-consensus-core", "eggs-daemon"]),
     ("eggs-replica", &["eggs-proto", "eggs-machine", "eggs-consensus-core", "eggs-consensus", "eggs-daemon"]),
     ("eggs-client", &["eggs-proto", "eggs-client-core"]),
+    ("eggs-janitor-core", &["eggs-proto"]),
+    ("eggs-janitor", &["eggs-proto", "eggs-client", "eggs-daemon", "eggs-janitor-core"]),
     ("eggs-shard", &SERVICE_OF_SHARD),
     ("eggs-crossdir", &SERVICE_OF_CROSSDIR),
     ("eggs-shuckle", &SERVICE_OF_SHUCKLE),
@@ -35,10 +37,22 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "eggs-shard",
             "eggs-crossdir",
             "eggs-shuckle",
+            "eggs-shuckle-core",
             "eggs-blockd",
+            "eggs-janitor",
         ],
     ),
-    ("eggsctl", &["eggs-proto", "eggs-client", "eggs-daemon", "eggs-embedded", "eggs-shuckle-core"]),
+    (
+        "eggsctl",
+        &[
+            "eggs-proto",
+            "eggs-client",
+            "eggs-daemon",
+            "eggs-embedded",
+            "eggs-shuckle-core",
+            "eggs-janitor-core",
+        ],
+    ),
     (
         "eggs-simulation",
         &[
@@ -50,10 +64,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "eggs-shuckle-core",
             "eggs-blockd-core",
             "eggs-client-core",
+            "eggs-janitor-core",
         ],
     ),
-    ("eggs-tests", &["eggs-proto", "eggs-client", "eggs-daemon"]),
-    ("eggs-bench", &["eggs-proto", "eggs-client"]),
+    ("eggs-tests", &["eggs-proto", "eggs-client", "eggs-daemon", "eggs-blockd-core"]),
+    ("eggs-bench", &["eggs-proto", "eggs-client", "eggs-client-core"]),
     ("xtask", &[]),
 ];
 
@@ -84,6 +99,7 @@ const PURE: &[&str] = &[
     "eggs-shuckle-core",
     "eggs-blockd-core",
     "eggs-client-core",
+    "eggs-janitor-core",
 ];
 
 /// What brings clocks, chance, threads or devices. Behind a feature it may come: the shells ask for it.

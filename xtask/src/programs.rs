@@ -23,7 +23,8 @@ pub struct Rest {
 
 /// Load the release build of a cluster and print figures beside their floors.
 pub fn bench(rest: &Rest) -> Result<()> {
-    run(cargo(&["build", "--release", "--locked", "--package", "eggsctl", "--package", "eggs-bench"]))?;
+    let packages = ["eggsctl", "eggs-blockd", "eggs-bench"].map(|package| ["--package", package]);
+    run(cargo(&[&["build", "--release", "--locked"], packages.as_flattened()].concat()))?;
     let error = Command::new(binary("release", "eggs-bench")?).args(&rest.arguments).exec();
     bail!("cannot run eggs-bench: {error}");
 }

@@ -5,8 +5,8 @@
 use eggs_proto::limits::{BLOCK_BYTES_MAX, DATA_MESSAGE_BYTES, PROTOCOL_VERSION};
 use eggs_proto::{BlockError, BlockId, BlockServiceId, ClusterId, mac, pb};
 
-use crate::header::file_bytes;
 use crate::identity::Identity;
+use crate::record::record_bytes_max;
 
 /// The part of a disk that is kept free is 1/64 of it …
 const RESERVE_SHARE: u64 = 64;
@@ -72,7 +72,7 @@ impl WriteAdmission {
 ///
 /// # Errors
 /// `UnknownBlockService`, `BadCertificate`.
-pub fn admit_erase(identity: &Identity, request: &pb::EraseBlockRequest) -> Result<mac::Mac, BlockError> {
+pub fn admit_erase(identity: &Identity, request: &pb::EraseBlock) -> Result<mac::Mac, BlockError> {
     if BlockServiceId(request.block_service) != identity.service {
         return Err(BlockError::UnknownBlockService);
     }
@@ -120,7 +120,15 @@ impl Space {
     /// # Errors
     /// `NoSpace`.
     pub fn admit(self, size: u32, promised_bytes: u64) -> Result<(), BlockError> {
-        let wanted = file_bytes(size).saturating_add(promised_bytes);
+        self.admit_bytes(record_bytes_max(size), promised_bytes)
+    }
+
+    /// The same for records of `bytes` together.
+    ///
+    /// # Errors
+    /// `NoSpace`.
+    pub fn admit_bytes(self, bytes: u64, promised_bytes: u64) -> Result<(), BlockError> {
+        let wanted = bytes.saturating_add(promised_bytes);
         if wanted <= self.available_bytes() { Ok(()) } else { Err(BlockError::NoSpace) }
     }
 }
@@ -153,6 +161,19 @@ impl Receiving {
         }
         self.received += piece.len() as u32;
         self.hasher.update(piece);
+        Ok(())
+    }
+
+    /// Takes in all of a block that came in one piece.
+    ///
+    /// # Errors
+    /// `WrongSize` when it is not as long as was certified.
+    pub fn push_all(&mut self, bytes: &[u8]) -> Result<(), BlockError> {
+        if bytes.len() != self.missing() as usize {
+            return Err(BlockError::WrongSize);
+        }
+        self.received = self.size;
+        self.hasher.update(bytes);
         Ok(())
     }
 
@@ -234,12 +255,7 @@ mod tests {
 
     #[test]
     fn a_write_certificate_does_not_erase() {
-        let mut request = pb::EraseBlockRequest {
-            header: None,
-            block_service: 7,
-            block: 5,
-            certificate: start(10).certificate,
-        };
+        let mut request = pb::EraseBlock { block_service: 7, block: 5, certificate: start(10).certificate };
         assert_eq!(admit_erase(&identity(), &request), Err(BlockError::BadCertificate));
         let certificate = mac::erase_certificate(&[9; 32], BlockServiceId(7), BlockId(5));
         request.certificate = certificate.to_vec().into();
@@ -274,7 +290,7 @@ mod tests {
         assert_eq!(reserve(1 << 30), 128 << 20);
         assert_eq!(reserve(64 << 30), 1 << 30);
         assert_eq!(reserve(u64::MAX), 4 << 30);
-        let enough = (16 << 20) + 4096 + 100;
+        let enough = (16 << 20) + record_bytes_max(100);
         assert_eq!(space(enough).admit(100, 0), Ok(()));
         assert_eq!(space(enough - 1).admit(100, 0), Err(BlockError::NoSpace));
         assert_eq!(space(enough).admit(100, 1), Err(BlockError::NoSpace));

@@ -19,8 +19,11 @@
 //!   82+n     4  CRC-32 (ISO-HDLC) of all the bytes before
 //! ```
 
-use eggs_proto::limits::{CLASS_INLINE, FAILURE_DOMAIN_BYTES_MAX, FORMAT_VERSION};
+use eggs_proto::limits::{CLASS_INLINE, FAILURE_DOMAIN_BYTES_MAX};
 use eggs_proto::{BlockServiceId, ClusterId, Time, mac};
+
+/// Version of everything on a disk: 3 has segments, 2 had a file per block and is refused, as is what is newer.
+pub const DISK_FORMAT: u32 = 3;
 
 /// Name of the identity file in the folder of a disk.
 pub const IDENTITY_FILE: &str = "identity";
@@ -61,8 +64,12 @@ impl std::fmt::Debug for Identity {
 /// Why bytes are no identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
-    #[error("format version {found} is newer than this program's ({FORMAT_VERSION})")]
+    #[error("format version {found} is newer than this program's ({DISK_FORMAT})")]
     Newer { found: u32 },
+    #[error(
+        "format version {found} is not read any more (this program's is {DISK_FORMAT}): empty the disk, or use the program that wrote it"
+    )]
+    Older { found: u32 },
     #[error("the identity file is damaged: {0}")]
     Damaged(&'static str),
     #[error("invalid identity: {0}")]
@@ -80,7 +87,7 @@ impl Identity {
         let length = FIXED + domain.len() + CRC;
         let mut bytes = Vec::with_capacity(length);
         bytes.extend_from_slice(&MAGIC);
-        bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes.extend_from_slice(&DISK_FORMAT.to_le_bytes());
         bytes.extend_from_slice(&(length as u32).to_le_bytes());
         bytes.extend_from_slice(&self.cluster.0);
         bytes.extend_from_slice(&self.service.0.to_le_bytes());
@@ -103,11 +110,14 @@ impl Identity {
             return Err(damaged("it does not begin with EGGSDISK"));
         }
         let version = u32_at(bytes, 8).ok_or(damaged("it is cut off"))?;
-        if version > FORMAT_VERSION {
+        if version > DISK_FORMAT {
             return Err(IdentityError::Newer { found: version });
         }
         if version == 0 {
             return Err(damaged("its version is 0"));
+        }
+        if version < DISK_FORMAT {
+            return Err(IdentityError::Older { found: version });
         }
         let length = u32_at(bytes, 12).ok_or(damaged("it is cut off"))?;
         if length as usize != bytes.len() || bytes.len() < FIXED + CRC {
@@ -192,7 +202,7 @@ mod tests {
         let bytes = identity().encode().unwrap();
         let golden = concat!(
             "454747534449534b", // EGGSDISK
-            "02000000",         // version
+            "03000000",         // version
             "5c000000",         // 92 bytes
             "11111111111111111111111111111111",
             "5555444433332222",
@@ -201,7 +211,7 @@ mod tests {
             "03",
             "06",
             "7261636b2d37",
-            "0a9f6cd2",
+            "1f074bce",
         );
         assert_eq!(hex(&bytes), golden);
         assert_eq!(Identity::decode(&bytes), Ok(identity()));
@@ -216,10 +226,12 @@ mod tests {
     #[test]
     fn a_newer_version_is_told_from_damage() {
         let mut bytes = identity().encode().unwrap();
-        bytes[8] = 3;
-        assert_eq!(Identity::decode(&bytes), Err(IdentityError::Newer { found: 3 }));
+        bytes[8] = 4;
+        assert_eq!(Identity::decode(&bytes), Err(IdentityError::Newer { found: 4 }));
         // Whatever a newer version holds after its version number is not looked at.
-        assert_eq!(Identity::decode(&bytes[..12]), Err(IdentityError::Newer { found: 3 }));
+        assert_eq!(Identity::decode(&bytes[..12]), Err(IdentityError::Newer { found: 4 }));
+        bytes[8] = 2;
+        assert_eq!(Identity::decode(&bytes), Err(IdentityError::Older { found: 2 }));
         bytes[8] = 0;
         assert!(matches!(Identity::decode(&bytes), Err(IdentityError::Damaged(_))));
     }

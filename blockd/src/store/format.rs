@@ -1,18 +1,16 @@
-//! What a folder is, making one a disk, and opening it.
+//! What a folder is, and making one a disk.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
 
 use eggs_blockd_core::identity::{IDENTITY_BYTES_MAX, IDENTITY_FILE, IDENTITY_FILE_NEW};
 use eggs_blockd_core::{Identity, IdentityError};
 use eggs_proto::ClusterId;
-use rustix::fs::{self as rfs, AtFlags, Dir, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{self as rfs, Dir, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{BLOCKS, FOLDERS, Store, TMP};
+use super::SEGMENTS;
 
 /// Why a folder cannot be used as a disk. Nothing in it was changed.
 #[derive(Debug, thiserror::Error)]
@@ -46,12 +44,12 @@ pub enum OpenProblem {
 }
 
 impl OpenProblem {
-    fn io(what: &'static str) -> impl FnOnce(Errno) -> OpenProblem {
+    pub(super) fn io(what: &'static str) -> impl FnOnce(Errno) -> OpenProblem {
         move |errno| OpenProblem::Io { what, source: errno.into() }
     }
 
-    /// Of a disk that was there once: it is lost and may come back, the process goes on without it.
-    /// Everything else is for people to put right first.
+    /// Of a disk that was there once: it is lost and may come back, the process goes on even when it has no other.
+    /// Everything else is for people to put right.
     pub fn is_loss(&self) -> bool {
         matches!(
             self,
@@ -74,7 +72,7 @@ pub enum Contents {
     Disk(Identity),
 }
 
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+pub(super) const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// Looks at what is at `path`; changes nothing.
 ///
@@ -127,11 +125,9 @@ fn write_new(root: &OwnedFd, identity: &[u8]) -> io::Result<()> {
     let mut file = std::fs::File::from(file);
     io::Write::write_all(&mut file, identity)?;
     file.sync_all()?;
-    for folder in [BLOCKS, TMP] {
-        match rfs::mkdirat(root, folder, Mode::from_raw_mode(0o700)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
-        }
+    match rfs::mkdirat(root, SEGMENTS, Mode::from_raw_mode(0o700)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error.into()),
     }
     rfs::fsync(root)?;
     rfs::renameat(root, IDENTITY_FILE_NEW, root, IDENTITY_FILE)?;
@@ -150,52 +146,8 @@ fn parents_durable(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-impl Store {
-    /// Opens and locks a formatted disk of this cluster, and empties its `tmp/` (BL-2, BL-7).
-    ///
-    /// # Errors
-    /// What is wrong; nothing was changed then.
-    pub fn open(path: &Path, cluster: ClusterId) -> Result<Store, OpenError> {
-        open(path, cluster).map_err(|problem| OpenError { path: path.to_owned(), problem })
-    }
-}
-
-fn open(path: &Path, cluster: ClusterId) -> Result<Store, OpenProblem> {
-    let root = rfs::open(path, DIRECTORY, Mode::empty()).map_err(|error| match error {
-        Errno::NOENT => OpenProblem::Missing,
-        error => OpenProblem::io("open the folder")(error),
-    })?;
-    let (identity, identity_bytes) = identity(&root)?;
-    if identity.cluster != cluster {
-        return Err(OpenProblem::AnotherCluster { theirs: identity.cluster, ours: cluster });
-    }
-    lock(&root)?;
-    let part = |name| match rfs::openat(&root, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty()) {
-        Ok(folder) => Ok(folder),
-        Err(Errno::NOENT | Errno::NOTDIR) => Err(OpenProblem::Incomplete(name)),
-        Err(error) => Err(OpenProblem::io("open its folders")(error)),
-    };
-    let (blocks, tmp) = (part(BLOCKS)?, part(TMP)?);
-    let stat = rfs::fstat(&root).map_err(OpenProblem::io("look at the folder"))?;
-    clear(&tmp).map_err(OpenProblem::io("remove what was left of writes"))?;
-    Ok(Store {
-        identity,
-        identity_bytes,
-        path: path.to_owned(),
-        place: (stat.st_dev, stat.st_ino),
-        root,
-        blocks,
-        tmp,
-        ledger: Default::default(),
-        claims: Mutex::default(),
-        durable: Mutex::new(vec![false; FOLDERS]),
-        promised: AtomicU64::new(0),
-        next_tmp: AtomicU64::new(0),
-    })
-}
-
 /// One process per disk: a lock on the folder itself leaves no file and ends with the process.
-fn lock(root: &OwnedFd) -> Result<(), OpenProblem> {
+pub(super) fn lock(root: &OwnedFd) -> Result<(), OpenProblem> {
     match rfs::flock(root, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(()),
         Err(Errno::WOULDBLOCK) => Err(OpenProblem::InUse),
@@ -203,7 +155,7 @@ fn lock(root: &OwnedFd) -> Result<(), OpenProblem> {
     }
 }
 
-fn identity(root: &OwnedFd) -> Result<(Identity, Vec<u8>), OpenProblem> {
+pub(super) fn identity(root: &OwnedFd) -> Result<(Identity, Vec<u8>), OpenProblem> {
     let bytes = match read_identity(root) {
         Ok(bytes) => bytes,
         Err(Errno::NOENT) => return Err(OpenProblem::NotFormatted),
@@ -237,7 +189,7 @@ fn blank(root: &OwnedFd) -> Result<bool, Errno> {
         let usual = match entry.file_name().to_bytes() {
             b"." | b".." | b"lost+found" => true,
             name if name == IDENTITY_FILE_NEW.as_bytes() => true,
-            name if name == BLOCKS.as_bytes() || name == TMP.as_bytes() => {
+            name if name == SEGMENTS.as_bytes() => {
                 let folder = rfs::openat(root, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
                 let mut inside = Dir::read_from(&folder)?;
                 inside.all(|entry| {
@@ -251,15 +203,4 @@ fn blank(root: &OwnedFd) -> Result<bool, Errno> {
         }
     }
     Ok(true)
-}
-
-fn clear(tmp: &OwnedFd) -> Result<(), Errno> {
-    for entry in Dir::read_from(tmp)? {
-        let entry = entry?;
-        if matches!(entry.file_name().to_bytes(), b"." | b"..") || entry.file_type() == FileType::Directory {
-            continue;
-        }
-        rfs::unlinkat(tmp, entry.file_name(), AtFlags::empty())?;
-    }
-    Ok(())
 }

@@ -1,122 +1,146 @@
-//! A stored block, open for reading.
+//! A stored block, open for reading. Every page that is read is compared with its checksum (BL-8).
 
-use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use eggs_blockd_core::header::{HEADER_USED_BYTES, HeaderError};
-use eggs_blockd_core::{BlockHeader, BlockPath, HEADER_BYTES};
+use eggs_blockd_core::Place;
+use eggs_blockd_core::record::{Kind, PAGE_BYTES, RECORD_HEADER_BYTES, Record, pages_match, pages_of};
+use eggs_blockd_core::recovery::VERIFY_BYTES;
 use eggs_proto::{BlockError, BlockId};
-use rustix::buffer::spare_capacity;
-use rustix::fs::{self as rfs, Mode, OFlags};
-use rustix::io::{Errno, retry_on_intr};
+use rustix::fs::Advice;
 
-use super::{Store, StoreError, io_error};
+use super::segment::Segment;
+use super::{Store, StoreError, io_error, lock};
 
-/// Pieces in which a block is verified.
-const VERIFY_BYTES: u32 = 256 << 10;
-
-/// A block whose header is right. Its file stays readable when the block is erased meanwhile.
+/// Where a block lies, and its open segment. It stays readable when the block is moved meanwhile.
 #[derive(Debug)]
-pub struct StoredBlock {
-    file: OwnedFd,
-    header: BlockHeader,
+pub struct StoredBlock<'a> {
+    store: &'a Store,
+    segment: Arc<Segment>,
+    block: BlockId,
+    place: Place,
 }
 
 impl Store {
-    /// Opens a block.
+    /// Finds a block.
     ///
     /// # Errors
-    /// `UnknownBlock`, `DiskLost` when it is the whole disk that is gone, corrupt when its header or
-    /// its length is not right, or the disk's.
-    pub fn read(&self, block: BlockId) -> Result<StoredBlock, StoreError> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let path = BlockPath::new(block).to_string();
-        let file = match rfs::openat(&self.blocks, path, flags, Mode::empty()) {
-            Ok(file) => file,
-            Err(Errno::NOENT) => {
+    /// `UnknownBlock`, `DiskLost` when it is the whole disk that is gone, or the disk's.
+    pub fn read(&self, block: BlockId) -> Result<StoredBlock<'_>, StoreError> {
+        let Some(place) = lock(&self.books).index.get(block) else {
+            self.still_there()?;
+            return Err(BlockError::UnknownBlock.into());
+        };
+        match self.segment_if_there(place.segment)? {
+            Some(segment) => Ok(StoredBlock { store: self, segment, block, place }),
+            // Moved in this instant, and its segment removed?
+            None if lock(&self.books).index.get(block) != Some(place) => self.read(block),
+            None => {
                 self.still_there()?;
-                return Err(BlockError::UnknownBlock.into());
+                Err(StoreError::Corrupt(format!("block {block}: its segment {:08x} is gone", place.segment)))
             }
-            Err(error) => return Err(io_error("open a block")(error)),
-        };
-        let corrupt =
-            |problem: &dyn std::fmt::Display| StoreError::Corrupt(format!("block {block}: {problem}"));
-        let mut bytes = [0; HEADER_USED_BYTES];
-        let read =
-            retry_on_intr(|| rustix::io::pread(&file, &mut bytes, 0)).map_err(io_error("read a block"))?;
-        if read < bytes.len() {
-            return Err(corrupt(&"it is cut off"));
         }
-        let identity = self.identity();
-        let header = match BlockHeader::expect(&bytes, identity.cluster, identity.service, block) {
-            Ok(header) => header,
-            Err(error @ (HeaderError::Damaged | HeaderError::AnotherBlock | HeaderError::Newer(_))) => {
-                return Err(corrupt(&error));
-            }
-        };
-        let stat = rfs::fstat(&file).map_err(io_error("look at a block"))?;
-        if stat.st_size as u64 != header.file_bytes() {
-            return Err(corrupt(&"its file is not as long as its header says"));
-        }
-        Ok(StoredBlock { file, header })
     }
 }
 
-impl StoredBlock {
+impl StoredBlock<'_> {
     pub fn size(&self) -> u32 {
-        self.header.size
+        self.place.size
     }
 
     /// CRC-32 of the whole block as it was written.
     pub fn crc(&self) -> u32 {
-        self.header.crc
+        self.place.crc
+    }
+
+    pub fn place(&self) -> Place {
+        self.place
     }
 
     /// Tells the kernel that this range is about to be read in order.
     pub fn will_read(&self, offset: u32, length: u32) {
-        let start = u64::from(HEADER_BYTES) + u64::from(offset);
-        // Advice: it may be refused.
-        let _ = rfs::fadvise(
-            &self.file,
-            start,
-            std::num::NonZeroU64::new(u64::from(length)),
-            rfs::Advice::WillNeed,
-        );
+        let at = u64::from(self.place.extent().data_at) + u64::from(offset);
+        self.segment.file.advise(at, u64::from(length), Advice::WillNeed);
     }
 
-    /// The bytes of a range inside the block, as they are on the disk now.
+    /// Lets the next reads come from the disk, not from memory.
+    fn forget_cached(&self) {
+        let extent = self.place.extent();
+        self.segment.file.advise(u64::from(extent.offset), extent.bytes(), Advice::DontNeed);
+    }
+
+    /// The bytes of a range inside the block.
     ///
     /// # Errors
-    /// Corrupt when the file ends before, or the disk's.
+    /// Corrupt when a page of it is not what was written, `UnknownBlock` when it was erased meanwhile, or the
+    /// disk's.
     pub fn read_at(&self, offset: u32, length: u32) -> Result<Bytes, StoreError> {
-        let mut bytes = Vec::with_capacity(length as usize);
-        let start = u64::from(HEADER_BYTES) + u64::from(offset);
-        while bytes.len() < length as usize {
-            let at = start + bytes.len() as u64;
-            let read = retry_on_intr(|| rustix::io::pread(&self.file, spare_capacity(&mut bytes), at))
-                .map_err(io_error("read a block"))?;
-            if read == 0 {
-                return Err(StoreError::Corrupt(format!("block {}: it is cut off", self.header.block)));
-            }
+        if length == 0 {
+            return Ok(Bytes::new());
         }
-        // An allocator may have given more room than was asked for.
-        bytes.truncate(length as usize);
-        Ok(bytes.into())
+        let (first, last) = pages_of(offset, length);
+        let begin = first * PAGE_BYTES;
+        let end = (u64::from(last) * u64::from(PAGE_BYTES)).min(u64::from(self.place.size)) as u32;
+        let extent = self.place.extent();
+        let read = |at: u32, length: u32| match self.segment.file.read(u64::from(at), length as usize) {
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                Err(self.corrupt("it is cut off"))
+            }
+            result => result.map_err(io_error("read a block")),
+        };
+        let sums = read(extent.sums_at() + 4 * first, 4 * (last - first))?;
+        let bytes = read(extent.data_at + begin, end - begin)?;
+        if !pages_match(self.block, first, &bytes, &sums) {
+            return Err(self.wrong());
+        }
+        let from = (offset - begin) as usize;
+        Ok(Bytes::from(bytes).slice(from..from + length as usize))
     }
 
-    /// Reads the whole block and compares.
+    /// Reads all there is of it and compares.
     ///
     /// # Errors
     /// Corrupt when it is not what was written, or the disk's.
     pub fn verify(&self) -> Result<(), StoreError> {
+        let mut header = [0; RECORD_HEADER_BYTES];
+        let offset = u64::from(self.place.offset);
+        match self.segment.file.read_exact(&mut header, offset) {
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                return Err(self.corrupt("it is cut off"));
+            }
+            result => result.map_err(io_error("read a block"))?,
+        }
+        let expected = Record::block(self.block, self.place.size, self.place.crc);
+        let found = Record::decode(&header, self.store.seal_key(), self.place.segment, offset);
+        match found {
+            Ok(found) if found == expected => {}
+            Ok(Record { kind: Kind::Erased, .. }) => return Err(self.wrong()),
+            Ok(_) => return Err(self.corrupt("its header is of another block")),
+            Err(error) => return Err(self.corrupt(&error.to_string())),
+        }
         let mut hasher = crc32fast::Hasher::new();
         let mut offset = 0;
-        while offset < self.header.size {
-            let length = VERIFY_BYTES.min(self.header.size - offset);
+        while offset < self.place.size {
+            let length = VERIFY_BYTES.min(self.place.size - offset);
             hasher.update(&self.read_at(offset, length)?);
             offset += length;
         }
         self.check_crc(hasher.finalize())
+    }
+
+    /// As [`StoredBlock::verify`], from the disk itself, and whether it is what somebody expects.
+    ///
+    /// # Errors
+    /// As there, and `WrongSize` or `WrongCrc` when the block is another one than expected.
+    pub fn check(&self, size: u32, crc: u32) -> Result<(), StoreError> {
+        if self.place.size != size {
+            return Err(BlockError::WrongSize.into());
+        }
+        if self.place.crc != crc {
+            return Err(BlockError::WrongCrc.into());
+        }
+        self.forget_cached();
+        self.verify()
     }
 
     /// Whether the CRC of all its bytes, as read, is the right one (BL-8).
@@ -124,9 +148,20 @@ impl StoredBlock {
     /// # Errors
     /// Corrupt when not.
     pub fn check_crc(&self, crc: u32) -> Result<(), StoreError> {
-        if crc == self.header.crc {
-            return Ok(());
+        if crc == self.place.crc { Ok(()) } else { Err(self.corrupt("its bytes do not have its CRC")) }
+    }
+
+    /// What was read is wrong: because it was erased or moved meanwhile, or because it is damaged.
+    fn wrong(&self) -> StoreError {
+        match lock(&self.store.books).index.get(self.block) {
+            None => BlockError::UnknownBlock.into(),
+            Some(place) if place != self.place => BlockError::Busy.into(),
+            Some(_) => self.corrupt("its bytes are not those that were written"),
         }
-        Err(StoreError::Corrupt(format!("block {}: its bytes do not have its CRC", self.header.block)))
+    }
+
+    fn corrupt(&self, what: &str) -> StoreError {
+        let Place { segment, offset, .. } = self.place;
+        StoreError::Corrupt(format!("block {} (segment {segment:08x} at {offset}): {what}", self.block))
     }
 }

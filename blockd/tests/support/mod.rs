@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use eggs_blockd::{Config, DiskConfig, Service};
-use eggs_blockd_core::Identity;
+use eggs_blockd_core::{Extent, Identity};
 use eggs_daemon::{CancellationToken, channel, server};
 use eggs_proto::limits::{MESSAGE_BYTES_MAX, PROTOCOL_VERSION};
 use eggs_proto::pb::block_service_client::BlockServiceClient;
@@ -21,6 +21,7 @@ pub fn disk(path: impl AsRef<Path>) -> DiskConfig {
         storage_class: 3,
         failure_domain: "here".to_owned(),
         expect_existing: false,
+        options: Default::default(),
     }
 }
 
@@ -115,12 +116,60 @@ impl Daemon {
         }
     }
 
-    pub async fn erase(&self, request: pb::EraseBlockRequest) -> Result<Bytes, BlockError> {
+    pub async fn erase(&self, block: pb::EraseBlock) -> Result<Bytes, BlockError> {
+        let request = pb::EraseBlocksRequest { header: Some(header()), blocks: vec![block] };
         let reply = self.client.clone().erase(request).await.unwrap().into_inner();
-        match reply.result.unwrap() {
-            pb::erase_block_reply::Result::Proof(proof) => Ok(proof),
-            pb::erase_block_reply::Result::Error(error) => Err(code(&error)),
+        match reply.results[0].result.clone().unwrap() {
+            pb::proven_block::Result::Proof(proof) => Ok(proof),
+            pb::proven_block::Result::Error(error) => Err(code(&error)),
         }
+    }
+
+    /// The file a block lies in, and where in it.
+    pub fn place(&self, disk: &Identity, block: BlockId) -> (std::path::PathBuf, Extent) {
+        self.service.place_of(disk.service, block).unwrap()
+    }
+
+    pub async fn write_many(&self, blocks: Vec<pb::WholeBlock>) -> Vec<Result<Bytes, BlockError>> {
+        let count = blocks.len();
+        let request = pb::WriteBlocksRequest { header: Some(header()), blocks };
+        let reply = match self.client.clone().write_many(request).await {
+            Ok(reply) => reply.into_inner(),
+            // Sent back unread.
+            Err(status) if status.code() == tonic::Code::ResourceExhausted => {
+                return vec![Err(BlockError::Busy); count];
+            }
+            Err(status) => panic!("{status}"),
+        };
+        if let Some(error) = reply.error {
+            return vec![Err(code(&error)); count];
+        }
+        let result = |result: pb::ProvenBlock| match result.result.unwrap() {
+            pb::proven_block::Result::Proof(proof) => Ok(proof),
+            pb::proven_block::Result::Error(error) => Err(code(&error)),
+        };
+        reply.results.into_iter().map(result).collect()
+    }
+
+    pub async fn fetch_many(&self, ranges: Vec<pb::BlockRange>) -> Vec<Result<Bytes, BlockError>> {
+        let request = pb::FetchBlocksRequest { header: Some(header()), ranges };
+        let reply = self.client.clone().fetch_many(request).await.unwrap().into_inner();
+        assert_eq!(reply.error, None);
+        let result = |range: pb::FetchedRange| match range.result.unwrap() {
+            pb::fetched_range::Result::Data(data) => {
+                assert_eq!(range.crc, crc32fast::hash(&data));
+                Ok(data)
+            }
+            pb::fetched_range::Result::Error(error) => Err(code(&error)),
+        };
+        reply.results.into_iter().map(result).collect()
+    }
+
+    pub async fn check(&self, blocks: Vec<pb::ExpectedBlock>) -> Vec<Option<BlockError>> {
+        let request = pb::CheckBlocksRequest { header: Some(header()), blocks };
+        let reply = self.client.clone().check(request).await.unwrap().into_inner();
+        assert_eq!(reply.error, None);
+        reply.results.into_iter().map(|checked| checked.error.map(|error| code(&error))).collect()
     }
 
     pub async fn stats(&self) -> Vec<pb::BlockServiceStats> {
@@ -216,9 +265,8 @@ pub fn fetch(disk: &Identity, block: BlockId, offset: u32, length: u32) -> pb::F
     }
 }
 
-pub fn erase(disk: &Identity, block: BlockId) -> pb::EraseBlockRequest {
-    pb::EraseBlockRequest {
-        header: Some(header()),
+pub fn erase(disk: &Identity, block: BlockId) -> pb::EraseBlock {
+    pb::EraseBlock {
         block_service: disk.service.0,
         block: block.0,
         certificate: mac::erase_certificate(&disk.key, disk.service, block).to_vec().into(),
@@ -227,6 +275,30 @@ pub fn erase(disk: &Identity, block: BlockId) -> pb::EraseBlockRequest {
 
 pub fn erased(disk: &Identity, block: BlockId) -> Bytes {
     mac::erase_proof(&disk.key, disk.service, block).to_vec().into()
+}
+
+pub fn whole(disk: &Identity, block: BlockId, bytes: &Bytes) -> pb::WholeBlock {
+    let start = start(disk, block, bytes.len() as u32, crc32fast::hash(bytes));
+    pb::WholeBlock {
+        block_service: start.block_service,
+        block: start.block,
+        crc: start.crc,
+        certificate: start.certificate,
+        data: bytes.clone(),
+    }
+}
+
+pub fn range(disk: &Identity, block: BlockId, offset: u32, length: u32) -> pb::BlockRange {
+    pb::BlockRange { block_service: disk.service.0, block: block.0, offset, length }
+}
+
+pub fn expected(disk: &Identity, block: BlockId, bytes: &[u8]) -> pb::ExpectedBlock {
+    pb::ExpectedBlock {
+        block_service: disk.service.0,
+        block: block.0,
+        size: bytes.len() as u32,
+        crc: crc32fast::hash(bytes),
+    }
 }
 
 pub fn other(id: BlockServiceId) -> u64 {

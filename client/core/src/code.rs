@@ -51,18 +51,22 @@ impl Code {
         self.codec.encode_sep(data, parity).map_err(|_| CodeError::Cells)
     }
 
-    /// Computes the data cells `wanted` from `data` cells that are there, given with their indexes.
+    /// Computes the cells `wanted`, of data or parity, from `data` cells that are there, given with their indexes.
     pub fn rebuild(&self, there: &[(usize, &[u8])], wanted: &[usize]) -> Result<Vec<Vec<u8>>, CodeError> {
         let length = there.first().map_or(0, |(_, cell)| cell.len());
         let sound = there.len() == self.data
             && there.iter().all(|(n, cell)| *n < self.data + self.parity && cell.len() == length)
-            && wanted.iter().all(|&n| n < self.data);
+            && wanted.iter().all(|&n| n < self.data + self.parity);
         if !sound {
             return Err(CodeError::Cells);
         }
         let matrix = there.iter().map(|&(n, _)| self.row(n)).collect();
         let inverse = invert(matrix).ok_or(CodeError::Cells)?;
-        Ok(wanted.iter().map(|&cell| combine(&inverse[cell], there, length)).collect())
+        let factors = |cell: usize| match cell.checked_sub(self.data) {
+            Some(parity) => times(&self.rows[parity], &inverse),
+            None => inverse[cell].clone(),
+        };
+        Ok(wanted.iter().map(|&cell| combine(&factors(cell), there, length)).collect())
     }
 
     fn row(&self, cell: usize) -> Vec<u8> {
@@ -71,6 +75,12 @@ impl Code {
             None => (0..self.data).map(|n| u8::from(n == cell)).collect(),
         }
     }
+}
+
+/// A row times a matrix.
+fn times(row: &[u8], matrix: &[Vec<u8>]) -> Vec<u8> {
+    let column = |n: usize| row.iter().zip(matrix).fold(0, |sum, (&a, line)| sum ^ galois_8::mul(a, line[n]));
+    (0..row.len()).map(column).collect()
 }
 
 /// The sum of the cells, each times its factor. In pieces that stay in the nearest cache.
@@ -161,8 +171,9 @@ mod tests {
             while left.len() > data {
                 left.swap_remove(random() as usize % left.len());
             }
-            let wanted: Vec<usize> = (0..data).collect();
-            prop_assert_eq!(code.rebuild(&left, &wanted).unwrap(), cells);
+            let wanted: Vec<usize> = (0..data + parity).collect();
+            let all: Vec<Vec<u8>> = cells.iter().chain(&coded).cloned().collect();
+            prop_assert_eq!(code.rebuild(&left, &wanted).unwrap(), all);
         }
     }
 }

@@ -27,13 +27,18 @@
 //!   [`search::STRANGERS_MAX`] addresses that the map does not name; between rounds there is a pause.
 //! - **CL-12** While a host that was asked is silent, the other replicas are asked: one that is away costs a
 //!   request its patience, never its deadline.
+//! - **CL-13** A fetch that is late, by what its service takes and at most twice what the others take, is no longer waited for
+//!   alone; hedges cost a share of the fetches at most, and a service that was late twice in a row is asked last for a while.
+//! - **CL-14** What a batch of files is refused, or does not bring, is that file's alone and goes the way of a single file.
 
 pub mod code;
 pub mod crc;
 pub mod encode;
+pub mod latency;
 pub mod layout;
 pub mod read;
 pub mod retry;
 pub mod search;
 pub mod span;
+pub mod verify;
 pub mod write;

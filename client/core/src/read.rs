@@ -1,18 +1,22 @@
 //! Reading a range of one span: the cells needed, others when those cannot be had (CL-1, CL-2, CL-3).
 //!
+//! A whole block, of data or parity, is read the same way when it is to be written again elsewhere.
+//!
 //! The driver asks [`ReadSpan::poll`] what to do until it says nothing, does it, and tells what came of it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use eggs_proto::{BlockId, BlockServiceId};
 
-use crate::code::Code;
-use crate::crc::Crc;
 use crate::layout::Layout;
 use crate::span::{Body, StoredBlock, StoredSpan};
+
+mod assemble;
+
+pub use assemble::take_bytes;
 
 /// Bytes of a range of a block to be fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,11 +69,27 @@ pub enum ReadStep {
     Lost(String),
 }
 
+/// What is thought of a block service before it is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    Good,
+    /// It has kept readers waiting lately.
+    Slow,
+    /// The registry says it is not to be read, or is not heard of.
+    Avoided,
+}
+
+impl From<bool> for Standing {
+    fn from(readable: bool) -> Standing {
+        if readable { Standing::Good } else { Standing::Avoided }
+    }
+}
+
 /// How much a block is worth asking. Lower is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     Good,
-    /// The registry says it is not to be read, or is not heard of.
+    Slow,
     Avoided,
     /// Asked, and has not answered for a while.
     Late,
@@ -84,6 +104,15 @@ enum Cell {
     Bad,
 }
 
+/// What the read is after.
+#[derive(Debug, Clone, Copy)]
+enum Target {
+    /// The bytes of the range.
+    Bytes,
+    /// The cells of one block, of data or parity.
+    Block(usize),
+}
+
 #[derive(Debug)]
 struct Pending {
     block: usize,
@@ -94,6 +123,7 @@ struct Pending {
 #[derive(Debug)]
 pub struct ReadSpan {
     span: Arc<StoredSpan>,
+    target: Target,
     range: Range<usize>,
     /// Stripes the range touches.
     stripes: Range<usize>,
@@ -111,18 +141,63 @@ pub struct ReadSpan {
 }
 
 impl ReadSpan {
-    /// Reads `range` (clipped to the span, counted from its beginning). `readable` says which services the
-    /// registry thinks well of; `turn` spreads readers over mirrors.
-    pub fn new(
+    /// Reads `range` (clipped to the span, counted from its beginning). `standing` says what is thought of a
+    /// service (`true` and `false`: whether it is readable at all); `turn` spreads readers over mirrors.
+    pub fn new<S: Into<Standing>>(
         span: Arc<StoredSpan>,
         range: Range<u32>,
-        readable: impl Fn(BlockServiceId) -> bool,
+        standing: impl Fn(BlockServiceId) -> S,
         turn: usize,
     ) -> ReadSpan {
         let end = range.end.min(span.size) as usize;
         let range = (range.start as usize).min(end)..end;
-        let mut read = ReadSpan {
-            range: range.clone(),
+        let mut read = ReadSpan::idle(span, Target::Bytes, range.clone(), turn);
+        let span = read.span.clone();
+        match &span.body {
+            _ if range.is_empty() => read.finish(Vec::new()),
+            Body::Zeros => read.finish(vec![BytesMut::zeroed(range.len()).freeze()]),
+            Body::Inline(bytes) if crc32fast::hash(bytes) == span.crc => {
+                read.finish(vec![bytes.slice(range)]);
+            }
+            Body::Inline(_) => read.lose("the inline bytes are corrupt".to_owned()),
+            Body::Blocks { layout, blocks } => {
+                let stripe = layout.stripe_size();
+                let stripes = range.start / stripe..range.end.div_ceil(stripe);
+                read.begin(*layout, blocks, stripes, standing);
+            }
+        }
+        read
+    }
+
+    /// Reads the cells of one block of a span in blocks, of data or parity, in some stripes: from where the
+    /// block is, or computed from the others.
+    pub fn block<S: Into<Standing>>(
+        span: Arc<StoredSpan>,
+        index: usize,
+        stripes: Range<usize>,
+        standing: impl Fn(BlockServiceId) -> S,
+        turn: usize,
+    ) -> ReadSpan {
+        let mut read = ReadSpan::idle(span, Target::Block(index), 0..0, turn);
+        let span = read.span.clone();
+        match &span.body {
+            Body::Blocks { layout, blocks }
+                if index < layout.blocks()
+                    && stripes.start < stripes.end
+                    && stripes.end <= layout.stripes() =>
+            {
+                read.begin(*layout, blocks, stripes, standing);
+            }
+            _ => read.lose("the span has no such block".to_owned()),
+        }
+        read
+    }
+
+    fn idle(span: Arc<StoredSpan>, target: Target, range: Range<usize>, turn: usize) -> ReadSpan {
+        ReadSpan {
+            span,
+            target,
+            range,
             stripes: 0..0,
             cells: Vec::new(),
             ranks: Vec::new(),
@@ -133,19 +208,7 @@ impl ReadSpan {
             turn,
             steps: VecDeque::new(),
             over: false,
-            span,
-        };
-        let span = read.span.clone();
-        match &span.body {
-            _ if range.is_empty() => read.finish(Vec::new()),
-            Body::Zeros => read.finish(vec![BytesMut::zeroed(range.len()).freeze()]),
-            Body::Inline(bytes) if crc32fast::hash(bytes) == span.crc => {
-                read.finish(vec![bytes.slice(range)]);
-            }
-            Body::Inline(_) => read.lose("the inline bytes are corrupt".to_owned()),
-            Body::Blocks { layout, blocks } => read.begin(*layout, blocks, readable),
         }
-        read
     }
 
     /// The next thing to do, if there is one now.
@@ -245,10 +308,19 @@ impl ReadSpan {
         self.steps.push_back(ReadStep::Lost(what));
     }
 
-    fn begin(&mut self, layout: Layout, blocks: &[StoredBlock], readable: impl Fn(BlockServiceId) -> bool) {
-        let stripe = layout.stripe_size();
-        self.stripes = self.range.start / stripe..self.range.end.div_ceil(stripe);
-        let rank = |block: &StoredBlock| if readable(block.service) { Rank::Good } else { Rank::Avoided };
+    fn begin<S: Into<Standing>>(
+        &mut self,
+        layout: Layout,
+        blocks: &[StoredBlock],
+        stripes: Range<usize>,
+        standing: impl Fn(BlockServiceId) -> S,
+    ) {
+        self.stripes = stripes;
+        let rank = |block: &StoredBlock| match standing(block.service).into() {
+            Standing::Good => Rank::Good,
+            Standing::Slow => Rank::Slow,
+            Standing::Avoided => Rank::Avoided,
+        };
         self.ranks = blocks.iter().map(rank).collect();
         self.reported = vec![false; blocks.len()];
         self.cells = vec![Cell::Unasked; self.stripes.len() * blocks.len()];
@@ -275,8 +347,11 @@ impl ReadSpan {
         (stripe - self.stripes.start) * layout.blocks() + block
     }
 
-    /// Data columns of a stripe the range touches.
+    /// The blocks of a stripe whose cells are wanted.
     fn columns(&self, layout: Layout, stripe: usize) -> Range<usize> {
+        if let Target::Block(index) = self.target {
+            return index..index + 1;
+        }
         let start = stripe * layout.stripe_size();
         let from = self.range.start.saturating_sub(start);
         let to = (self.range.end - start).min(layout.stripe_size());
@@ -347,6 +422,14 @@ impl ReadSpan {
             return Plan::Lost;
         }
         others.truncate(needed);
+        // No way around slow ones: then the cells themselves, which are fewer.
+        let worth = |n: usize| askable(n) && self.ranks[n] <= Rank::Slow;
+        if !layout.is_mirrored()
+            && others.iter().any(|&n| self.ranks[n] > Rank::Good)
+            && columns.clone().all(|n| sure(n) || worth(n))
+        {
+            others = columns.filter(|&n| !sure(n)).collect();
+        }
         if others.is_empty() { Plan::Wait } else { Plan::Ask(others) }
     }
 
@@ -384,70 +467,6 @@ impl ReadSpan {
             .collect();
         format!("{} of {} blocks are needed; {}", layout.data(), layout.blocks(), words.join("; "))
     }
-
-    fn assemble(&self, layout: Layout) -> Result<Vec<Bytes>, String> {
-        let mut code = None;
-        let mut bytes = Vec::with_capacity(self.stripes.len() * layout.data());
-        for stripe in self.stripes.clone() {
-            let base = self.at(layout, stripe, 0);
-            let cells = &self.cells[base..base + layout.blocks()];
-            let columns = self.columns(layout, stripe);
-            let rebuilt = self.rebuild(layout, stripe, cells, columns.clone(), &mut code)?;
-            for column in columns {
-                let start = stripe * layout.stripe_size() + column * layout.cell_size();
-                let from = self.range.start.saturating_sub(start);
-                let to = (self.range.end - start).min(layout.cell_size());
-                let cell = rebuilt.get(&column).or(match &cells[column] {
-                    Cell::Have(cell) => Some(cell),
-                    _ => None,
-                });
-                bytes.push(cell.ok_or("a cell is missing")?.slice(from..to));
-            }
-        }
-        Ok(bytes)
-    }
-
-    /// The cells of `columns` that are not there.
-    fn rebuild(
-        &self,
-        layout: Layout,
-        stripe: usize,
-        cells: &[Cell],
-        columns: Range<usize>,
-        code: &mut Option<Code>,
-    ) -> Result<BTreeMap<usize, Bytes>, String> {
-        let wanted: Vec<usize> = columns.filter(|&n| !matches!(cells[n], Cell::Have(_))).collect();
-        if wanted.is_empty() {
-            return Ok(BTreeMap::new());
-        }
-        let have = |(n, cell): (usize, &'_ Cell)| match cell {
-            Cell::Have(cell) => Some((n, cell.clone())),
-            _ => None,
-        };
-        let there: Vec<(usize, Bytes)> =
-            cells.iter().enumerate().filter_map(have).take(layout.data()).collect();
-        if layout.is_mirrored() {
-            return Ok(there.into_iter().map(|(_, cell)| (0, cell)).collect());
-        }
-        if code.is_none() {
-            *code = Some(Code::new(layout.data(), layout.parity()).map_err(|error| error.to_string())?);
-        }
-        let code = code.as_ref().ok_or("no code")?;
-        let there: Vec<(usize, &[u8])> = there.iter().map(|(n, cell)| (*n, &cell[..])).collect();
-        let rebuilt = code.rebuild(&there, &wanted).map_err(|error| error.to_string())?;
-        let Body::Blocks { blocks, .. } = &self.span.body else { return Err("no blocks".to_owned()) };
-        let mut cells = BTreeMap::new();
-        for (n, cell) in wanted.into_iter().zip(rebuilt) {
-            // CL-1: the CRCs of the metadata have the last word.
-            if Crc::of(&cell).value != blocks[n].cell_crcs[stripe] {
-                return Err(format!(
-                    "stripe {stripe}: what was rebuilt of block {n} is not what was written"
-                ));
-            }
-            cells.insert(n, Bytes::from(cell));
-        }
-        Ok(cells)
-    }
 }
 
 enum Plan {
@@ -456,29 +475,6 @@ enum Plan {
     Wait,
     Ask(Vec<usize>),
     Lost,
-}
-
-/// The next `length` bytes of the pieces; a copy only when they are not in one piece.
-fn take_bytes(pieces: &mut VecDeque<Bytes>, length: usize) -> Bytes {
-    while pieces.front().is_some_and(Bytes::is_empty) {
-        pieces.pop_front();
-    }
-    if let Some(front) = pieces.front_mut()
-        && front.len() >= length
-    {
-        return front.split_to(length);
-    }
-    let mut joined = BytesMut::with_capacity(length);
-    while joined.len() < length {
-        let Some(front) = pieces.front_mut() else { break };
-        let step = front.len().min(length - joined.len());
-        joined.extend_from_slice(&front[..step]);
-        front.advance(step);
-        if front.is_empty() {
-            pieces.pop_front();
-        }
-    }
-    joined.freeze()
 }
 
 #[cfg(test)]

@@ -46,6 +46,7 @@ pub enum Said {
 struct Asked {
     address: Arc<str>,
     trusted: bool,
+    at: Duration,
 }
 
 /// One request's way through the replicas of a group (CL-11, CL-12).
@@ -101,7 +102,7 @@ impl Search {
             };
             self.wake = now + patience;
             self.round.insert(address.clone());
-            self.in_flight.push(Asked { address: address.clone(), trusted });
+            self.in_flight.push(Asked { address: address.clone(), trusted, at: now });
             return Next::Ask(address);
         }
         let waiting = self.in_flight.iter().any(|asked| asked.trusted) && !self.electing;
@@ -173,9 +174,9 @@ impl Search {
         self.in_flight.iter().any(|asked| asked.trusted && &*asked.address == place)
     }
 
-    /// Those that were asked and have not said anything.
-    pub fn silent(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.in_flight.iter().map(|asked| &asked.address)
+    /// Those that were asked and have not said anything to it yet, and for how long.
+    pub fn silent(&self, now: Duration) -> impl Iterator<Item = (&Arc<str>, Duration)> {
+        self.in_flight.iter().map(move |asked| (&asked.address, now.saturating_sub(asked.at)))
     }
 }
 

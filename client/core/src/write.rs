@@ -25,6 +25,21 @@ pub struct WriteBlock {
     pub certificate: Bytes,
 }
 
+impl WriteBlock {
+    /// A block where the shard has placed it.
+    pub fn placed(placed: &pb::PlacedBlock, attempt: u32) -> WriteBlock {
+        WriteBlock {
+            index: placed.index as usize,
+            attempt,
+            service: BlockServiceId(placed.block_service),
+            block: BlockId(placed.block),
+            size: placed.size,
+            crc: placed.crc,
+            certificate: placed.certificate.clone(),
+        }
+    }
+}
+
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WriteStep {
@@ -157,15 +172,8 @@ impl WriteSpan {
             let (slot, attempt) = &mut self.slots[block.index as usize];
             *slot = Slot::Writing(BlockServiceId(block.block_service));
             *attempt += 1;
-            self.steps.push_back(WriteStep::Write(WriteBlock {
-                index: block.index as usize,
-                attempt: *attempt,
-                service: BlockServiceId(block.block_service),
-                block: BlockId(block.block),
-                size: self.size,
-                crc: block.crc,
-                certificate: block.certificate.clone(),
-            }));
+            let block = WriteBlock { size: self.size, ..WriteBlock::placed(block, *attempt) };
+            self.steps.push_back(WriteStep::Write(block));
         }
         Ok(())
     }

@@ -133,6 +133,10 @@ commands! {
     Shard(shard) = "shard";
     Drain(drain) = "drain";
     Df(df) = "df";
+    Disk(disk) = "disk";
+    Repairs(repairs) = "repairs";
+    Scrub(scrub) = "scrub";
+    Restripe(restripe) = "restripe";
     Ls(ls) = "ls";
     Stat(stat) = "stat";
     Cat(cat) = "cat";
@@ -151,6 +155,9 @@ commands! {
     Touch(touch) = "touch";
     CreateTestFile(create_test_file) = "create-test-file";
     Policy(policy) = "policy";
+    Checksum(checksum) = "checksum";
+    Verify(verify) = "verify";
+    Why(why) = "why";
     Txn(txn) = "txn";
     Fsck(fsck) = "fsck";
     Completions(completions) = "completions";
@@ -209,9 +216,21 @@ mod tests {
             &["undelete"],
             &["undelete", "/a", "/b"],
             &["undelete", "/a", "--to", "relative"],
+            &["policy", "set", "/a"],
+            &["policy", "set", "/a", "span=64M:4-2"],
+            &["policy", "unset", "/a", "spam"],
+            &["checksum", "-a", "md5", "/a"],
+            &["verify"],
             &["purge"],
             &["purge", "/a", "--older-than", "1d", "--before", "now"],
             &["ls", "--deleted", "/"],
+            &["disk"],
+            &["disk", "drain"],
+            &["disk", "drain", "a", "--undo", "--wait"],
+            &["disk", "set-flags", "a", "--set", "LOST"],
+            &["restripe"],
+            &["restripe", "cancel", "0"],
+            &["up", "--scrub-period", "1s"],
         ] {
             assert_eq!(code(arguments), 2, "{arguments:?}");
         }
@@ -233,6 +252,16 @@ mod tests {
             &["drain", "a", "--no-wait"],
             &["drain", "a", "--undo", "--json"],
             &["host", "ls", "--json"],
+            &["disk", "ls", "--json"],
+            &["disk", "drain", "0x12", "/disks/01", "--wait"],
+            &["disk", "decommission", "12", "--yes"],
+            &["disk", "set-flags", "12", "--set", "no_read,NO_WRITE", "--clear", "decommissioned"],
+            &["repairs", "--watch"],
+            &["scrub", "--json"],
+            &["restripe", "/a", "--wait"],
+            &["restripe", "ls"],
+            &["restripe", "cancel", "3"],
+            &["up", "--lost-after", "2min", "--no-rebalance", "--repair-rate", "100"],
             &["hosts"],
             &["mkdir", "-p", "-m", "0750", "/a/b", "/c"],
             &["ls"],
@@ -251,6 +280,11 @@ mod tests {
             &["ls", "--dead", "--deleted", "/a"],
             &["ln", "-s", "target", "/link"],
             &["policy", "get", "/a"],
+            &["policy", "set", "/a", "span=64K:mirror3,64M:4+2", "stripe=1M", "--json"],
+            &["policy", "unset", "/a", "span", "all"],
+            &["checksum", "-a", "blake3", "/a", "/b", "--json"],
+            &["verify", "-r", "/", "--report=false", "--json"],
+            &["why", "/a", "--offset", "3", "--length", "9", "--json"],
             &["txn", "list", "--json"],
             &["completions", "bash"],
             &["man", "/tmp/x"],

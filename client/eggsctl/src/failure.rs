@@ -65,6 +65,16 @@ impl Failure {
         !matches!(self, Failure::Refused { .. } | Failure::Reported)
     }
 
+    /// Why, in words of one line, without the subject; empty when there is nothing to say.
+    pub fn reason(&self) -> String {
+        match self {
+            Failure::Refused { reason: words, .. } | Failure::Usage(words) | Failure::Unreachable(words) => {
+                one_line(words)
+            }
+            Failure::Reported | Failure::OutputClosed => String::new(),
+        }
+    }
+
     /// The line for standard error; `None` when there is nothing to say.
     pub fn line(&self, command: &str) -> Option<String> {
         match self {

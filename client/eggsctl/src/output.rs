@@ -10,6 +10,7 @@ use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 use std::sync::Mutex;
 
 use eggs_proto::{InodeType, Time};
+pub use eggs_shuckle_core::repairs::bytes as size;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
@@ -206,11 +207,6 @@ pub fn permissions(kind: Option<InodeType>, mode: u32) -> String {
         });
     }
     text
-}
-
-/// `1.5 GiB`.
-pub fn size(bytes: u64) -> String {
-    bytesize::ByteSize(bytes).display().iec().to_string()
 }
 
 /// `37 %`; `-` of nothing.

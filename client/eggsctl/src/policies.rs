@@ -1,74 +1,17 @@
 //! Policies as people read them, one line each, and in JSON.
 
 use eggs_client::{DirectoryPolicies, Policies};
+pub use eggs_proto::policy::class_name;
 use serde_json::{Value, json};
 
-use crate::output::size;
+use crate::policy_text::{self, KINDS};
 
 /// A policy's name, its text, and whether it is set on the directory itself.
 pub fn lines(policies: &DirectoryPolicies) -> Vec<(&'static str, String, bool)> {
     let DirectoryPolicies { own, effective } = policies;
-    vec![
-        ("snapshot", snapshot(effective), own.snapshot.is_some()),
-        ("span", span(effective), own.span.is_some()),
-        ("block", block(effective), own.block.is_some()),
-        ("stripe", stripe(effective), own.stripe.is_some()),
-    ]
-}
-
-fn snapshot(policies: &Policies) -> String {
-    let Some(policy) = &policies.snapshot else { return "unset".to_owned() };
-    let mut rules = Vec::new();
-    if let Some(keep) = policy.keep_ns {
-        let keep = std::time::Duration::from_nanos(keep);
-        rules.push(format!("keep {}", humantime::format_duration(keep)));
-    }
-    if let Some(versions) = policy.keep_versions {
-        rules.push(format!("keep {versions} versions"));
-    }
-    if rules.is_empty() { "keep everything".to_owned() } else { rules.join(", ") }
-}
-
-fn span(policies: &Policies) -> String {
-    let Some(policy) = &policies.span else { return "unset".to_owned() };
-    let rule = |rule: &eggs_proto::pb::SpanRule| {
-        format!("up to {} {}", size(u64::from(rule.max_size)), layout(rule.data, rule.parity))
-    };
-    policy.rules.iter().map(rule).collect::<Vec<_>>().join(", ")
-}
-
-/// How a span with this many blocks is called.
-pub fn layout(data: u32, parity: u32) -> String {
-    match (data, parity) {
-        (0, _) => "inline".to_owned(),
-        (1, parity) => format!("mirrored {} times", u64::from(parity) + 1),
-        (data, parity) => format!("RS({data},{parity})"),
-    }
-}
-
-fn block(policies: &Policies) -> String {
-    let Some(policy) = &policies.block else { return "unset".to_owned() };
-    let rule = |rule: &eggs_proto::pb::BlockRule| {
-        format!("up to {} {}", size(u64::from(rule.max_size)), class_name(rule.storage_class))
-    };
-    policy.rules.iter().map(rule).collect::<Vec<_>>().join(", ")
-}
-
-fn stripe(policies: &Policies) -> String {
-    let Some(policy) = &policies.stripe else { return "unset".to_owned() };
-    format!("cells of {}", size(u64::from(policy.cell_size)))
-}
-
-/// What a storage class is called.
-pub fn class_name(class: u32) -> String {
-    use eggs_proto::limits::{CLASS_EMPTY, CLASS_FLASH, CLASS_HDD, CLASS_INLINE};
-    match u8::try_from(class) {
-        Ok(CLASS_EMPTY) => "EMPTY".to_owned(),
-        Ok(CLASS_INLINE) => "INLINE".to_owned(),
-        Ok(CLASS_HDD) => "HDD".to_owned(),
-        Ok(CLASS_FLASH) => "FLASH".to_owned(),
-        _ => format!("CLASS{class}"),
-    }
+    let own = [own.snapshot.is_some(), own.span.is_some(), own.block.is_some(), own.stripe.is_some()];
+    let lines = KINDS.into_iter().zip(own);
+    lines.map(|((name, kind), own)| (name, policy_text::text(effective, kind), own)).collect()
 }
 
 /// Absent policies are null.
@@ -105,10 +48,10 @@ mod tests {
         assert_eq!(
             text,
             [
-                "snapshot: keep everything false",
-                "span: up to 4.0 KiB inline, up to 64.0 KiB mirrored 3 times, up to 64.0 MiB RS(4,2) false",
-                "block: up to 128.0 MiB FLASH false",
-                "stripe: cells of 256.0 KiB true",
+                "snapshot: all false",
+                "span: 4K:inline,64K:mirror3,64M:4+2 false",
+                "block: FLASH false",
+                "stripe: 256K true",
             ]
         );
     }

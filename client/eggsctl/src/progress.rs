@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::JoinHandle;
 
 /// Work that is over sooner is not worth a bar.
-pub const SHOWN_AFTER: Duration = Duration::from_secs(1);
+const SHOWN_AFTER: Duration = Duration::from_secs(1);
 const REDRAWN_EVERY: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
@@ -158,6 +158,18 @@ fn rest(files: u64, bytes: u64, total: u64, elapsed: Duration) -> String {
     match Duration::try_from_secs_f64(left.ceil()) {
         Ok(left) if bytes > 0 => format!("{speed}  {} left", humantime::format_duration(left)),
         _ => speed,
+    }
+}
+
+/// Does the work; when it takes a while, says in a line how far it is.
+pub async fn beside<T>(so_far: impl Fn() -> String, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    let mut line = None;
+    loop {
+        match tokio::time::timeout(SHOWN_AFTER, &mut work).await {
+            Ok(done) => return done,
+            Err(_) => line.get_or_insert_with(Line::start).say(&so_far()),
+        }
     }
 }
 

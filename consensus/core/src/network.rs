@@ -35,6 +35,23 @@ where
         !self.peers.is_empty() || !self.awake.is_empty() || !self.unsettled.is_empty()
     }
 
+    /// Ticks until something happens by itself, at least one: at rest that is the next heartbeat (CO-5). As many may pass at
+    /// once: all but the last with [`Host::pass`], if nothing else comes.
+    pub fn rest_ticks(&self) -> u64 {
+        let rests = self.awake.is_empty()
+            && self.unsettled.is_empty()
+            && self.transfers.is_idle()
+            && self.clock_is_good
+            && !self.peers.is_leaving();
+        let looks = PREFERENCE_TICKS - self.ticks % PREFERENCE_TICKS;
+        if rests { self.peers.heartbeat_in(self.ticks).clamp(1, looks) } else { 1 }
+    }
+
+    /// So many ticks have passed in which nothing was to happen. What came meanwhile is taken in after it.
+    pub fn pass(&mut self, ticks: u64) {
+        self.ticks += ticks;
+    }
+
     /// Something could not be sent to a store.
     pub fn unreachable(&mut self, store: StoreId) {
         for &id in &self.awake {

@@ -176,6 +176,12 @@ impl Peers {
         u128::from(ahead.unsigned_abs()) <= CLOCK_OFFSET_MAX.as_nanos()
     }
 
+    /// Ticks until somebody is to be told that we are here.
+    pub(crate) fn heartbeat_in(&self, tick: u64) -> u64 {
+        let due = self.peers.values().map(|peer| (peer.told_at + HEARTBEAT_TICKS).saturating_sub(tick));
+        due.min().unwrap_or(HEARTBEAT_TICKS)
+    }
+
     /// Sends what is posted, and heartbeats to those that have heard nothing for a while.
     pub(crate) fn flush(&mut self, tick: u64, now: Now, send: &mut dyn FnMut(StoreId, PeerBatch)) {
         for (store, messages) in std::mem::take(&mut self.outbox) {
@@ -185,8 +191,10 @@ impl Peers {
             };
             send(store, PeerBatch { heartbeat, messages });
         }
+        // When one is told, so are the others that were told nothing now: all are due together from then on.
+        let is_due = self.heartbeat_in(tick) == 0;
         for (&store, peer) in &mut self.peers {
-            if tick.saturating_sub(peer.told_at) >= HEARTBEAT_TICKS {
+            if is_due && peer.told_at < tick {
                 let heartbeat = peer.heartbeat((self.boot, self.leaving), tick, now);
                 send(store, PeerBatch { heartbeat, messages: Vec::new() });
             }

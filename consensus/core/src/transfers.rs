@@ -75,6 +75,13 @@ impl Transfers {
         self.installing.is_some() || self.fetches.values().any(|fetch| fetch.complete)
     }
 
+    pub(crate) fn is_idle(&self) -> bool {
+        self.fetches.is_empty()
+            && self.sendings.is_empty()
+            && self.asked.is_empty()
+            && self.installing.is_none()
+    }
+
     pub(crate) fn is_installing(&self) -> bool {
         self.installing.is_some()
     }

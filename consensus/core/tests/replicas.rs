@@ -280,6 +280,51 @@ fn reads_are_confirmed_by_the_others() {
     assert!(net.confirmed.contains(&(leader, ticket)));
 }
 
+/// As shells do at rest: all ticks but the last at once, each store by its own count.
+#[test]
+fn at_rest_time_passes_in_steps_from_heartbeat_to_heartbeat() {
+    let mut net = Net::new(&[1, 2, 3], &[GROUP], false);
+    let leader = net.elect();
+    net.ticks(40);
+    // Ticks from one waking to the next, and those that are left.
+    let mut due: BTreeMap<u64, (u64, u64)> = (1..=3).map(|id| (id, (1, 1))).collect();
+    let mut step = |net: &mut Net| {
+        net.now += TICK.as_nanos() as u64;
+        for (&id, (ticks, left)) in &mut due {
+            *left -= 1;
+            if *left > 0 {
+                continue;
+            }
+            if net.hosts.contains_key(&id) {
+                net.host(id).pass(*ticks - 1);
+                net.host(id).tick().unwrap();
+                net.turn(id);
+                *ticks = net.hosts[&id].rest_ticks();
+            }
+            *left = *ticks;
+        }
+        net.settle();
+    };
+    let (before, mut slept) = (net.sent, 0);
+    for _ in 0..300 {
+        step(&mut net);
+        slept += net.hosts.values().filter(|host| host.rest_ticks() > 1).count();
+        assert!(net.hosts.values().all(|host| host.status(GROUP).unwrap().asleep));
+    }
+    assert_eq!(net.leader_of(GROUP), Some(leader));
+    assert!(slept > 800, "{slept} of 900");
+    // Each tells two others every three ticks; once in ten seconds the rhythm is broken.
+    assert!((600..=640).contains(&(net.sent - before)), "{}", net.sent - before);
+    net.crash(leader);
+    let mut passed = 0;
+    while net.leader_of(GROUP).is_none() {
+        step(&mut net);
+        passed += 1;
+        assert!(passed <= 25, "nobody notices");
+    }
+    assert!(passed >= 4, "a store is not silent after {passed} ticks");
+}
+
 #[test]
 fn a_lease_ends_before_another_can_lead() {
     let mut net = Net::new(&[1, 2, 3], &[GROUP], true);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use eggs_daemon::server::{MAGIC_BYTES, Streams};
@@ -23,7 +23,7 @@ use super::frames::{self, Frames};
 use super::{DECODED_BYTES_MAX, label, snapshot_bytes};
 use crate::inbox::Mail;
 use crate::peer_codec;
-use crate::places::Shared;
+use crate::places::{Shared, wall};
 
 /// A stream has said who it is by then.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -299,16 +299,13 @@ impl Intake {
                 self.snapshots.increment(u64::from(last));
             }
         }
+        let (came, wall) = (Instant::now(), wall());
         let units = (bytes / ROOM_UNIT + 1).min(ROOM_UNITS);
         let units = u32::try_from(units).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.room).acquire_many_owned(units).await;
         let room = room.map_err(|_| refused("this host is stopping"))?;
-        let mail = Mail { from: self.from, batch, bytes, _room: room };
-        if self.shared.inbox.tell(|news| news.mail.push(mail)) {
-            Ok(())
-        } else {
-            Err(refused("this store has stopped"))
-        }
+        let mail = Mail { from: self.from, batch, bytes, came, wall, _room: room };
+        if self.shared.inbox.post(mail) { Ok(()) } else { Err(refused("this store has stopped")) }
     }
 }
 

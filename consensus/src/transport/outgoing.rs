@@ -59,6 +59,11 @@ impl Outbox {
         Outbox { shared, runtime, peers: BTreeMap::new() }
     }
 
+    /// Whether anything was ever sent.
+    pub(crate) fn has_peers(&self) -> bool {
+        !self.peers.is_empty()
+    }
+
     /// False: there was no room for all of it.
     pub(crate) fn send(&mut self, to: StoreId, batch: PeerBatch) -> bool {
         let peer = self.peers.entry(to).or_insert_with(|| {

@@ -289,7 +289,7 @@ fn the_namespace_is_whole_whatever_clients_do_meanwhile() {
                             let new_name = Bytes::from_static(NAMES[0]);
                             Write::Undelete(pb::Undelete { directory, name, died_at, target, new_name })
                         } else {
-                            Write::Purge(pb::Purge { directory, name, died_at, target })
+                            Write::Purge(pb::Purge { directory, name, died_at, target, owned: row.owned })
                         };
                         world.write(shard, pb::WriteOp { op: Some(op) });
                     }

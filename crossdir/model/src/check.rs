@@ -1,7 +1,7 @@
 //! What must be so always, and in the end.
 
 use crate::Protocol;
-use crate::scenario::ROOT;
+use crate::scenario::{Directory, ROOT};
 use crate::state::{Phase, Reply, State, has};
 
 impl Protocol {
@@ -26,10 +26,12 @@ impl Protocol {
         }
         for directory in 1..directories {
             let names = self.names(state, directory, true);
-            let living = state.owner[directory].is_some();
+            // Who is revived is locked until it has its name.
+            let living = state.owner[directory].is_some() && state.locked[directory].is_none();
             if names > 1 || (living && names == 0) {
                 return Err(format!("XD-12: directory {directory} has {names} names to be seen"));
             }
+            self.check_owned(state, directory as Directory, names)?;
         }
         for transaction in 0..state.begun {
             let Some(reply) = state.rows[transaction].finished else { continue };
@@ -68,7 +70,7 @@ impl Protocol {
                 return Err(format!("directory {directory} of {owner:?} has {names} names"));
             }
         }
-        Ok(())
+        self.check_dead_at_the_end(state)
     }
 
     fn names(&self, state: &State, directory: usize, visible: bool) -> usize {

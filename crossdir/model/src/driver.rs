@@ -34,6 +34,9 @@ impl Protocol {
             }
             match self.scenario.ops[transaction] {
                 Op::Rmdir { .. } => state.send(transaction, Step::RemoveDirectory),
+                Op::Undelete { .. } | Op::Purge { .. } => {
+                    state.send(transaction, self.first_step_of_undelete_or_purge(transaction));
+                }
                 Op::Move { .. } | Op::Exchange { .. } if cleared => state.send(transaction, Step::LockEdge),
                 Op::Move { .. } | Op::Exchange { .. } => self.read_anew(state, transaction),
             }
@@ -153,6 +156,11 @@ impl Protocol {
 
     /// A shard's answer to the step the transaction is at.
     pub(crate) fn go_on(&self, state: &mut State, transaction: Transaction, step: Step, done: bool) {
+        match self.scenario.ops[transaction] {
+            Op::Undelete { .. } => return self.go_on_undelete(state, transaction, step, done),
+            Op::Purge { .. } => return self.go_on_purge(state, transaction, step, done),
+            Op::Move { .. } | Op::Rmdir { .. } | Op::Exchange { .. } => {}
+        }
         let is_move = self.is_move(transaction);
         let is_exchange = matches!(self.scenario.ops[transaction], Op::Exchange { .. });
         match (step, done) {
@@ -175,7 +183,7 @@ impl Protocol {
         }
     }
 
-    fn ended(&self, state: &mut State, transaction: Transaction, reply: Reply) {
+    pub(crate) fn ended(&self, state: &mut State, transaction: Transaction, reply: Reply) {
         state.answer(transaction, reply);
         state.propose_own(|driver| Proposal::Finish { transaction: transaction as u8, reply, driver });
         self.move_over(state, transaction, Phase::Over);

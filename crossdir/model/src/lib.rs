@@ -29,6 +29,11 @@
 //! the ancestors of `p` and then those of `q` not read yet. Its LinkEdge gives `u`'s name to `t`; after two SetOwners its
 //! UnlinkEdge gives the locked name of `t` to `u`.
 //!
+//! An undelete asks for both edges and the directory exclusive, both parents shared; it locks the directory and gives it an
+//! owner, then, in one step where it died, or else with the dead edge locked and freed round LinkEdge, its name, and unlocks
+//! it. A purge asks for edge and directory exclusive, the parent shared; it locks the directory, if that has no entries,
+//! living or dead, takes the dead edge away, and then the directory. Both read nothing, and claim nothing.
+//!
 //! Whoever comes to lead proposes TakeOver, and when that is applied, reads the rows and makes a driver of them. The log
 //! counts TakeOvers; the driver's number is the count its view had. Clearances and ends carry it, and when they are applied
 //! count for nothing if there has been another TakeOver since. A driver that hears of another TakeOver is dropped, and
@@ -38,7 +43,8 @@
 //! # What is checked
 //!
 //! Always: no directory is its own ancestor; a directory has one visible name while it lives (XD-12), and none in a removed
-//! one; no step is refused that cannot be; a refusal is true when the newest driver decides it; callers are told one thing,
+//! one; of its names and deaths one owns it (SH-16), a death is undone once at most, and what was purged is never there
+//! again, nor anything in it; no step is refused that cannot be; a refusal is true when the newest driver decides it; callers are told one thing,
 //! which is what is recorded, which is what was done. In the end: all is finished and answered, no lock is left, owners and
 //! edges agree. And no run goes in a circle, so every run comes to an end: nothing waits for ever.
 //!
@@ -49,13 +55,15 @@
 //! slow to hear is being slow to act on it. A lost driver does nothing more but for what it sent; or, where the scenario has
 //! it so ([`Scenario::lingering`]), goes on beside the next, and hears what is applied until another TakeOver is. What of it
 //! counts for nothing any more is dropped at once, for fewer states. The shards forget at once, and late steps find the
-//! floor (XD-10). mkdir changes no owner, and files have none: an exchange of a directory and a file is a move of the
+//! floor (XD-10). mkdir changes no owner, and files have none: one is undeleted as
+//! a directory is, but for its first and last step, and an exchange of a directory and a file is a move of the
 //! directory. Depth is not limited.
 //!
 //! Written out rather than on a library for it: the search is a page ([`search()`]), and the library would bring a
 //! web server that cannot be left out.
 
 mod check;
+mod dead;
 mod driver;
 mod log;
 mod scenario;
@@ -63,7 +71,7 @@ mod search;
 mod shard;
 mod state;
 
-pub use scenario::{Directory, EdgeId, EdgeName, Op, ROOT, Scenario, TRANSACTIONS_MAX, Transaction};
+pub use scenario::{DeathId, Directory, EdgeId, EdgeName, Op, ROOT, Scenario, TRANSACTIONS_MAX, Transaction};
 pub use search::{Found, Model, search};
 pub use state::{Proposal, Reply, State, Step};
 
@@ -101,6 +109,10 @@ pub enum Weakness {
     /// An attempt whose TakeOver is applied reads its view when another driver has been made since, and gets that one's
     /// number. (The number is the view's, not that of its own TakeOver: both could then have decisions recorded.)
     LateView,
+    /// Who undeletes does not take the ownership from the death.
+    DeathStaysOwned,
+    /// A directory is purged without having been locked while it had no entries.
+    PurgeUnlocked,
     /// Leave does not wait for older ones that wait for it: that is for fairness among many, which few cannot show.
     OvertakeWaiting,
     /// A new driver queues cleared moves by id, among the others. An older one that meets a cleared one's locks was over
@@ -164,7 +176,7 @@ impl Protocol {
     }
 
     fn deliver(&self, state: &mut State, transaction: Transaction, step: Step) {
-        let Some(done) = shard::run(state, &self.scenario, transaction, step) else { return };
+        let Some(done) = shard::run(state, self, transaction, step) else { return };
         state.steps[transaction].sent &= !bit(step as usize);
         if state.driver.jobs[transaction].phase == Phase::Stepping(step) {
             self.go_on(state, transaction, step, done);
@@ -173,8 +185,7 @@ impl Protocol {
 
     /// A shard refuses for now what meets another's lock.
     fn arriving(&self, state: &State, transaction: Transaction, sent: Set) -> impl Iterator<Item = Step> {
-        let runs =
-            move |step: Step| shard::run(&mut state.clone(), &self.scenario, transaction, step).is_some();
+        let runs = move |step: Step| shard::run(&mut state.clone(), self, transaction, step).is_some();
         STEPS.into_iter().filter(move |&step| has(sent, step as usize) && runs(step))
     }
 

@@ -8,11 +8,14 @@ pub type Directory = u8;
 pub type Transaction = usize;
 /// The place of an edge in [`Scenario::edges`].
 pub type EdgeId = u8;
+/// The place of a death in [`Scenario::deaths`].
+pub type DeathId = u8;
 
 pub const ROOT: Directory = 0;
 pub const DIRECTORIES_MAX: usize = 6;
 pub const TRANSACTIONS_MAX: usize = 4;
 pub const EDGES_MAX: usize = 12;
+pub const DEATHS_MAX: usize = 6;
 
 /// A name in a directory, whether something has it or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +34,8 @@ pub enum Op {
     Rmdir {
         target: Directory,
         edge: EdgeId,
+        /// The one that comes of it.
+        death: DeathId,
     },
     /// Each goes where the other was; `edge` is the one that is locked.
     Exchange {
@@ -38,6 +43,16 @@ pub enum Op {
         edge: EdgeId,
         other: Directory,
         other_edge: EdgeId,
+    },
+    /// In the directory where it died, or another.
+    Undelete {
+        target: Directory,
+        death: DeathId,
+        new: EdgeId,
+    },
+    Purge {
+        target: Directory,
+        death: DeathId,
     },
 }
 
@@ -48,6 +63,10 @@ pub struct Scenario {
     pub edges: Vec<EdgeName>,
     /// By edge: the directory that has it at first.
     pub living: Vec<Option<Directory>>,
+    /// The names that died or may die, and what had them: those dead at first, then one of every rmdir.
+    pub deaths: Vec<(EdgeId, Directory)>,
+    /// Those that are removed at first, and owned by their deaths.
+    pub removed: Vec<Directory>,
     /// In the order they are begun.
     pub ops: Vec<Op>,
     /// How often the driver may be lost.
@@ -64,6 +83,8 @@ impl Scenario {
             parents: vec![ROOT],
             edges: Vec::new(),
             living: Vec::new(),
+            deaths: Vec::new(),
+            removed: Vec::new(),
             ops: Vec::new(),
             crashes,
             lingering: false,
@@ -103,7 +124,62 @@ impl Scenario {
     #[must_use]
     pub fn rmdir(mut self, target: Directory, parent: Directory) -> Scenario {
         let edge = self.edge(parent, target);
-        self.push(Op::Rmdir { target, edge })
+        let death = self.death(edge, target);
+        self.push(Op::Rmdir { target, edge, death })
+    }
+
+    /// The directory was removed where it is.
+    #[must_use]
+    pub fn dead(mut self, target: Directory) -> Scenario {
+        let edge = self.edge(self.parents[usize::from(target)], target);
+        self.living[usize::from(edge)] = None;
+        self.removed.push(target);
+        self.death(edge, target);
+        self
+    }
+
+    /// The directory of that death goes to `new`, under its number.
+    #[must_use]
+    pub fn undelete(mut self, death: DeathId, new: Directory) -> Scenario {
+        let (_, target) = self.deaths[usize::from(death)];
+        assert!(target != new);
+        let new = self.edge(new, target);
+        self.push(Op::Undelete { target, death, new })
+    }
+
+    #[must_use]
+    pub fn purge(self, death: DeathId) -> Scenario {
+        let (_, target) = self.deaths[usize::from(death)];
+        self.push(Op::Purge { target, death })
+    }
+
+    /// A directory without others in it that is dead at first, or is removed: undeleted or purged, before and after every
+    /// other transaction and each other, upon every tree.
+    pub fn every_undelete_and_purge(directories: u8, crashes: u8) -> Vec<Scenario> {
+        let mut scenarios = Vec::new();
+        for tree in trees(directories) {
+            let is_leaf = |directory: &Directory| !tree.contains(directory);
+            for target in (1..=directories).filter(is_leaf) {
+                let dead = Scenario::new(&tree, crashes).dead(target);
+                for first in dead.clone().each_of_the_dead() {
+                    scenarios.extend(first.clone().each_op(true));
+                    scenarios.extend(first.each_of_the_dead());
+                }
+                for first in dead.each_op(true) {
+                    scenarios.extend(first.each_of_the_dead());
+                }
+                let removed = Scenario::new(&tree, crashes).rmdir(target, tree[usize::from(target) - 1]);
+                scenarios.extend(removed.each_of_the_dead());
+            }
+        }
+        scenarios
+    }
+
+    /// This one with the first death undeleted to each place, or purged.
+    fn each_of_the_dead(self) -> Vec<Scenario> {
+        let (_, target) = self.deaths[0];
+        let places = (0..self.parents.len() as Directory).filter(|&new| new != target);
+        places.map(|new| self.clone().undelete(0, new)).chain([self.clone().purge(0)]).collect()
     }
 
     /// `one` in `parent` and `other` in `other_parent`, each under its number.
@@ -206,6 +282,12 @@ impl Scenario {
         at as EdgeId
     }
 
+    fn death(&mut self, edge: EdgeId, target: Directory) -> DeathId {
+        self.deaths.push((edge, target));
+        assert!(self.deaths.len() <= DEATHS_MAX);
+        (self.deaths.len() - 1) as DeathId
+    }
+
     pub fn parent(&self, edge: EdgeId) -> Directory {
         self.edges[usize::from(edge)].parent
     }
@@ -214,7 +296,7 @@ impl Scenario {
     pub fn new_parents(&self, transaction: Transaction) -> Vec<Directory> {
         match self.ops[transaction] {
             Op::Move { new, .. } => vec![self.parent(new)],
-            Op::Rmdir { .. } => Vec::new(),
+            Op::Rmdir { .. } | Op::Undelete { .. } | Op::Purge { .. } => Vec::new(),
             Op::Exchange { edge, other_edge, .. } => vec![self.parent(other_edge), self.parent(edge)],
         }
     }
@@ -222,7 +304,10 @@ impl Scenario {
     /// What is moved or removed.
     pub fn targets(&self, transaction: Transaction) -> Vec<Directory> {
         match self.ops[transaction] {
-            Op::Move { target, .. } | Op::Rmdir { target, .. } => vec![target],
+            Op::Move { target, .. }
+            | Op::Rmdir { target, .. }
+            | Op::Undelete { target, .. }
+            | Op::Purge { target, .. } => vec![target],
             Op::Exchange { one, other, .. } => vec![one, other],
         }
     }
@@ -252,7 +337,25 @@ impl Scenario {
                 (Resource::Directory(one), false),
                 (Resource::Directory(other), false),
             ],
-            Op::Rmdir { target, edge } => vec![
+            Op::Undelete { target, death, new } => {
+                let (old, _) = self.deaths[usize::from(death)];
+                vec![
+                    (Resource::Edge(old), true),
+                    (Resource::Edge(new), true),
+                    (Resource::Directory(self.parent(old)), false),
+                    (Resource::Directory(self.parent(new)), false),
+                    (Resource::Directory(target), true),
+                ]
+            }
+            Op::Purge { target, death } => {
+                let (edge, _) = self.deaths[usize::from(death)];
+                vec![
+                    (Resource::Edge(edge), true),
+                    (Resource::Directory(self.parent(edge)), false),
+                    (Resource::Directory(target), true),
+                ]
+            }
+            Op::Rmdir { target, edge, .. } => vec![
                 (Resource::Edge(edge), true),
                 (Resource::Directory(self.parent(edge)), false),
                 (Resource::Directory(target), true),
@@ -280,6 +383,9 @@ enum Resource {
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "parents {:?}", &self.parents[1..])?;
+        if !self.removed.is_empty() {
+            write!(f, ", {:?} removed", self.removed)?;
+        }
         for (transaction, op) in self.ops.iter().enumerate() {
             let name = |edge: EdgeId| {
                 let EdgeName { parent, name } = self.edges[usize::from(edge)];
@@ -292,6 +398,14 @@ impl fmt::Display for Scenario {
                 Op::Rmdir { edge, .. } => write!(f, "; {transaction}: rmdir {}", name(edge))?,
                 Op::Exchange { edge, other_edge, .. } => {
                     write!(f, "; {transaction}: exchange {} and {}", name(edge), name(other_edge))?;
+                }
+                Op::Undelete { death, new, .. } => {
+                    let (old, _) = self.deaths[usize::from(death)];
+                    write!(f, "; {transaction}: undelete {} as {}", name(old), name(new))?;
+                }
+                Op::Purge { death, .. } => {
+                    let (edge, _) = self.deaths[usize::from(death)];
+                    write!(f, "; {transaction}: purge {}", name(edge))?;
                 }
             }
         }

@@ -1,22 +1,25 @@
 //! What the shards do with a step: once, and they remember the outcome.
 
-use crate::scenario::{EdgeId, Op, Scenario, Transaction};
+use crate::Protocol;
+use crate::dead::Death;
+use crate::scenario::{EdgeId, Op, Transaction};
 use crate::state::{Edge, State, Step, bit, has};
 
 /// True: done; false: refused; `None`: not now, the edge is locked by another.
-pub fn run(state: &mut State, scenario: &Scenario, transaction: Transaction, step: Step) -> Option<bool> {
+pub fn run(state: &mut State, protocol: &Protocol, transaction: Transaction, step: Step) -> Option<bool> {
     let steps = state.steps[transaction];
     if steps.known(step) {
         return Some(has(steps.done, step as usize));
     }
-    let done = apply(state, scenario, transaction, step)?;
+    let done = apply(state, protocol, transaction, step)?;
     let steps = &mut state.steps[transaction];
     *if done { &mut steps.done } else { &mut steps.refused } |= bit(step as usize);
     Some(done)
 }
 
-fn apply(state: &mut State, scenario: &Scenario, transaction: Transaction, step: Step) -> Option<bool> {
-    let exists = |state: &State, edge: EdgeId| state.owner[usize::from(scenario.parent(edge))].is_some();
+fn apply(state: &mut State, protocol: &Protocol, transaction: Transaction, step: Step) -> Option<bool> {
+    let scenario = &protocol.scenario;
+    let exists = |state: &State, edge: EdgeId| state.can_change(scenario.parent(edge));
     let locked = |edge: Edge| edge.locked_by.is_some_and(|by| usize::from(by) != transaction);
     match (scenario.ops[transaction], step) {
         (Op::Move { target, old, .. } | Op::Exchange { one: target, edge: old, .. }, Step::LockEdge) => {
@@ -38,7 +41,7 @@ fn apply(state: &mut State, scenario: &Scenario, transaction: Transaction, step:
                 return Some(false);
             }
             state.edges[usize::from(new)].target = Some(target);
-            state.made |= bit(transaction);
+            state.make(transaction);
         }
         (Op::Exchange { one, other, other_edge, .. }, Step::LinkEdge) => {
             let edge = state.edges[usize::from(other_edge)];
@@ -49,7 +52,7 @@ fn apply(state: &mut State, scenario: &Scenario, transaction: Transaction, step:
                 return Some(false);
             }
             state.edges[usize::from(other_edge)].target = Some(one);
-            state.made |= bit(transaction);
+            state.make(transaction);
         }
         (Op::Exchange { other: target, edge: new, .. }, Step::SetOtherOwner)
         | (
@@ -62,7 +65,7 @@ fn apply(state: &mut State, scenario: &Scenario, transaction: Transaction, step:
             }
             *owner = Some(scenario.parent(new));
         }
-        (Op::Move { target, old: edge, .. } | Op::Rmdir { target, edge }, Step::UnlinkEdge) => {
+        (Op::Move { target, old: edge, .. } | Op::Rmdir { target, edge, .. }, Step::UnlinkEdge) => {
             let at = state.edges[usize::from(edge)];
             if locked(at) {
                 return None;
@@ -71,8 +74,9 @@ fn apply(state: &mut State, scenario: &Scenario, transaction: Transaction, step:
                 return Some(false);
             }
             state.edges[usize::from(edge)] = Edge::default();
-            if matches!(scenario.ops[transaction], Op::Rmdir { .. }) {
-                state.made |= bit(transaction);
+            if let Op::Rmdir { death, .. } = scenario.ops[transaction] {
+                state.deaths[usize::from(death)] = Death::Owned(None);
+                state.make(transaction);
             }
         }
         (Op::Exchange { one, edge, other, .. }, Step::UnlinkEdge) => {
@@ -88,17 +92,20 @@ fn apply(state: &mut State, scenario: &Scenario, transaction: Transaction, step:
                 edge.locked_by = None;
             }
         }
-        (Op::Rmdir { target, edge }, Step::RemoveDirectory) => {
+        (Op::Rmdir { target, edge, .. }, Step::RemoveDirectory) => {
             let parent = scenario.parent(edge);
             let mut edges = scenario.edges.iter().zip(&state.edges);
             let empty = !edges.any(|(name, edge)| name.parent == target && edge.target.is_some());
-            if state.owner[usize::from(target)] != Some(parent) || !empty {
+            if state.owner[usize::from(target)] != Some(parent) || !state.can_change(target) || !empty {
                 return Some(false);
             }
             state.owner[usize::from(target)] = None;
         }
-        (Op::Rmdir { target, edge }, Step::RestoreDirectory) => {
+        (Op::Rmdir { target, edge, .. }, Step::RestoreDirectory) => {
             state.owner[usize::from(target)] = Some(scenario.parent(edge));
+        }
+        (Op::Undelete { .. } | Op::Purge { .. }, step) => {
+            return Some(protocol.run_dead(state, transaction, step));
         }
         (op, step) => unreachable!("{op:?} has no {step:?}"),
     }

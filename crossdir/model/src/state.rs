@@ -1,9 +1,12 @@
 //! Everything there is at one instant: shards, messages, the coordinator's log, its driver.
 
-use crate::scenario::{DIRECTORIES_MAX, Directory, EDGES_MAX, Op, Scenario, TRANSACTIONS_MAX, Transaction};
+use crate::dead::Death;
+use crate::scenario::{
+    DEATHS_MAX, DIRECTORIES_MAX, Directory, EDGES_MAX, Op, Scenario, TRANSACTIONS_MAX, Transaction,
+};
 
 /// Directories, or transactions: bit n is number n.
-pub type Set = u8;
+pub type Set = u16;
 
 pub fn bit(n: impl Into<usize>) -> Set {
     1 << n.into()
@@ -18,6 +21,11 @@ pub struct State {
     /// None: removed.
     pub owner: [Option<Directory>; DIRECTORIES_MAX],
     pub edges: [Edge; EDGES_MAX],
+    /// By whom a directory is locked that was revived, or is purged.
+    pub locked: [Option<u8>; DIRECTORIES_MAX],
+    pub deaths: [Death; DEATHS_MAX],
+    /// Directories that are gone for good.
+    pub purged: Set,
     pub steps: [Steps; TRANSACTIONS_MAX],
     pub rows: [Row; TRANSACTIONS_MAX],
     /// Transactions begun.
@@ -36,6 +44,8 @@ pub struct State {
     /// Not of the protocol: what callers were told, and what was seen that must not be.
     pub answered: [Option<Reply>; TRANSACTIONS_MAX],
     pub made: Set,
+    /// Deaths that were undone.
+    pub undeleted: Set,
     pub wrong: Option<&'static str>,
 }
 
@@ -56,9 +66,17 @@ pub enum Step {
     RemoveDirectory,
     RestoreDirectory,
     SetOtherOwner,
+    ReviveDirectory,
+    LockDeadEdge,
+    UndeleteEdge,
+    FreeDeadEdge,
+    LockDirectory,
+    UnlockDirectory,
+    PurgeDeadEdge,
+    PurgeDirectory,
 }
 
-pub const STEPS: [Step; 8] = [
+pub const STEPS: [Step; 16] = [
     Step::LockEdge,
     Step::LinkEdge,
     Step::SetOwner,
@@ -67,6 +85,14 @@ pub const STEPS: [Step; 8] = [
     Step::RemoveDirectory,
     Step::RestoreDirectory,
     Step::SetOtherOwner,
+    Step::ReviveDirectory,
+    Step::LockDeadEdge,
+    Step::UndeleteEdge,
+    Step::FreeDeadEdge,
+    Step::LockDirectory,
+    Step::UnlockDirectory,
+    Step::PurgeDeadEdge,
+    Step::PurgeDirectory,
 ];
 
 /// Of one transaction; sets of [`Step`].
@@ -204,9 +230,17 @@ impl State {
         for (edge, &target) in scenario.living.iter().enumerate() {
             edges[edge].target = target;
         }
+        let mut deaths = [Death::default(); DEATHS_MAX];
+        for (death, &directory) in deaths.iter_mut().zip(&scenario.removed) {
+            owner[usize::from(directory)] = None;
+            *death = Death::Owned(None);
+        }
         State {
             owner,
             edges,
+            locked: Default::default(),
+            deaths,
+            purged: 0,
             steps: Default::default(),
             rows: Default::default(),
             begun: 0,
@@ -220,6 +254,7 @@ impl State {
             crashes: 0,
             answered: [None; TRANSACTIONS_MAX],
             made: 0,
+            undeleted: 0,
             wrong: None,
         }
     }
@@ -266,6 +301,16 @@ impl State {
         self.steps[transaction].sent |= bit(step as usize);
     }
 
+    /// The step that decides is done.
+    pub fn make(&mut self, transaction: Transaction) {
+        self.made |= bit(transaction);
+    }
+
+    /// It is there, and nobody has locked it.
+    pub fn can_change(&self, directory: Directory) -> bool {
+        self.owner[usize::from(directory)].is_some() && self.locked[usize::from(directory)].is_none()
+    }
+
     pub fn must_not_be(&mut self, wrong: &'static str) {
         self.wrong.get_or_insert(wrong);
     }
@@ -287,7 +332,7 @@ impl State {
         match locked_by.map(usize::from).filter(made).map(|by| scenario.ops[by]) {
             Some(Op::Move { .. }) => None,
             Some(Op::Exchange { other, .. }) => Some(other),
-            Some(Op::Rmdir { .. }) | None => target,
+            Some(Op::Rmdir { .. } | Op::Undelete { .. } | Op::Purge { .. }) | None => target,
         }
     }
 }

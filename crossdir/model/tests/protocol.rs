@@ -53,8 +53,33 @@ fn every_exchange_beside_another_transaction() {
 }
 
 #[test]
+fn every_undelete_and_purge_beside_another_transaction() {
+    all_is_well("undelete and purge", Scenario::every_undelete_and_purge(3, 1), &[]);
+}
+
+/// Three at once with the dead among them.
+fn chosen_dead(crashes: u8) -> Vec<Scenario> {
+    let tree = |parents: &[u8]| Scenario::new(parents, crashes);
+    vec![
+        // Three want the same death.
+        tree(&[0, 0]).dead(2).undelete(0, 0).undelete(0, 1).purge(0),
+        tree(&[0, 0]).dead(2).purge(0).undelete(0, 1).rmdir(1, 0),
+        // It dies, comes back, and dies again; or is purged first.
+        tree(&[0, 0]).rmdir(2, 0).undelete(0, 1).rmdir(2, 1),
+        tree(&[0, 0]).rmdir(2, 0).purge(0).undelete(0, 1),
+        // What died in a dead one goes first, or comes back into what comes back.
+        tree(&[0, 1]).dead(1).dead(2).purge(1).purge(0).undelete(1, 0),
+        tree(&[0, 1]).dead(1).dead(2).undelete(0, 0).undelete(1, 1).purge(0),
+        // The new parent moves, and is moved below what comes back.
+        tree(&[0, 0, 0]).dead(3).undelete(0, 1).moved(1, 0, 2).moved(2, 0, 3),
+        tree(&[0, 0, 0]).dead(3).undelete(0, 1).moved(1, 0, 3).purge(0),
+    ]
+}
+
+#[test]
 fn three_transactions() {
     all_is_well("chosen", chosen(1), &[]);
+    all_is_well("chosen with the dead", chosen_dead(1), &[]);
 }
 
 /// A driver that does not know that there is another goes on beside it.
@@ -84,6 +109,17 @@ fn more_crashes_more_directories_three_of_any_kind() {
 fn two_drivers_on_more_directories() {
     all_is_well("pairs, two drivers", two_at_once(Scenario::every_pair(3, 1)), &[]);
     all_is_well("chosen, two drivers", two_at_once(chosen(1)), &[]);
+}
+
+#[test]
+#[ignore = "minutes"]
+fn the_dead_with_more_crashes_and_directories_and_two_drivers() {
+    all_is_well("chosen with the dead, 2 crashes", chosen_dead(2), &[]);
+    all_is_well("chosen with the dead, two drivers", two_at_once(chosen_dead(1)), &[]);
+    all_is_well("undelete and purge, 2 crashes", Scenario::every_undelete_and_purge(3, 2), &[]);
+    let two = two_at_once(Scenario::every_undelete_and_purge(3, 1));
+    all_is_well("undelete and purge, two drivers", two, &[]);
+    all_is_well("undelete and purge on 5 directories", Scenario::every_undelete_and_purge(4, 1), &[]);
 }
 
 /// As above, without what [`Weakness`] says no run needs.

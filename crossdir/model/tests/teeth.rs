@@ -3,9 +3,9 @@
 
 use Weakness::{
     AnswerBeforeRecorded, AnyDriverClears, AnyDriverFinishes, AnyDriverFinishesSteps, ClaimOneOfTwo,
-    ClaimWhenRecorded, ClearTheFinished, ClearUnchecked, ClearedKeepTheirPlace, DropClaims,
-    ForgetWhatWasOver, IgnoreReplaced, LateView, OvertakeWaiting, RefuseUnchecked, RefusedKeepNoLocks,
-    StepBeforeRecorded, ViewBeforeTakeOver,
+    ClaimWhenRecorded, ClearTheFinished, ClearUnchecked, ClearedKeepTheirPlace, DeathStaysOwned, DropClaims,
+    ForgetWhatWasOver, IgnoreReplaced, LateView, OvertakeWaiting, PurgeUnlocked, RefuseUnchecked,
+    RefusedKeepNoLocks, StepBeforeRecorded, ViewBeforeTakeOver,
 };
 use eggs_crossdir_model::{Protocol, Scenario, Weakness, search};
 
@@ -66,6 +66,20 @@ fn refusals_have_to_be_true_and_durable() {
     // Where what leaves was, under the name of what wants to follow.
     let same_name = Scenario::new(&[0, 1], 1).rename(1, (0, 1), (2, 9)).rename(2, (1, 2), (0, 1));
     goes_wrong(same_name, &[RefusedKeepNoLocks, ClearedKeepTheirPlace], "waits for ever");
+}
+
+#[test]
+fn the_dead_are_owned_once() {
+    let dead = |crashes| Scenario::new(&[0, 0], crashes).dead(2);
+    for new in [0, 1] {
+        let both = [dead(0).undelete(0, new).purge(0), dead(0).undelete(0, new)];
+        for scenario in both {
+            goes_wrong(scenario, &[DeathStaysOwned], "SH-16");
+        }
+    }
+    // It has an entry that died.
+    let inside = Scenario::new(&[0, 1], 0).dead(1).dead(2).purge(0);
+    goes_wrong(inside, &[PurgeUnlocked], "is purged, and is there, or something in it");
 }
 
 #[test]

@@ -19,6 +19,8 @@ use crate::manifest::{DISKS_MAX, Manifest};
 /// All of it must be serving by then.
 pub(crate) const READY_MAX: Duration = Duration::from_secs(60);
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// A registry that does not answer by then does not hold up a stop.
+const NOTE_MAX: Duration = Duration::from_secs(2);
 /// Each shard, the coordinator, the registry.
 const GROUPS: usize = SHARDS as usize + 2;
 /// Tries at as many free ports in a row as there are hosts.
@@ -37,6 +39,8 @@ pub struct Config {
     pub replicas: Option<u32>,
     /// Answer reads on the word of a lease.
     pub read_lease: bool,
+    /// How the janitor works; none: there is none.
+    pub janitor: Option<eggs_janitor::Settings>,
 }
 
 /// A running cluster. Stop it with [`Cluster::stop`]; dropped, it ends as in a crash (nothing
@@ -79,7 +83,8 @@ impl Cluster {
         let io_error = |error| StartError::Io { path: data.clone(), error };
         let addresses: Result<Vec<SocketAddr>, _> = listeners.iter().map(TcpListener::local_addr).collect();
         let addresses = addresses.map_err(io_error)?;
-        let common = Common { layout, secret, addresses, read_lease: config.read_lease };
+        let common =
+            Common { layout, secret, addresses, read_lease: config.read_lease, janitor: config.janitor };
         let mut cluster = Cluster::open(common, listeners, directory).await?;
         let manifest = Manifest::new(cluster.common.layout.hosts, cluster.common.layout.disks);
         if let Err(error) = manifest.write(&data).map_err(io_error) {
@@ -89,6 +94,7 @@ impl Cluster {
         match cluster.wait_until_ready().await {
             Ok(()) => {
                 cluster.took = started.elapsed();
+                cluster.note_free_places().await;
                 Ok(cluster)
             }
             Err(error) => {
@@ -145,10 +151,32 @@ impl Cluster {
         }
     }
 
-    /// Until shuckle knows of everything: every group is led and has its replicas, every disk (lost ones too).
+    /// Remembers for the next start which disks are gone for good: it may make new ones in their places.
+    async fn note_free_places(&self) {
+        let layout = &self.common.layout;
+        // One that never was ready is not complete: it has no manifest yet.
+        if self.took.is_zero() || layout.vacant().is_empty() {
+            return;
+        }
+        let addresses: Vec<String> = self.common.addresses.iter().map(ToString::to_string).collect();
+        let map = async {
+            let registry = Registry::join(&addresses, None, Some(self.id), &self.stop).await.ok()?;
+            registry.map(false).await.ok()
+        };
+        let Ok(Some(map)) = tokio::time::timeout(NOTE_MAX, map).await else { return };
+        let manifest = Manifest::new(layout.hosts, layout.disks).with_free(layout.free(&map));
+        if let Err(error) = manifest.write(&layout.data) {
+            tracing::warn!(%error, "which disks are gone for good is not remembered");
+        } else if !manifest.free.is_empty() {
+            tracing::info!(places = ?manifest.free, "disks are gone for good: the next start makes new ones in their places");
+        }
+    }
+
+    /// Until shuckle knows of everything: every group is led and has its replicas, every disk that was opened.
     async fn wait_until_ready(&mut self) -> Result<(), StartError> {
         let addresses: Vec<String> = self.common.addresses.iter().map(ToString::to_string).collect();
-        let (id, disks, stop) = (self.id, self.common.layout.disks, self.stop.clone());
+        let disks = self.hosts.iter().flatten().map(Host::disks).sum();
+        let (id, stop) = (self.id, self.stop.clone());
         let ready = async move {
             let registry = Registry::join(&addresses, None, Some(id), &stop).await?;
             let deadline = Instant::now() + READY_MAX;
@@ -251,6 +279,7 @@ impl Cluster {
 
     /// Takes no new requests, finishes those in flight, makes everything durable.
     pub async fn stop(self) {
+        self.note_free_places().await;
         self.stop.cancel();
         join_all(self.hosts.into_iter().flatten().map(|host| host.stop(false))).await;
     }

@@ -52,6 +52,8 @@ pub enum StartError {
     Crossdir(#[source] eggs_crossdir::StartError),
     #[error("disks: {0}")]
     Blockd(#[from] eggs_blockd::OpenError),
+    #[error("janitor: {0}")]
+    Janitor(#[from] eggs_janitor::service::Ended),
     #[error(transparent)]
     Join(#[from] JoinError),
     #[error(transparent)]

@@ -29,6 +29,7 @@ pub(crate) struct Common {
     /// Where each host listens.
     pub addresses: Vec<SocketAddr>,
     pub read_lease: bool,
+    pub janitor: Option<eggs_janitor::Settings>,
 }
 
 /// A host that runs.
@@ -119,14 +120,31 @@ impl Host {
         let (service, address, stop) = (Arc::clone(&self.crossdir), advertised.clone(), self.stop.clone());
         self.tasks.spawn(async move { service.run(&address, stop).await.map_err(StartError::Crossdir) });
         let (service, stop) = (self.blockd.clone(), self.stop.clone());
-        let (shuckles, secret) = (common.shuckles(), common.secret.clone());
+        let (shuckles, secret, address) = (common.shuckles(), common.secret.clone(), advertised.clone());
         self.tasks.spawn(async move {
             let registry = match Registry::join(&shuckles, Some(secret), Some(cluster), &stop).await {
                 Err(JoinError::Stopped { .. }) => return Ok(()),
                 joined => joined?,
             };
-            Ok(service.run_registration(&registry, advertised, || {}, stop).await?)
+            Ok(service.run_registration(&registry, address, || {}, stop).await?)
         });
+        // Every host has one: the first works, the others take its place when it is gone.
+        let Some(settings) = common.janitor.clone() else { return };
+        let janitor = eggs_janitor::Service::new(eggs_janitor::Config {
+            shuckle: common.shuckles(),
+            secret: common.secret.clone(),
+            cluster: Some(cluster),
+            host: self.name.clone(),
+            advertised,
+            settings,
+        });
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move { Ok(Box::pin(janitor.run(|| {}, stop)).await?) });
+    }
+
+    /// How many disks it has that are well, or were since its start.
+    pub fn disks(&self) -> usize {
+        self.blockd.registration("").block_services.len()
     }
 
     /// Waits until a part of it ends by itself, and says why.

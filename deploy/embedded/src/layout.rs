@@ -1,13 +1,15 @@
 //! Where the parts of each host are, and whether what is there may be used.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use eggs_blockd::DiskConfig;
 use eggs_daemon::DataDirectory;
 use eggs_daemon::directory::{DirectoryError, Problem};
-use eggs_proto::ClusterId;
+use eggs_proto::flags::{LOST, STALE};
 use eggs_proto::limits::CLASS_FLASH;
+use eggs_proto::{ClusterId, pb};
+use eggs_shuckle_core::repairs::{Emptying, emptying};
 
 use crate::error::StartError;
 use crate::manifest::{DISKS_MAX, Manifest, disks_default};
@@ -23,6 +25,8 @@ pub(crate) struct Layout {
     pub disks: usize,
     /// Disks that were there before.
     held: usize,
+    /// Of those the places whose disk is gone for good.
+    free: BTreeSet<usize>,
     /// It was complete once.
     pub complete: bool,
 }
@@ -51,7 +55,8 @@ impl Layout {
         if disks < held {
             return Err(StartError::FewerDisks { path: path(), held, asked: disks });
         }
-        Ok(Layout { data: path(), hosts, disks, held, complete: manifest.is_some() })
+        let free = manifest.map(|manifest| manifest.free.clone()).unwrap_or_default();
+        Ok(Layout { data: path(), hosts, disks, held, free, complete: manifest.is_some() })
     }
 
     /// As a host is called.
@@ -68,13 +73,48 @@ impl Layout {
     pub fn disks_of(&self, host: u32) -> Vec<DiskConfig> {
         let hosts = self.hosts as usize;
         let disk = |n: usize| DiskConfig {
-            path: self.folder(host).join("disks").join(format!("{n:02}")),
+            path: self.place(n),
             storage_class: CLASS_FLASH,
             // In one process nothing can fail alone but a disk; with several hosts, it is they that are stopped.
             failure_domain: if hosts == 1 { format!("disk-{n:02}") } else { Layout::name(host) },
-            expect_existing: n < self.held,
+            expect_existing: n < self.held && !(self.free.contains(&n) && is_vacant(&self.place(n))),
+            options: Default::default(),
         };
         (0..self.disks).filter(|n| n % hosts == host as usize).map(disk).collect()
+    }
+
+    /// A disk's folder; all disks are numbered from 0.
+    fn place(&self, n: usize) -> PathBuf {
+        let host = (n % self.hosts as usize) as u32;
+        self.folder(host).join("disks").join(format!("{n:02}"))
+    }
+
+    /// Places without a disk.
+    pub fn vacant(&self) -> Vec<usize> {
+        (0..self.disks).filter(|&n| is_vacant(&self.place(n))).collect()
+    }
+
+    /// Of the places without a disk those whose disk is not missed: it was forgotten, or given up and nothing is on it any more.
+    pub fn free(&self, map: &pb::ClusterMapReply) -> BTreeSet<usize> {
+        let gone = |info: &&pb::BlockServiceInfo| info.flags & (STALE | LOST) != 0;
+        let empty: BTreeSet<u64> = emptying(map)
+            .into_iter()
+            .filter(|(info, state)| gone(info) && *state == Emptying::Empty)
+            .map(|(info, _)| info.id)
+            .collect();
+        let missed: BTreeSet<&str> = map
+            .block_services
+            .iter()
+            .filter(gone)
+            .filter(|info| !empty.contains(&info.id))
+            .map(|info| info.path.as_str())
+            .collect();
+        let paths: Vec<String> = (0..self.disks).map(|n| self.place(n).display().to_string()).collect();
+        // Of a disk that was elsewhere nobody knows which place it had.
+        if map.listening || missed.iter().any(|missed| !paths.iter().any(|path| path == missed)) {
+            return BTreeSet::new();
+        }
+        self.vacant().into_iter().filter(|&n| !missed.contains(paths[n].as_str())).collect()
     }
 
     /// Refuses parts that are missing or not of this cluster while none has been opened: opening changes them.
@@ -118,13 +158,73 @@ impl Layout {
     }
 }
 
+/// Missing or empty: there is nothing that could be a disk.
+fn is_vacant(path: &Path) -> bool {
+    match path.read_dir() {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use eggs_proto::flags::{DECOMMISSIONED, NO_READ};
+    use eggs_proto::limits::NOTHING_AT_RISK;
+
+    fn layout(hosts: u32, disks: usize) -> Layout {
+        Layout { data: "/d".into(), hosts, disks, held: 0, free: BTreeSet::new(), complete: false }
+    }
+
+    #[test]
+    fn a_place_is_free_when_its_disk_is_not_missed() {
+        let data = tempfile::tempdir().unwrap();
+        let layout = Layout { data: data.path().to_owned(), held: 3, ..layout(1, 3) };
+        std::fs::create_dir_all(layout.place(0)).unwrap();
+        std::fs::write(layout.place(0).join("identity"), "a disk").unwrap();
+        std::fs::create_dir_all(layout.place(1)).unwrap();
+        assert_eq!(layout.vacant(), [1, 2]);
+        let info = |id: u64, flags| pb::BlockServiceInfo {
+            id: id + 1,
+            flags,
+            path: layout.place(id as usize).display().to_string(),
+            ..Default::default()
+        };
+        let given_up = LOST | DECOMMISSIONED | NO_READ;
+        let map = |services: Vec<pb::BlockServiceInfo>, empty: &[u64]| {
+            let task = |&about| pb::JanitorTask {
+                kind: pb::JanitorTaskKind::JanitorTaskRepair.into(),
+                about,
+                least_redundancy: NOTHING_AT_RISK,
+                ..Default::default()
+            };
+            let janitor = pb::JanitorInfo { tasks: empty.iter().map(task).collect(), ..Default::default() };
+            pb::ClusterMapReply { block_services: services, janitor: Some(janitor), ..Default::default() }
+        };
+        let free =
+            |services, empty: &[u64]| layout.free(&map(services, empty)).into_iter().collect::<Vec<_>>();
+        let all = |one, two| vec![info(0, 0), info(1, one), info(2, two)];
+        assert_eq!(free(all(LOST, LOST), &[2, 3]), [0; 0], "not given up");
+        assert_eq!(free(all(given_up, LOST), &[]), [0; 0], "not empty");
+        assert_eq!(free(all(given_up, LOST), &[2]), [1]);
+        assert_eq!(free(vec![info(0, 0), info(1, LOST)], &[]), [2], "forgotten");
+        assert_eq!(free(vec![info(0, LOST)], &[]), [1, 2], "what has a disk is never free");
+        let mut moved = info(1, LOST);
+        moved.path = "/elsewhere/01".to_owned();
+        assert_eq!(free(vec![info(0, 0), moved], &[]), [0; 0], "which place had it?");
+        let listening = pb::ClusterMapReply { listening: true, ..map(vec![], &[]) };
+        assert!(layout.free(&listening).is_empty());
+
+        let expected = |layout: &Layout| -> Vec<bool> {
+            layout.disks_of(0).iter().map(|disk| disk.expect_existing).collect()
+        };
+        assert_eq!(expected(&layout), [true; 3]);
+        let layout = Layout { free: BTreeSet::from([0, 1]), ..layout };
+        assert_eq!(expected(&layout), [true, false, true], "0 has something in it");
+    }
 
     #[test]
     fn disks_are_dealt_evenly_and_keep_their_host() {
-        let layout = |hosts, disks| Layout { data: "/d".into(), hosts, disks, held: 0, complete: false };
         let paths = |layout: Layout, host| -> Vec<String> {
             layout.disks_of(host).iter().map(|disk| disk.path.display().to_string()).collect()
         };

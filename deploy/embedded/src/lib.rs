@@ -25,4 +25,5 @@ mod layout;
 mod manifest;
 
 pub use cluster::{Cluster, Config};
+pub use eggs_janitor::Settings as JanitorSettings;
 pub use error::StartError;

@@ -1,5 +1,6 @@
 //! `cluster.toml`: what an embedded cluster consists of.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
@@ -34,11 +35,19 @@ pub(crate) struct Manifest {
     pub(crate) replicas: u32,
     /// Folders `disks/00` up to this many, of all hosts together.
     pub(crate) disks: usize,
+    /// Places whose disk is gone for good, and empty: the next start may make a new one there.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) free: BTreeSet<usize>,
 }
 
 impl Manifest {
     pub(crate) fn new(hosts: u32, disks: usize) -> Self {
-        Manifest { format: FORMAT, hosts, replicas: hosts, disks }
+        Manifest { format: FORMAT, hosts, replicas: hosts, disks, free: BTreeSet::new() }
+    }
+
+    #[must_use]
+    pub(crate) fn with_free(self, free: BTreeSet<usize>) -> Self {
+        Manifest { free, ..self }
     }
 
     /// `None`: the cluster was never completed.
@@ -86,6 +95,9 @@ mod tests {
         assert_eq!(Manifest::read(directory.path()).unwrap(), None);
         Manifest::new(3, 8).write(directory.path()).unwrap();
         assert_eq!(Manifest::read(directory.path()).unwrap(), Some(Manifest::new(3, 8)));
+        let free = Manifest::new(1, 8).with_free(BTreeSet::from([2, 5]));
+        free.write(directory.path()).unwrap();
+        assert_eq!(Manifest::read(directory.path()).unwrap(), Some(free));
         for text in [
             "format = 3\nhosts = 1\nreplicas = 1\ndisks = 8",
             "format = 2\nhosts = 1\nreplicas = 1\ndisks = 0",

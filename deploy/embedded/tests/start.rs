@@ -3,11 +3,18 @@
 use std::fs;
 use std::path::Path;
 
-use eggs_embedded::{Cluster, Config};
+use eggs_embedded::{Cluster, Config, JanitorSettings};
 
 fn config(data: &Path) -> Config {
     let listen = "127.0.0.1:0".parse().unwrap();
-    Config { data: data.to_owned(), listen, disks: None, replicas: None, read_lease: false }
+    Config {
+        data: data.to_owned(),
+        listen,
+        disks: None,
+        replicas: None,
+        read_lease: false,
+        janitor: Some(JanitorSettings::default()),
+    }
 }
 
 fn replicated(data: &Path) -> Config {

@@ -1,4 +1,4 @@
-//! fsck of a shard: the invariants SH-1 to SH-10, row by row.
+//! fsck of a shard: the invariants SH-1 to SH-10 and SH-19, row by row.
 //!
 //! Every row is checked by itself and against the rows it names, on one view of the state, so the
 //! pages of a check may be seconds apart on a shard that serves.
@@ -14,7 +14,7 @@ use prost::Message;
 
 use crate::context::read_meta;
 use crate::schema::{self, Key, Step};
-use crate::{placement, span};
+use crate::{counts, span};
 
 /// Rows of one page when the caller does not say.
 const ROWS: u32 = 4096;
@@ -61,6 +61,16 @@ struct Checker<'a, T: ?Sized> {
     /// Nothing was applied later; `None` when nothing was applied through a group.
     clock: Option<Time>,
     reply: pb::CheckReply,
+}
+
+/// Which blocks a span is to have.
+#[derive(Debug, Clone, Copy)]
+enum Expected {
+    All,
+    /// Of an expired file: those that are not erased yet.
+    Some,
+    /// So many copies of some.
+    Copies(usize),
 }
 
 /// A file as its own row says it is.
@@ -315,7 +325,7 @@ impl<'a, T: Table + ?Sized> Checker<'a, T> {
         if self.exists(&schema::eden_key(id))? {
             self.find(6, format_args!("file {id} is published and in writing"));
         }
-        self.contents(id, &FileSums { size: row.size, crc: row.crc })
+        self.contents(id, Some(&FileSums { size: row.size, crc: row.crc }))
     }
 
     fn eden(&mut self, id: InodeId, value: Bytes) -> Result<(), TableError> {
@@ -329,18 +339,28 @@ impl<'a, T: Table + ?Sized> Checker<'a, T> {
         if row.cookie == 0 {
             self.find(6, format_args!("{what} has no cookie"));
         }
-        if let Some(pending) = &row.pending {
-            if pending.offset != row.size {
-                let (at, size) = (pending.offset, row.size);
-                self.find(7, format_args!("{what} of {size} bytes has its pending span at {at}"));
-            }
-            self.shape(&what, pending);
+        if row.expired {
+            // Some of its blocks may be erased already.
+            return self.contents(id, None);
         }
-        self.contents(id, &FileSums { size: row.size, crc: row.crc })
+        if let Some(pending) = &row.pending {
+            let (at, copied) = match &row.replacement {
+                Some(replacement) => (replacement.offset, Some(replacement.indexes.len())),
+                None => (row.size, None),
+            };
+            if pending.offset != at {
+                self.find(7, format_args!("{what} has its pending span at {}, not at {at}", pending.offset));
+            }
+            self.shape(&what, pending, copied.map_or(Expected::All, Expected::Copies));
+        }
+        if row.replacement.is_some() && (row.pending.is_none() || row.size != 0) {
+            self.find(7, format_args!("{what} holds copies of blocks, and not only those"));
+        }
+        self.contents(id, Some(&FileSums { size: row.size, crc: row.crc }))
     }
 
-    /// SH-7 and SH-8 from the file's side.
-    fn contents(&mut self, file: InodeId, sums: &FileSums) -> Result<(), TableError> {
+    /// SH-7 (when there are sums) and SH-8 from the file's side.
+    fn contents(&mut self, file: InodeId, sums: Option<&FileSums>) -> Result<(), TableError> {
         let prefix = schema::id_key(schema::SPAN, file.0);
         let (mut end, mut crc, mut gap) = (0u64, 0, None);
         let mut counts: BTreeMap<BlockServiceId, u32> = BTreeMap::new();
@@ -352,17 +372,21 @@ impl<'a, T: Table + ?Sized> Checker<'a, T> {
             }
             end = span.offset.saturating_add(u64::from(span.size));
             crc = span::combine(crc, span.crc, u64::from(span.size));
-            for (service, count) in placement::block_counts(&span) {
+            for (service, count) in counts::count(counts::blocks(&span)) {
                 *counts.entry(service).or_default() += count;
             }
             Ok(true)
         })?;
-        if let Some(at) = gap {
-            self.find(7, format_args!("file {file} has a gap or overlap at {at}"));
-        } else if end != sums.size {
-            self.find(7, format_args!("file {file} has {} bytes, its spans have {end}", sums.size));
-        } else if crc != sums.crc {
-            self.find(7, format_args!("file {file} has CRC {:#010x}, its spans have {crc:#010x}", sums.crc));
+        match (sums, gap) {
+            (None, _) => {}
+            (Some(_), Some(at)) => self.find(7, format_args!("file {file} has a gap or overlap at {at}")),
+            (Some(sums), _) if end != sums.size => {
+                self.find(7, format_args!("file {file} has {} bytes, its spans have {end}", sums.size));
+            }
+            (Some(&FileSums { crc: whole, .. }), _) if crc != whole => {
+                self.find(7, format_args!("file {file} has CRC {whole:#010x}, its spans have {crc:#010x}"));
+            }
+            _ => {}
         }
         for (service, count) in counts {
             let row = self.look::<pb::BlockCountRow>(&schema::blocks_key(service, file))?;
@@ -383,15 +407,20 @@ impl<'a, T: Table + ?Sized> Checker<'a, T> {
             let (offset, size) = (span.offset, span.size);
             self.find(7, format_args!("{what} is {size} bytes at {offset}"));
         }
-        self.shape(&what, &span);
-        if !self.exists(&schema::file_key(file))? && !self.exists(&schema::eden_key(file))? {
-            self.find(6, format_args!("{what}: no such file"));
+        let mut expected = Expected::All;
+        if !self.exists(&schema::file_key(file))? {
+            match self.look::<pb::EdenRow>(&schema::eden_key(file))? {
+                None => self.find(6, format_args!("{what}: no such file")),
+                Some(row) if row.expired => expected = Expected::Some,
+                Some(_) => {}
+            }
         }
+        self.shape(&what, &span, expected);
         Ok(())
     }
 
-    /// SH-7 within a span, and SH-9 of its blocks.
-    fn shape(&mut self, what: &str, span: &pb::Span) {
+    /// SH-7 and SH-19 within a span, and SH-9 of its blocks.
+    fn shape(&mut self, what: &str, span: &pb::Span, expected: Expected) {
         let Some(blocks) = &span.blocks else {
             let good = if span.storage_class == u32::from(CLASS_EMPTY) {
                 span.inline.is_empty() && span.crc == span::crc_of_zeros(span.size)
@@ -409,10 +438,19 @@ impl<'a, T: Table + ?Sized> Checker<'a, T> {
         if let Err(error) = shape {
             return self.find(7, format_args!("{what}: {error}"));
         }
-        let expected = (blocks.data + blocks.parity) as usize;
+        let all = (blocks.data + blocks.parity) as usize;
+        let there = blocks.blocks.len();
+        let good = match expected {
+            Expected::All => there == all,
+            Expected::Some => (1..=all).contains(&there),
+            Expected::Copies(copies) => there == copies,
+        };
         let cells = |block: &pb::Block| block.cell_crcs.len() == blocks.stripes as usize;
-        if blocks.blocks.len() != expected || !blocks.blocks.iter().all(cells) || span.storage_class < 2 {
+        if !good || !blocks.blocks.iter().all(cells) || span.storage_class < 2 {
             self.find(7, format_args!("{what}: its blocks are not what its shape says"));
+        }
+        if counts::count(&blocks.blocks).len() != there {
+            self.find(19, format_args!("{what}: several of its blocks are on one block service"));
         }
         let made_here = |block: &&pb::Block| block.block >> 56 == u64::from(self.shard.0);
         let next = self.meta.next_block;
@@ -431,7 +469,7 @@ impl<'a, T: Table + ?Sized> Checker<'a, T> {
         let mut found = false;
         scan(self.view, &prefix, &prefix_end(&prefix), |_, value| {
             let span = pb::Span::decode(value.clone()).unwrap_or_default();
-            found |= placement::block_counts(&span).contains_key(&service);
+            found |= counts::blocks(&span).iter().any(|block| block.block_service == service.0);
             Ok(!found)
         })?;
         // How many there are is compared from the file's side.

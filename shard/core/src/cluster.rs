@@ -9,57 +9,63 @@ use eggs_proto::{BlockServiceId, flags, mac, pb};
 #[derive(Clone, Default)]
 pub struct Cluster {
     pub(crate) services: BTreeMap<u64, Service>,
-    /// Storage class → failure domain → its block services that take new blocks.
-    pub(crate) writable: BTreeMap<u32, Vec<Domain>>,
+    /// Storage class → its block services that take new blocks.
+    pub(crate) writable: BTreeMap<u32, Vec<Candidate>>,
 }
 
 #[derive(Clone)]
 pub(crate) struct Service {
     pub key: Option<mac::Key>,
-    /// Which of its class's `writable` domains it is in; `None` when it takes no new blocks. A service
-    /// of another class has none of theirs.
-    pub domain: Option<(u32, usize)>,
+    pub domain: Domain,
+    /// Its blocks are not coming back, or go with it.
+    pub gone: bool,
 }
 
-#[derive(Debug, Clone)]
-pub(crate) struct Domain {
-    pub services: Vec<Candidate>,
-}
+/// A failure domain, by a number instead of its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Domain(pub usize);
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Candidate {
     pub id: BlockServiceId,
+    pub domain: Domain,
+    pub capacity_bytes: u64,
     pub available_bytes: u64,
 }
 
 impl Cluster {
     /// From a map that was asked for with keys. Services without a key of 32 bytes get no blocks.
     pub fn from_map(map: &pb::ClusterMapReply) -> Cluster {
-        let mut services = BTreeMap::new();
-        let mut by_domain: BTreeMap<(u32, &str), Vec<Candidate>> = BTreeMap::new();
+        let mut cluster = Cluster::default();
+        let mut domains: BTreeMap<&str, Domain> = BTreeMap::new();
         for info in map.block_services.iter().filter(|info| info.id != 0) {
             let key: Option<mac::Key> = info.key[..].try_into().ok();
-            if services.insert(info.id, Service { key, domain: None }).is_some() {
+            let next = Domain(domains.len());
+            let domain = *domains.entry(&info.failure_domain).or_insert(next);
+            let gone = info.flags & (flags::DECOMMISSIONED | flags::LOST) != 0;
+            if cluster.services.insert(info.id, Service { key, domain, gone }).is_some() {
                 continue;
             }
-            if key.is_some() && flags::writable(info.flags) {
-                by_domain
-                    .entry((info.storage_class, &info.failure_domain))
-                    .or_default()
-                    .push(Candidate { id: BlockServiceId(info.id), available_bytes: info.available_bytes });
+            if key.is_some() && flags::writable(info.flags) && !info.read_only {
+                cluster.writable.entry(info.storage_class).or_default().push(Candidate {
+                    id: BlockServiceId(info.id),
+                    domain,
+                    capacity_bytes: info.capacity_bytes,
+                    available_bytes: info.available_bytes,
+                });
             }
         }
-        let mut writable: BTreeMap<u32, Vec<Domain>> = BTreeMap::new();
-        for ((class, _), candidates) in by_domain {
-            let domains = writable.entry(class).or_default();
-            for candidate in &candidates {
-                if let Some(service) = services.get_mut(&candidate.id.0) {
-                    service.domain = Some((class, domains.len()));
-                }
-            }
-            domains.push(Domain { services: candidates });
-        }
-        Cluster { services, writable }
+        cluster
+    }
+
+    /// Whether there was a map yet.
+    pub(crate) fn is_known(&self) -> bool {
+        !self.services.is_empty()
+    }
+
+    /// Whether the service is gone for good, or about to be, with all its blocks.
+    pub(crate) fn is_gone(&self, service: BlockServiceId) -> bool {
+        self.services.get(&service.0).is_none_or(|service| service.gone)
     }
 
     /// The secret of a block service; `None` when the map does not have it.

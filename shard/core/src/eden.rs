@@ -6,7 +6,7 @@ use eggs_proto::{InodeId, ServiceError, ShardError, Time, pb};
 
 use crate::context::{Context, Stop};
 use crate::span;
-use crate::{placement, schema};
+use crate::{counts, schema};
 
 /// Replaced blocks one file in writing may leave behind.
 pub(crate) const GARBAGE_BLOCKS_MAX: usize = 256;
@@ -25,16 +25,27 @@ impl<T: Table + ?Sized> Context<'_, '_, T> {
         Ok((file, row))
     }
 
+    /// As [`Context::eden`], and it is to become a file: it does not hold copies of blocks.
+    pub fn writing(&self, file: u64, cookie: u64) -> Result<(InodeId, pb::EdenRow), Stop> {
+        let (file, row) = self.eden(file, cookie)?;
+        if row.replacement.is_some() {
+            return Err(ShardError::BadSpan.with(format_args!("{file} holds copies of blocks")).into());
+        }
+        Ok((file, row))
+    }
+
     /// Writes the file back with its deadline pushed out, and answers its writer.
     pub fn keep_eden(
         &mut self,
         file: InodeId,
         row: &mut pb::EdenRow,
         blocks: Vec<pb::PlacedBlock>,
+        under_spread: bool,
     ) -> Result<pb::write_result::Result, TableError> {
         row.deadline = self.time.saturating_add(EDEN_DEADLINE).0;
         self.put(schema::eden_key(file), row)?;
-        let reply = pb::EdenReply { file: file.0, cookie: row.cookie, deadline: row.deadline, blocks };
+        let reply =
+            pb::EdenReply { file: file.0, cookie: row.cookie, deadline: row.deadline, blocks, under_spread };
         Ok(pb::write_result::Result::Eden(reply))
     }
 
@@ -65,12 +76,7 @@ impl<T: Table + ?Sized> Context<'_, '_, T> {
     pub fn append(&mut self, file: InodeId, row: &mut pb::EdenRow, span: pb::Span) -> Result<(), TableError> {
         row.crc = span::combine(row.crc, span.crc, u64::from(span.size));
         row.size += u64::from(span.size);
-        for (service, count) in placement::block_counts(&span) {
-            let key = schema::blocks_key(service, file);
-            let old: Option<pb::BlockCountRow> = schema::get(&*self.tx, &key)?;
-            let blocks = old.map_or(0, |old| old.blocks).saturating_add(count);
-            self.put(key, &pb::BlockCountRow { blocks })?;
-        }
+        self.recount(file, &[], counts::blocks(&span))?;
         self.put(schema::span_key(file, row.size - 1), &span)
     }
 
@@ -98,10 +104,7 @@ impl<T: Table + ?Sized> Context<'_, '_, T> {
             return Err(bad().into());
         }
         let blocks = pending.blocks.as_ref().map_or(&[][..], |blocks| &blocks.blocks[..]);
-        if !blocks.iter().map(|block| block.block).eq(proven.iter().copied()) {
-            let what = "the proofs are not of the blocks of the span in progress";
-            return Err(ShardError::BadProof.with(what).into());
-        }
+        check_proven(blocks, proven)?;
         Ok(Some(pending))
     }
 
@@ -131,6 +134,14 @@ pub(crate) fn check_place(new: &pb::NewSpan, size: u64, services: &[u64]) -> Res
         _ => 0,
     };
     check_services(needed, services)
+}
+
+/// Refuses when the leader has not verified the proofs of exactly these blocks (SH-14).
+pub(crate) fn check_proven(blocks: &[pb::Block], proven: &[u64]) -> Result<(), pb::Error> {
+    if blocks.iter().map(|block| block.block).eq(proven.iter().copied()) {
+        return Ok(());
+    }
+    Err(ShardError::BadProof.with("the proofs are not of the blocks of the span in progress"))
 }
 
 /// One service per block, no two the same.

@@ -73,14 +73,15 @@ pub(crate) struct Choices {
     pub cookie: u64,
     pub block_services: Vec<u64>,
     pub proven_blocks: Vec<u64>,
+    pub under_spread: bool,
 }
 
 fn apply_one<T: Table + ?Sized>(
     context: &mut Context<'_, '_, T>,
     chosen: pb::ChosenOp,
 ) -> Result<pb::WriteResult, TableError> {
-    let pb::ChosenOp { op, cookie, block_services, refused, proven_blocks } = chosen;
-    let choices = Choices { cookie, block_services, proven_blocks };
+    let pb::ChosenOp { op, cookie, block_services, refused, proven_blocks, under_spread } = chosen;
+    let choices = Choices { cookie, block_services, proven_blocks, under_spread };
     let answer = match (refused, op.and_then(|op| op.op)) {
         (Some(error), _) => Err(Stop::Refused(error)),
         (None, None) => Err(ShardError::Malformed.with("operation").into()),
@@ -125,6 +126,11 @@ fn dispatch<T: Table + ?Sized>(context: &mut Context<'_, '_, T>, op: Op, choices
         Op::SetPolicy(op) => ops::set_policy::apply(context, op),
         Op::Undelete(op) => ops::undelete::apply(context, &op),
         Op::Purge(op) => ops::purge::apply(context, &op),
+        Op::PlaceReplacements(op) => ops::place_replacements::apply(context, &op, choices),
+        Op::SwapBlocks(op) => ops::swap_blocks::apply(context, &op, choices),
+        Op::SwapContents(op) => ops::swap_contents::apply(context, &op, choices),
+        Op::RecordScrub(op) => ops::record_scrub::apply(context, &op),
+        Op::ForgetGarbage(op) => ops::forget_garbage::apply(context, &op),
         Op::ExpireEden(op) => ops::expire_eden::apply(context, &op),
         Op::ForgetTransactions(op) => ops::forget_transactions::apply(context, &op),
         step => return Dispatched::Step(dispatch_step(context, &step)),

@@ -1,15 +1,18 @@
 //! What the leader chooses before it logs a write: cookies, places of blocks, and whether proofs are
 //! good (only the leader has the keys). Everything else is decided when the command is applied.
 
+use bytes::Bytes;
 use eggs_machine::{Table, TableError};
 use eggs_proto::limits::{BATCH_OPS_MAX, MESSAGE_BYTES_MAX};
 use eggs_proto::pb::write_op::Op;
+use eggs_proto::policy::layout_name;
 use eggs_proto::{BlockId, BlockServiceId, InodeId, ServiceError, ShardError, ShardId, Time, mac, pb};
 use prost::Message;
 
 use crate::cluster::Cluster;
 use crate::context::{Stop, local};
 use crate::eden::cut_note;
+use crate::ops::place_replacements::{Meant, meant};
 use crate::ops::replace_blocks::{check_indexes, pending_blocks};
 use crate::placement::{self, Wanted};
 use crate::{schema, span};
@@ -48,7 +51,7 @@ pub fn prepare<T: Table + ?Sized>(
     }
 }
 
-/// Steps of the coordinator.
+/// Steps of the coordinator, and what the janitor does.
 fn needs_secret(op: &Op) -> bool {
     matches!(
         op,
@@ -75,6 +78,11 @@ fn needs_secret(op: &Op) -> bool {
             | Op::PurgeDeadEdge(_)
             | Op::PurgeFile(_)
             | Op::PurgeDirectory(_)
+            | Op::PlaceReplacements(_)
+            | Op::SwapBlocks(_)
+            | Op::SwapContents(_)
+            | Op::RecordScrub(_)
+            | Op::ForgetGarbage(_)
     )
 }
 
@@ -94,6 +102,10 @@ impl<T: Table + ?Sized> Preparation<'_, T> {
             Some(Op::ExtendEden(op)) => self.extend_eden(op, &mut chosen),
             Some(Op::ReplaceBlocks(op)) => self.replace_blocks(op, &mut chosen),
             Some(Op::LinkEden(op)) => self.verify(op.file, op.cookie, op.certify.as_mut(), &mut chosen),
+            Some(Op::PlaceReplacements(op)) => self.place_replacements(op, &mut chosen),
+            Some(Op::SwapBlocks(op)) => self.swap_blocks(op, &mut chosen),
+            Some(Op::SwapContents(op)) => self.verify(op.eden, op.cookie, op.certify.as_mut(), &mut chosen),
+            Some(Op::ForgetGarbage(op)) => self.forget_garbage(op).map_err(Stop::Refused),
             _ => Ok(()),
         };
         match outcome {
@@ -126,16 +138,25 @@ impl<T: Table + ?Sized> Preparation<'_, T> {
             block_size: span::block_size(blocks.stripes, blocks.cell_size),
             holding: &[],
             avoid: &std::mem::take(&mut blocks.avoid),
+            only: &[],
+            per_domain: usize::MAX,
         };
-        chosen.block_services = self.services(&wanted)?;
+        self.services(&wanted, &layout_name(blocks.data, blocks.parity), chosen)?;
         Ok(())
     }
 
-    fn services(&mut self, wanted: &Wanted<'_>) -> Result<Vec<u64>, pb::Error> {
-        placement::choose(self.cluster, wanted, self.entropy).ok_or_else(|| {
-            let Wanted { blocks, storage_class, .. } = wanted;
-            ShardError::NoBlockServices.with(format_args!("{blocks} blocks of class {storage_class}"))
-        })
+    fn services(
+        &mut self,
+        wanted: &Wanted<'_>,
+        layout: &str,
+        chosen: &mut pb::ChosenOp,
+    ) -> Result<(), pb::Error> {
+        let placement = placement::choose(self.cluster, wanted, self.entropy).ok_or_else(|| {
+            ShardError::NoBlockServices.with(placement::shortage(self.cluster, wanted, layout))
+        })?;
+        chosen.block_services = placement.services;
+        chosen.under_spread = placement.under_spread;
+        Ok(())
     }
 
     fn replace_blocks(&mut self, op: &mut pb::ReplaceBlocks, chosen: &mut pb::ChosenOp) -> Result<(), Stop> {
@@ -154,8 +175,77 @@ impl<T: Table + ?Sized> Preparation<'_, T> {
             block_size: span::block_size(blocks.stripes, blocks.cell_size),
             holding: &holding,
             avoid: &avoid,
+            only: &[],
+            per_domain: usize::MAX,
         };
-        chosen.block_services = self.services(&wanted)?;
+        self.services(&wanted, &layout_name(blocks.data, blocks.parity), chosen)?;
+        Ok(())
+    }
+
+    fn place_replacements(
+        &mut self,
+        op: &mut pb::PlaceReplacements,
+        chosen: &mut pb::ChosenOp,
+    ) -> Result<(), Stop> {
+        let meant = meant(self.shard, self.view, op)?;
+        let (avoid, only) = (std::mem::take(&mut op.avoid), std::mem::take(&mut op.only));
+        chosen.cookie = (self.entropy)().max(1);
+        let elsewhere = [&avoid[..], &meant.replaced()].concat();
+        let mut wanted = Wanted {
+            storage_class: meant.span.storage_class,
+            blocks: meant.indexes.len(),
+            block_size: span::block_size(meant.blocks.stripes, meant.blocks.cell_size),
+            holding: &meant.kept(),
+            avoid: &elsewhere,
+            only: &only,
+            // What is moved without need does not come closer to the others than it was.
+            per_domain: if only.is_empty() { usize::MAX } else { self.least_shared(&meant) },
+        };
+        let layout = layout_name(meant.blocks.data, meant.blocks.parity);
+        if self.services(&wanted, &layout, chosen).is_err() {
+            // A damaged block may come back to the disk it is on, if that is all there is.
+            wanted.avoid = &avoid;
+            self.services(&wanted, &layout, chosen)?;
+        }
+        Ok(())
+    }
+
+    /// Blocks of the span in the failure domain of one that is to be replaced; of several the least.
+    fn least_shared(&self, meant: &Meant) -> usize {
+        let domain = |service: u64| self.cluster.services.get(&service).map(|service| service.domain);
+        let shared = |service: u64| {
+            let same = |block: &&pb::Block| domain(block.block_service) == domain(service);
+            meant.blocks.blocks.iter().filter(same).count()
+        };
+        meant.replaced().into_iter().map(shared).min().unwrap_or(0)
+    }
+
+    fn swap_blocks(&mut self, op: &mut pb::SwapBlocks, chosen: &mut pb::ChosenOp) -> Result<(), Stop> {
+        let proofs = std::mem::take(&mut op.proofs);
+        let row = self.eden(op.eden, op.cookie)?;
+        let blocks = row.replacement.and(row.pending).and_then(|pending| pending.blocks);
+        // That it holds no copies is said when it is applied.
+        let Some(blocks) = blocks else { return Ok(()) };
+        Ok(self.prove(&blocks, &proofs, chosen)?)
+    }
+
+    /// Keeps what is proven to be erased, and what is on block services that are gone for good.
+    fn forget_garbage(&self, op: &mut pb::ForgetGarbage) -> Result<(), pb::Error> {
+        if !self.cluster.is_known() {
+            return Err(ShardError::Busy.with("the block services are not known yet"));
+        }
+        op.blocks.retain_mut(|erased| {
+            let proof = std::mem::take(&mut erased.proof);
+            let (service, block) = (BlockServiceId(erased.block_service), BlockId(erased.block));
+            if proof.is_empty() {
+                return self.cluster.is_gone(service);
+            }
+            let key = self.cluster.key(service);
+            key.is_some_and(|key| mac::matches(&mac::erase_proof(key, service, block), &proof))
+        });
+        if op.blocks.is_empty() {
+            return Err(ShardError::BadProof.with("no block is proven to be erased"));
+        }
         Ok(())
     }
 
@@ -173,18 +263,28 @@ impl<T: Table + ?Sized> Preparation<'_, T> {
         let row = self.eden(file, cookie)?;
         let Some(span) = row.pending.filter(|span| span.offset == certify.offset) else { return Ok(()) };
         let Some(blocks) = span.blocks else { return Ok(()) };
+        Ok(self.prove(&blocks, &proofs, chosen)?)
+    }
+
+    /// Checks the proofs of blocks that were written, one for each in order.
+    fn prove(
+        &self,
+        blocks: &pb::Blocks,
+        proofs: &[Bytes],
+        chosen: &mut pb::ChosenOp,
+    ) -> Result<(), pb::Error> {
         if proofs.len() != blocks.blocks.len() {
             let what = format_args!("{} proofs for {} blocks", proofs.len(), blocks.blocks.len());
-            return Err(ShardError::BadProof.with(what).into());
+            return Err(ShardError::BadProof.with(what));
         }
         let size = span::block_size(blocks.stripes, blocks.cell_size) as u32;
-        for (index, (block, proof)) in blocks.blocks.iter().zip(&proofs).enumerate() {
+        for (index, (block, proof)) in blocks.blocks.iter().zip(proofs).enumerate() {
             let (service, id) = (BlockServiceId(block.block_service), BlockId(block.block));
             let key = self.cluster.key(service).ok_or_else(|| {
                 ShardError::Busy.with(format_args!("the key of block service {service} is not known yet"))
             })?;
             if !mac::matches(&mac::write_proof(key, service, id, size, block.crc), proof) {
-                return Err(ShardError::BadProof.with(format_args!("block {index}")).into());
+                return Err(ShardError::BadProof.with(format_args!("block {index}")));
             }
             chosen.proven_blocks.push(block.block);
         }

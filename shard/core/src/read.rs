@@ -12,11 +12,13 @@ use prost::Message;
 use crate::context::{Stop, local};
 use crate::eden::overdue;
 use crate::schema::{self, Key};
-use crate::{check, list};
+use crate::{check, garbage, list, stored};
 
 /// A page ends when its entries have this many bytes, so that a reply fits a message with room for
 /// the last entry.
 pub(crate) const PAGE_BYTES: usize = MESSAGE_BYTES_MAX / 2;
+/// Spans that come with the attributes of a file have no more bytes than this, the first of them aside.
+const FIRST_SPANS_BYTES: usize = 256 << 10;
 
 /// Answers every read of one shard but walks and status.
 ///
@@ -29,6 +31,10 @@ pub fn read<T: Table + ?Sized>(shard: ShardId, view: &T, op: &Op, _now: Time) ->
         Op::List(op) => list::list(shard, view, op).map(Reply::List),
         Op::ListEden(op) => list_eden(view, op).map(Reply::ListEden),
         Op::Check(op) => check(shard, view, op).map(Reply::Check).map_err(Stop::Failed),
+        Op::OpenMany(op) => open_many(shard, view, op).map(Reply::OpenMany),
+        Op::ListFiles(op) => stored::list_files(view, op).map(Reply::ListFiles),
+        Op::ListServiceFiles(op) => stored::list_service_files(view, op).map(Reply::ListServiceFiles),
+        Op::ListGarbage(op) => garbage::list(view, op).map(Reply::ListGarbage),
         Op::Walk(_) | Op::Status(_) | Op::Write(_) => {
             Err(ShardError::Malformed.with("not a read of one shard's rows").into())
         }
@@ -38,6 +44,11 @@ pub fn read<T: Table + ?Sized>(shard: ShardId, view: &T, op: &Op, _now: Time) ->
         Err(Stop::Refused(error)) => Ok(Reply::Error(error)),
         Err(Stop::Failed(error)) => Err(error),
     }
+}
+
+/// Whether only daemons may ask this: reads of the janitor.
+pub fn needs_secret(op: &Op) -> bool {
+    matches!(op, Op::ListFiles(_) | Op::ListServiceFiles(_) | Op::ListGarbage(_))
 }
 
 /// Whether an [`pb::ExpireEden`] would find something to do: a shard at rest logs nothing.
@@ -120,6 +131,58 @@ fn get_spans<T: Table + ?Sized>(
     }
     let (spans, more) = spans(view, file, op.offset, page_limit(op.limit), PAGE_BYTES)?;
     Ok(pb::GetSpansReply { spans, more })
+}
+
+fn open_many<T: Table + ?Sized>(
+    shard: ShardId,
+    view: &T,
+    op: &pb::OpenMany,
+) -> Result<pb::OpenManyReply, Stop> {
+    let (mut reply, mut total) = (pb::OpenManyReply::default(), 0);
+    for &inode in op.inodes.iter().take(PAGE_ENTRIES_MAX as usize) {
+        let opened = match local(shard, inode) {
+            Ok(inode) => open(view, inode)?,
+            Err(error) => pb::Opened { error: Some(error), ..Default::default() },
+        };
+        total += opened.encoded_len();
+        if total > PAGE_BYTES && !reply.inodes.is_empty() {
+            break;
+        }
+        reply.inodes.push(opened);
+    }
+    Ok(reply)
+}
+
+fn open<T: Table + ?Sized>(view: &T, inode: InodeId) -> Result<pb::Opened, TableError> {
+    let Some(attributes) = attributes(view, inode)? else {
+        let error = ShardError::NotFound.with(format_args!("inode {inode}"));
+        return Ok(pb::Opened { error: Some(error), ..Default::default() });
+    };
+    let (spans, more) = first_spans(view, &attributes)?;
+    Ok(pb::Opened { error: None, attributes: Some(attributes), spans, all_spans: !more })
+}
+
+/// The first spans of an inode, and whether there are more: a help beside its attributes, so no more than
+/// [`FIRST_SPANS_BYTES`] of them.
+pub(crate) fn first_spans<T: Table + ?Sized>(
+    view: &T,
+    attributes: &pb::Attributes,
+) -> Result<(Vec<pb::Span>, bool), TableError> {
+    let inode = InodeId(attributes.inode);
+    if inode.is_directory() || attributes.size == 0 {
+        return Ok((Vec::new(), false));
+    }
+    spans(view, inode, 0, PAGE_ENTRIES_MAX as usize, FIRST_SPANS_BYTES)
+}
+
+/// The span that begins at `offset`.
+pub(crate) fn span_at<T: Table + ?Sized>(
+    view: &T,
+    file: InodeId,
+    offset: u64,
+) -> Result<Option<pb::Span>, TableError> {
+    let (spans, _) = spans(view, file, offset, 1, usize::MAX)?;
+    Ok(spans.into_iter().next().filter(|span| span.offset == offset))
 }
 
 /// The spans from the one that holds `offset` on, and whether there are more.

@@ -1,4 +1,4 @@
-//! Certificates: signed as the leader answers, so that no secret is in the log.
+//! Certificates: signed as the leader answers, so that no secret is in the log. A read is signed as a write is.
 
 use bytes::Bytes;
 use eggs_proto::{BlockId, BlockServiceId, mac, pb};
@@ -17,6 +17,18 @@ pub fn sign(reply: &mut pb::WriteReply, cluster: &Cluster) {
                 let certificate = mac::write_certificate(key, service, block, placed.size, placed.crc);
                 placed.certificate = Bytes::copy_from_slice(&certificate);
             }
+        }
+    }
+}
+
+/// Signs the leave to erase every block. One whose service's key is not known stays unsigned: its service is not part of
+/// the cluster any more, or not known here yet.
+pub fn sign_garbage(reply: &mut pb::ListGarbageReply, cluster: &Cluster) {
+    for garbage in &mut reply.blocks {
+        let (service, block) = (BlockServiceId(garbage.block_service), BlockId(garbage.block));
+        if let Some(key) = cluster.key(service) {
+            let certificate = mac::erase_certificate(key, service, block);
+            garbage.certificate = Bytes::copy_from_slice(&certificate);
         }
     }
 }

@@ -1,15 +1,12 @@
 //! Walking a path as far as this host leads its shards: one look-up per component.
 
 use eggs_machine::{Table, TableError};
-use eggs_proto::limits::{PAGE_ENTRIES_MAX, WALK_COMPONENTS_MAX};
+use eggs_proto::limits::WALK_COMPONENTS_MAX;
 use eggs_proto::{InodeId, ServiceError, ShardError, ShardId, Time, pb, policy};
 
 use crate::context::check_name;
 use crate::edges::{Seen, quoted, resolve};
 use crate::{read, schema};
-
-/// Spans are a help, not the point of a walk: no more than this many bytes of them.
-const SPAN_BYTES: usize = 256 << 10;
 
 /// Resolves the components; `views` gives the state of the shards led here.
 ///
@@ -136,10 +133,7 @@ fn describe<T: Table + ?Sized>(
     if walk.want_spans
         && let Some(attributes) = &attributes
     {
-        let empty = attributes.size == 0;
-        let limit = PAGE_ENTRIES_MAX as usize;
-        let (spans, more) =
-            if empty { (Vec::new(), false) } else { read::spans(view, inode, 0, limit, SPAN_BYTES)? };
+        let (spans, more) = read::first_spans(view, attributes)?;
         reply.spans = spans;
         reply.all_spans = !more;
     }

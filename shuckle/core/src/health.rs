@@ -17,8 +17,10 @@ use pb::registry_command::Command;
 use pb::registry_reply::Result as Reply;
 use pb::registry_request::Op;
 
+use crate::forgetting::is_forgotten;
+use crate::janitor::JanitorHealth;
 use crate::stores::{Lead, StoreHealth};
-use crate::{machine, members, schema, validate};
+use crate::{janitor, machine, members, schema, validate};
 
 /// A store not heard of for this long is replaced, unless told otherwise.
 pub const REPLACE_AFTER: Duration = Duration::from_secs(300);
@@ -64,20 +66,29 @@ pub struct Health {
     pub(crate) slow_transactions: Vec<pb::TransactionInfo>,
     pub(crate) services: BTreeMap<BlockServiceId, ServiceHealth>,
     pub(crate) reports: BTreeMap<BlockServiceId, Reports>,
+    /// The next listing of them begins here.
+    pub(crate) reports_from: BlockServiceId,
     /// In all `reports`.
     remembered: usize,
+    pub(crate) janitor: Option<JanitorHealth>,
 }
 
 #[derive(Debug, Clone)]
 pub(crate) struct ServiceHealth {
     pub(crate) last_seen: Time,
     pub(crate) address: String,
+    /// 0: it does not say.
+    boot: u64,
+    /// The start before this one: its process must be gone.
+    former_boot: Option<u64>,
     pub(crate) capacity_bytes: u64,
     pub(crate) available_bytes: u64,
     pub(crate) used_bytes: u64,
     pub(crate) blocks: u64,
     pub(crate) io_errors: u64,
     pub(crate) problem: String,
+    pub(crate) read_only: bool,
+    pub(crate) dead_bytes: u64,
 }
 
 #[derive(Debug, Default)]
@@ -90,6 +101,10 @@ pub(crate) struct Reports {
 impl Reports {
     pub(crate) fn count(&self) -> u64 {
         (self.blocks.len() as u64).saturating_add(self.more)
+    }
+
+    pub(crate) fn blocks(&self) -> impl ExactSizeIterator<Item = (u64, Reported)> {
+        self.blocks.iter().map(|(&block, &reported)| (block, reported))
     }
 }
 
@@ -108,7 +123,9 @@ impl Health {
             slow_transactions: Vec::new(),
             services: BTreeMap::new(),
             reports: BTreeMap::new(),
+            reports_from: BlockServiceId(0),
             remembered: 0,
+            janitor: None,
         }
     }
 
@@ -143,12 +160,17 @@ impl Health {
             Op::Map(op) if op.with_keys && !authorized => Err(RegistryError::Unauthorized.bare()),
             Op::Map(op) => Ok(Step::Answer(Reply::Map(self.map(view, now, op.with_keys)?))),
             Op::ReportBlocks(op) => self.report_blocks(view, op, now)?,
-            Op::SetFlags(op) => set_flags(view, op)?,
+            // RG-17.
             _ if !authorized => Err(RegistryError::Unauthorized.bare()),
+            Op::SetFlags(op) => set_flags(view, op)?,
             Op::RegisterStore(op) => self.register_store(view, op, now)?,
             Op::RegisterBlockServices(op) => self.register_block_services(view, op, now)?,
             Op::SetReplicas(op) => self.set_replicas(view, op, now)?,
             Op::DrainHost(op) => members::drain_host(view, op)?,
+            Op::RegisterJanitor(op) => self.register_janitor(view, op, now)?,
+            Op::ListBadBlocks(op) => self.list_bad_blocks(op),
+            Op::PutJob(op) => janitor::put_job(view, op)?,
+            Op::ForgetBlockServices(op) => self.forget_block_services(view, op, now)?,
         };
         Ok(step.unwrap_or_else(|error| Step::Answer(Reply::Error(error))))
     }
@@ -174,24 +196,39 @@ impl Health {
             return Ok(Err(error));
         }
         let mut changed = Vec::new();
+        let mut heard = Vec::new();
         let mut new = 0;
+        let mut conflict: Option<pb::Error> = None;
         for report in &op.block_services {
             let id = BlockServiceId(report.id);
             let known = schema::block_service(view, id)?;
-            if let Some(Err(error)) = known.as_ref().map(|row| machine::same_disk(id, row, report)) {
-                return Ok(Err(error));
+            if is_forgotten(known.as_ref(), report) {
+                continue;
             }
+            if let Some(row) = &known
+                && let Err(error) =
+                    machine::same_disk(id, row, report).and_then(|()| self.one_disk(id, row, op, report, now))
+            {
+                conflict.get_or_insert(error).block_services.push(id.0);
+                continue;
+            }
+            heard.push(report);
             new += usize::from(!self.services.contains_key(&id));
             let row = machine::row_of(&op.address, &op.failure_domain, report);
             if known.is_none_or(|known| worth_logging(&known, &row)) {
                 changed.push(report.clone());
             }
         }
+        if let Some(error) = conflict {
+            return Ok(Err(error));
+        }
         if self.services.len() + new > BLOCK_SERVICES_MAX {
             return Ok(Err(RegistryError::Malformed.with("the cluster has no room for more block services")));
         }
-        for report in &op.block_services {
-            self.services.insert(BlockServiceId(report.id), ServiceHealth::of(&op.address, report, now));
+        for report in heard {
+            let id = BlockServiceId(report.id);
+            let health = ServiceHealth::of(op, report, self.services.get(&id), now);
+            self.services.insert(id, health);
         }
         if changed.is_empty() {
             return Ok(Ok(registered()));
@@ -199,6 +236,38 @@ impl Health {
         let (address, failure_domain) = (op.address.clone(), op.failure_domain.clone());
         let put = pb::PutBlockServices { address, failure_domain, block_services: changed };
         Ok(Ok(log(Command::PutBlockServices(put))))
+    }
+
+    /// RG-3: a disk that is well is served by one process, and a copy of it by none. One that its host says is lost
+    /// may have moved to another.
+    fn one_disk(
+        &self,
+        id: BlockServiceId,
+        row: &pb::BlockServiceRow,
+        op: &pb::RegisterBlockServices,
+        report: &pb::BlockServiceReport,
+        now: Time,
+    ) -> Result<(), pb::Error> {
+        if op.boot == 0 {
+            return Ok(());
+        }
+        let taken = match self.services.get(&id) {
+            // Not heard of since the start, and too early to make anything of that.
+            None => (row.address != op.address && self.patient(now)).then_some(row.address.as_str()),
+            Some(heard) => {
+                let alive = Self::fresh(heard.last_seen, now);
+                // A process that was followed by another at its address, and yet speaks.
+                let followed = heard.former_boot == Some(op.boot) && heard.boot != op.boot;
+                let elsewhere = heard.address != op.address && heard.boot != op.boot;
+                let well = heard.problem.is_empty() || !report.problem.is_empty();
+                (alive && (followed || elsewhere && well)).then_some(heard.address.as_str())
+            }
+        };
+        let Some(at) = taken else { return Ok(()) };
+        Err(machine::conflict(format!(
+            "block service {id} is alive at {at} ({}), asked for {} ({}): two copies of one disk?",
+            row.path, op.address, report.path
+        )))
     }
 
     fn report_blocks<T: Table + ?Sized>(
@@ -235,24 +304,54 @@ impl Health {
         Ok(Ok(registered()))
     }
 
+    /// Nothing that was heard of it is kept.
+    pub(crate) fn forget_service(&mut self, service: BlockServiceId) {
+        self.services.remove(&service);
+        let reports = self.reports.remove(&service);
+        self.remembered -= reports.map_or(0, |reports| reports.blocks.len());
+    }
+
     /// The bad blocks reported of a block service, by block id.
     pub fn reported(&self, service: BlockServiceId) -> impl Iterator<Item = (u64, Reported)> {
-        let blocks = self.reports.get(&service).into_iter().flat_map(|reports| &reports.blocks);
-        blocks.map(|(&block, &reported)| (block, reported))
+        self.reports.get(&service).into_iter().flat_map(Reports::blocks)
+    }
+
+    /// It is repaired, or was not bad.
+    pub(crate) fn forget_report(&mut self, service: BlockServiceId, block: u64) {
+        let Some(reports) = self.reports.get_mut(&service) else { return };
+        if reports.blocks.remove(&block).is_some() {
+            self.remembered -= 1;
+        }
+        // Those that were only counted are reported again by whoever reads them.
+        if reports.blocks.is_empty() {
+            self.reports.remove(&service);
+        }
     }
 }
 
 impl ServiceHealth {
-    fn of(address: &str, report: &pb::BlockServiceReport, now: Time) -> ServiceHealth {
+    fn of(
+        op: &pb::RegisterBlockServices,
+        report: &pb::BlockServiceReport,
+        before: Option<&ServiceHealth>,
+        now: Time,
+    ) -> ServiceHealth {
         ServiceHealth {
             last_seen: now,
-            address: address.to_owned(),
+            address: op.address.clone(),
+            boot: op.boot,
+            former_boot: before.and_then(|before| match before.boot == op.boot {
+                true => before.former_boot,
+                false => Some(before.boot),
+            }),
             capacity_bytes: report.capacity_bytes,
             available_bytes: report.available_bytes,
             used_bytes: report.used_bytes,
             blocks: report.blocks,
             io_errors: report.io_errors,
             problem: report.problem.clone(),
+            read_only: report.read_only,
+            dead_bytes: report.dead_bytes,
         }
     }
 }

@@ -197,12 +197,13 @@ impl Beat {
 }
 
 fn disks(address: &str, block_services: Vec<pb::BlockServiceReport>) -> Op {
-    let failure_domain = "rack".into();
-    Op::RegisterBlockServices(pb::RegisterBlockServices {
-        address: address.into(),
-        failure_domain,
-        block_services,
-    })
+    disks_of(0, address, block_services)
+}
+
+/// As the start `boot` of a daemon says it.
+fn disks_of(boot: u64, address: &str, block_services: Vec<pb::BlockServiceReport>) -> Op {
+    let (address, failure_domain) = (address.into(), "rack".into());
+    Op::RegisterBlockServices(pb::RegisterBlockServices { address, failure_domain, block_services, boot })
 }
 
 fn bad_block(block_service: u64, block: u64) -> pb::BadBlock {
@@ -485,7 +486,7 @@ fn replicas(group: u32, wanted: &[u64]) -> pb::SetReplicas {
 
 #[test]
 fn what_would_leave_too_few_replicas_needs_force() {
-    use RegistryError::{Malformed, TooFewReplicas, UnknownMember};
+    use RegistryError::{Busy, Malformed, TooFewReplicas, UnknownMember};
     let mut registry = Registry::three(Duration::ZERO);
     registry.ok(&Beat::new(14, StoreShard, "d").op());
     registry.ok(&Beat::new(15, StoreShard, "e").op());
@@ -536,8 +537,27 @@ fn what_would_leave_too_few_replicas_needs_force() {
         "shard 5 has no quorum: not alive on b, c",
     );
     registry.refused(&ask(replicas(5, &[11, 12, 13, 14])), TooFewReplicas, "would have no quorum");
-    let fresh = Registry::with_replicas(Duration::ZERO, 3);
-    let mut fresh = fresh;
+    // A new leader does not know better until all had the time to speak.
+    registry.restart(Duration::ZERO);
+    let to_b = pb::SetReplicas { preferred: 12, ..replicas(6, &[]) };
+    registry.beat_three(&["a"]);
+    registry.refused(&ask(to_b.clone()), Busy, "on host b is not alive");
+    registry.refused(
+        &force(pb::SetReplicas { preferred: 14, ..to_b.clone() }),
+        Malformed,
+        "not to be a voter",
+    );
+    registry.beat_three(&["b"]);
+    registry.ok(&ask(to_b.clone()));
+    registry.restart(Duration::ZERO);
+    registry.pass(STALE_AFTER);
+    registry.beat_three(&["a", "c"]);
+    registry.refused(
+        &ask(pb::SetReplicas { preferred: 12, ..replicas(7, &[]) }),
+        TooFewReplicas,
+        "on host b is not",
+    );
+    let mut fresh = Registry::with_replicas(Duration::ZERO, 3);
     fresh.refused(&ask(replicas(5, &[11])), UnknownMember, "shard 5");
 }
 
@@ -598,6 +618,63 @@ fn a_disk_with_anothers_id_is_refused_and_disturbs_nothing() {
     assert_eq!(registry.map().block_services[0].address, "b:1");
 }
 
+/// The block services that are to blame, and where the registry says that block service 1 is then.
+fn conflict(registry: &mut Registry, op: &Op) -> (Vec<u64>, String) {
+    let Reply::Error(error) = registry.request(op) else { panic!("{op:?} is accepted") };
+    assert_eq!(error.code, RegistryError::Conflict.code(), "{}", error.message);
+    assert!(error.message.contains("two copies of one disk?"), "{}", error.message);
+    (error.block_services, registry.map().block_services[0].address.clone())
+}
+
+#[test]
+fn a_copy_of_a_disk_is_refused_while_the_disk_is_heard_of() {
+    let mut registry = Registry::new(Duration::ZERO);
+    registry.ok(&disks_of(1, "a:1", vec![report(1), report(2)]));
+    let copy = pb::BlockServiceReport { path: "/copy".into(), ..report(1) };
+    let logged = registry.logged;
+    // Of three disks one is a copy, and it alone is to blame.
+    let host = |boot| disks_of(boot, "b:1", vec![report(3), copy.clone(), report(4)]);
+    assert_eq!(conflict(&mut registry, &host(2)), (vec![1], "a:1".to_owned()), "RG-3");
+    assert_eq!((registry.logged, registry.map().block_services.len()), (logged, 2), "RG-2");
+    // The same process elsewhere, and another at the same place: the one before is gone.
+    registry.ok(&disks_of(1, "a:2", vec![report(1)]));
+    registry.ok(&disks_of(3, "a:2", vec![report(1)]));
+    assert_eq!(conflict(&mut registry, &disks_of(1, "a:2", vec![report(1)])).0, [1], "it is not gone");
+    // One that does not say which start it is.
+    registry.ok(&disks("a:3", vec![report(1)]));
+    registry.ok(&disks_of(4, "a:3", vec![report(1)]));
+
+    // Restarted elsewhere.
+    registry.pass(STALE_AFTER / 2);
+    assert_eq!(conflict(&mut registry, &host(2)).0, [1]);
+    registry.pass(STALE_AFTER / 2);
+    registry.ok(&host(2));
+    assert_eq!(conflict(&mut registry, &disks_of(4, "a:3", vec![report(1)])), (vec![1], "b:1".to_owned()));
+}
+
+#[test]
+fn a_disk_moves_to_another_host_while_the_former_says_that_it_is_lost() {
+    let mut registry = Registry::new(Duration::ZERO);
+    let lost = || pb::BlockServiceReport { problem: "it is gone".into(), ..report(1) };
+    registry.ok(&disks_of(1, "a:1", vec![report(1)]));
+    registry.ok(&disks_of(1, "a:1", vec![lost()]));
+    registry.ok(&disks_of(2, "b:1", vec![report(1)]));
+    assert_eq!(conflict(&mut registry, &disks_of(1, "a:1", vec![lost()])), (vec![1], "b:1".to_owned()));
+    assert_eq!(registry.map().block_services[0].flags, 0);
+}
+
+#[test]
+fn a_registry_that_has_just_started_takes_its_rows_word_for_where_a_disk_is() {
+    let mut registry = Registry::new(Duration::ZERO);
+    registry.ok(&disks_of(1, "a:1", vec![report(1)]));
+    registry.restart(STALE_AFTER);
+    assert_eq!(conflict(&mut registry, &disks_of(2, "b:1", vec![report(1)])).0, [1]);
+    registry.ok(&disks_of(1, "a:1", vec![report(1)]));
+    registry.restart(STALE_AFTER);
+    registry.pass(STALE_AFTER);
+    registry.ok(&disks_of(2, "b:1", vec![report(1)]));
+}
+
 #[test]
 fn reports_of_bad_blocks_are_counted_once_each_and_bounded() {
     let mut registry = Registry::new(Duration::ZERO);
@@ -644,6 +721,11 @@ fn without_the_secret_nobody_registers_or_gets_keys() {
     assert!(unauthorized(Op::SetReplicas(replicas(0, &[1]))));
     assert!(unauthorized(Op::DrainHost(pb::DrainHost { host: "a".into(), undo: false })));
     assert!(unauthorized(disks("b:1", vec![report(1)])));
+    let flags = pb::SetFlags { block_services: vec![1], set: flags::NO_WRITE, clear: 0 };
+    assert!(unauthorized(Op::SetFlags(flags)), "RG-17");
+    assert!(unauthorized(Op::PutJob(pb::PutJob::default())), "RG-17");
+    assert!(unauthorized(Op::RegisterJanitor(pb::RegisterJanitor { boot: 1, ..Default::default() })));
+    assert!(unauthorized(Op::ListBadBlocks(pb::ListBadBlocks::default())));
     assert!(unauthorized(Op::Map(pb::ClusterMap { with_keys: true, known_version: 0 })), "RG-8");
     assert!(!unauthorized(Op::Map(pb::ClusterMap { with_keys: false, known_version: 0 })));
     assert!(!unauthorized(Op::Hello(pb::Hello {})));
@@ -669,6 +751,8 @@ fn hostile_report() -> impl Strategy<Value = pb::BlockServiceReport> {
             blocks: d,
             io_errors: d,
             problem,
+            read_only: byte % 2 == 1,
+            dead_bytes: a,
         },
     )
 }
@@ -716,6 +800,8 @@ fn hostile() -> impl Strategy<Value = Op> {
         (prop::collection::vec(0u64..5, 0..4), 0u32..40, 0u32..40).prop_map(
             |(block_services, set, clear)| { Op::SetFlags(pb::SetFlags { block_services, set, clear }) }
         ),
+        prop::collection::vec(0u64..5, 0..4)
+            .prop_map(|block_services| Op::ForgetBlockServices(pb::ForgetBlockServices { block_services })),
         store.prop_map(Op::RegisterStore),
         (prop_oneof![0u32..4, 255u32..260], ids(), 0u64..5, any::<bool>()).prop_map(
             |(group, wanted, preferred, force)| {
@@ -723,11 +809,23 @@ fn hostile() -> impl Strategy<Value = Op> {
             }
         ),
         (host(), any::<bool>()).prop_map(|(host, undo)| Op::DrainHost(pb::DrainHost { host, undo })),
-        (text(), text(), prop::collection::vec(hostile_report(), 0..4)).prop_map(
-            |(address, failure_domain, block_services)| Op::RegisterBlockServices(
-                pb::RegisterBlockServices { address, failure_domain, block_services }
+        (text(), text(), prop::collection::vec(hostile_report(), 0..4), 0u64..3).prop_map(
+            |(address, failure_domain, block_services, boot)| Op::RegisterBlockServices(
+                pb::RegisterBlockServices { address, failure_domain, block_services, boot }
             )
         ),
+        (0u64..3, host(), text(), text(), -1i32..7, 0u64..4).prop_map(
+            |(boot, host, address, state, kind, id)| {
+                let task = pb::JanitorTask { kind, about: id, state, bytes_done: boot, ..Default::default() };
+                let job = pb::JobProgress { id, done: boot == 1, ..Default::default() };
+                let (tasks, jobs) = (vec![task], vec![job]);
+                Op::RegisterJanitor(pb::RegisterJanitor { boot, host, address, tasks, jobs })
+            }
+        ),
+        (ids(), 0u64..5).prop_map(|(blocks, block_service)| {
+            let bad = |block| pb::BadBlock { block_service, block, ..Default::default() };
+            Op::ListBadBlocks(pb::ListBadBlocks { forget: blocks.into_iter().map(bad).collect() })
+        }),
     ]
 }
 
@@ -745,7 +843,7 @@ proptest! {
             if let Step::Log(command) = step {
                 let reply = apply(&mut registry.table, registry.now, command.command.unwrap());
                 // What is worth logging has been checked: nothing else came between.
-                prop_assert_eq!(reply, Reply::Registered(pb::Registered {}));
+                prop_assert!(matches!(reply, Reply::Registered(_) | Reply::Job(_)), "{:?}", reply);
             }
             registry.plan();
             let summary = registry.summary();

@@ -5,15 +5,16 @@
 //! is volatile: what heartbeats say. It decides which of them is worth logging, and makes the cluster map
 //! and the summary from both. [`plan`] says, from both, what is to change about groups.
 //!
-//! Reading order: [`machine`], [`health`] (`stores`, `members`, `map`), [`planner`], [`summary`]
-//! (`troubles`), [`validate`].
+//! Reading order: [`machine`], [`health`] (`stores`, `members`, `janitor`, `forgetting`, `map`), [`planner`],
+//! [`summary`] (`troubles`, [`repairs`]), [`validate`].
 //!
 //! # Invariants
 //!
 //! - **RG-1** A cluster is founded once; its id never changes.
 //! - **RG-2** A refused command changes nothing: all it names is done, or none of it.
-//! - **RG-3** The id of a block service belongs to one key for ever: a second disk with the same id is
-//!   refused (Conflict).
+//! - **RG-3** The id of a block service belongs to one key until it is forgotten (RG-20): a second disk with the same id is
+//!   refused (Conflict). So is, while a disk is heard of and well (and, after a start, until the registry has
+//!   listened long enough), the same disk from another process: a copy, or one that was restarted elsewhere.
 //! - **RG-4** Of a block service's flags, people set NO_READ, NO_WRITE and DECOMMISSIONED, and nothing
 //!   else changes them; STALE and LOST are derived from what is heard and never stored.
 //! - **RG-5** A store has one kind for ever and, while it is heard of (and, after a start, until the
@@ -39,12 +40,21 @@
 //!   happens it comes to rest.
 //! - **RG-16** The planner leaves a group without a live leader as it is, and moves nothing only to level the
 //!   load while any group of the kind is on its way, without a leader, or has a voter that is away.
+//! - **RG-17** Flags of block services are set, block services forgotten and jobs given only by those who have the cluster secret.
+//! - **RG-18** One janitor works at a time: the first that is heard of, until it is not heard of any more. What it says
+//!   changes nothing but what is shown, and how far its jobs are.
+//! - **RG-19** A job is kept, with how far it is, until it is done or cancelled; its id is never given again.
+//! - **RG-20** A block service is forgotten only when people say so, it is decommissioned, nobody has it any more and the janitor
+//!   has found nothing on it; a host that says it has lost it does not bring it back.
 
+mod forgetting;
 pub mod health;
+mod janitor;
 pub mod machine;
 mod map;
 mod members;
 pub mod planner;
+pub mod repairs;
 mod schema;
 mod stores;
 pub mod summary;

@@ -5,12 +5,12 @@ use std::convert::Infallible;
 
 use eggs_machine::{Machine, Outcome, Table, TableError, Tx};
 use eggs_proto::limits::{BLOCK_SERVICES_MAX, PROTOCOL_VERSION, REPLICAS};
-use eggs_proto::{BlockServiceId, ClusterId, GroupId, RegistryError, ServiceError, StoreId, Time, pb};
+use eggs_proto::{BlockServiceId, ClusterId, GroupId, RegistryError, ServiceError, StoreId, Time, flags, pb};
 use pb::registry_command::Command;
 use pb::registry_reply::Result as Reply;
 use prost::Message;
 
-use crate::{schema, validate};
+use crate::{forgetting, janitor, schema, validate};
 
 /// The registry's replicated state machine. Its reply is an encoded [`pb::RegistryReply`] without a
 /// header: `hello` to a `FoundCluster`, `registered` to the others, or an error.
@@ -51,6 +51,9 @@ impl Machine for RegistryMachine {
             Some(Command::PutStore(op)) => put_store(tx, time, &op),
             Some(Command::PutGroups(op)) => put_groups(tx, &op),
             Some(Command::DrainHost(op)) => drain_host(tx, &op),
+            Some(Command::PutJob(op)) => put_job(tx, time, &op),
+            Some(Command::PutJobProgress(op)) => put_job_progress(tx, &op),
+            Some(Command::ForgetBlockServices(op)) => forget_block_services(tx, &op),
             None => Err(RegistryError::Malformed.with("command").into()),
         };
         let result = match result {
@@ -75,8 +78,12 @@ fn found<T: Table + ?Sized>(tx: &mut Tx<'_, T>, time: Time, op: &pb::FoundCluste
         let what = format_args!("{} replicas: there can be 1, 3 or 5", op.replicas);
         return Err(RegistryError::Malformed.with(what).into());
     }
-    let row =
-        pb::RegistryMetaRow { cluster_id: op.cluster_id.clone(), created_at: time.0, replicas: op.replicas };
+    let row = pb::RegistryMetaRow {
+        cluster_id: op.cluster_id.clone(),
+        created_at: time.0,
+        replicas: op.replicas,
+        next_job: 0,
+    };
     tx.put(schema::META, row.encode_to_vec())?;
     Ok(Reply::Hello(hello_of(row)))
 }
@@ -328,6 +335,77 @@ fn set_flags<T: Table + ?Sized>(tx: &mut Tx<'_, T>, op: &pb::SetFlags) -> Result
     }
     for (id, row) in rows {
         tx.put(schema::block_service_key(id), row.encode_to_vec())?;
+    }
+    Ok(Reply::Registered(pb::Registered {}))
+}
+
+/// RG-2, RG-20.
+fn forget_block_services<T: Table + ?Sized>(
+    tx: &mut Tx<'_, T>,
+    op: &pb::ForgetBlockServices,
+) -> Result<Reply, Stop> {
+    validate::forget_block_services(op)?;
+    for id in op.block_services.iter().copied().map(BlockServiceId) {
+        let row = schema::block_service(tx, id)?.ok_or_else(|| RegistryError::NotFound.with(id))?;
+        if row.flags & flags::DECOMMISSIONED == 0 {
+            return Err(conflict(forgetting::not_given_up(id)).into());
+        }
+    }
+    for &id in &op.block_services {
+        tx.delete(schema::block_service_key(BlockServiceId(id)))?;
+    }
+    Ok(Reply::Registered(pb::Registered {}))
+}
+
+/// RG-19. Adds a job, or ends one; answers it.
+fn put_job<T: Table + ?Sized>(tx: &mut Tx<'_, T>, time: Time, op: &pb::PutJob) -> Result<Reply, Stop> {
+    validate::put_job(op)?;
+    if op.id != 0 {
+        let job = schema::job(tx, op.id)?.ok_or_else(|| no_job(op.id))?;
+        tx.delete(schema::job_key(op.id))?;
+        return Ok(Reply::Job(job));
+    }
+    let jobs = schema::jobs(tx)?;
+    if let Some(job) = jobs.iter().find(|job| janitor::is_same(job, op)) {
+        return Ok(Reply::Job(job.clone()));
+    }
+    let open = jobs.iter().filter(|job| !janitor::is_done(job)).count();
+    if open >= validate::JOBS_MAX {
+        let what = format_args!("{open} jobs are under way already: cancel some, or wait");
+        return Err(RegistryError::Malformed.with(what).into());
+    }
+    let mut meta =
+        schema::meta(tx)?.ok_or_else(|| RegistryError::Busy.with("the cluster is being founded"))?;
+    let id = meta.next_job.max(1);
+    meta.next_job = id + 1;
+    let job = pb::Job {
+        id,
+        kind: op.kind,
+        directory: op.directory,
+        path: op.path.clone(),
+        asked_at: time.0,
+        progress: None,
+    };
+    tx.put(schema::META, meta.encode_to_vec())?;
+    tx.put(schema::job_key(id), job.encode_to_vec())?;
+    Ok(Reply::Job(job))
+}
+
+fn no_job(id: u64) -> pb::Error {
+    pb::Error { message: format!("there is no job {id}"), ..RegistryError::NotFound.bare() }
+}
+
+/// RG-19. Of jobs that were cancelled meanwhile nothing is kept.
+fn put_job_progress<T: Table + ?Sized>(tx: &mut Tx<'_, T>, op: &pb::PutJobProgress) -> Result<Reply, Stop> {
+    validate::job_progress(&op.jobs)?;
+    for progress in &op.jobs {
+        if let Some(job) = schema::job(tx, progress.id)?.filter(|job| !janitor::is_done(job)) {
+            let job = pb::Job { progress: Some(progress.clone()), ..job };
+            tx.put(schema::job_key(job.id), job.encode_to_vec())?;
+        }
+    }
+    for id in janitor::to_forget(&schema::jobs(tx)?) {
+        tx.delete(schema::job_key(id))?;
     }
     Ok(Reply::Registered(pb::Registered {}))
 }

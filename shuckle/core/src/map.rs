@@ -58,6 +58,8 @@ impl Health {
             groups,
             crossdir_transactions: self.transactions,
             slow_transactions: self.slow_transactions.clone(),
+            janitor: self.janitor_info(now),
+            jobs: schema::jobs(view)?,
             replicas: schema::meta(view)?.map_or(0, |meta| meta.replicas),
             now: now.0,
             version: 0,
@@ -150,6 +152,8 @@ impl Health {
             io_errors: health.map_or(0, |health| health.io_errors),
             reported_blocks: self.reports.get(&id).map_or(0, Reports::count),
             problem,
+            read_only: health.is_some_and(|health| health.read_only),
+            dead_bytes: health.map_or(0, |health| health.dead_bytes),
             key: if with_keys { row.key } else { bytes::Bytes::new() },
         }
     }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use eggs_machine::{Table, TableError};
+use eggs_proto::limits::STALE_AFTER;
 use eggs_proto::{GroupId, RegistryError, ServiceError, StoreId, Time, pb};
 use pb::registry_command::Command;
 
@@ -15,7 +16,8 @@ use crate::{schema, validate};
 type Rows = BTreeMap<StoreId, pb::StoreRow>;
 
 impl Health {
-    /// Sets the voters a group is to have, and who is to lead it. RG-14.
+    /// Sets the voters a group is to have, and who is to lead it. RG-14. `Busy` instead of a refusal while this leader may
+    /// only not have heard of a store yet.
     pub(crate) fn set_replicas<T: Table + ?Sized>(
         &self,
         view: &T,
@@ -56,6 +58,19 @@ impl Health {
             false => check.safe(&wanted, &current, &present, op.preferred),
         });
         if let Err(error) = checked {
+            let unheard = wanted.voters.iter().chain(&present.voters).any(|&id| {
+                let id = StoreId(id);
+                rows.contains_key(&id) && !self.stores.contains_key(&id)
+            });
+            let is_new = now.since(self.started_at) < STALE_AFTER;
+            if is_new && unheard && error.code == RegistryError::TooFewReplicas.code() {
+                // It may be wrong; asked again, it is right in a moment.
+                let what = format_args!(
+                    "it leads since a moment ago, and as far as it has heard: {}",
+                    error.message
+                );
+                return Ok(Err(RegistryError::Busy.with(what)));
+            }
             return Ok(Err(error));
         }
         let same = pb::WantedReplicas { voters: current.voters.clone(), ..wanted.clone() } == current;

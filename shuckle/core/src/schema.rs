@@ -5,6 +5,7 @@
 //! | `M` | [`pb::RegistryMetaRow`] |
 //! | `B` block service id (u64, big endian) | [`pb::BlockServiceRow`] |
 //! | `G` group (u16, big endian) | [`pb::GroupRow`]: who replicates it, and who is to |
+//! | `J` job id (u64, big endian) | [`pb::Job`] |
 //! | `S` store id (u64, big endian) | [`pb::StoreRow`] |
 
 use std::ops::RangeInclusive;
@@ -22,6 +23,8 @@ const BLOCK_SERVICES: &[u8] = b"B";
 const BLOCK_SERVICES_END: &[u8] = b"C";
 const GROUPS: &[u8] = b"G";
 const GROUPS_END: &[u8] = b"H";
+const JOBS: &[u8] = b"J";
+const JOBS_END: &[u8] = b"K";
 const STORES: &[u8] = b"S";
 const STORES_END: &[u8] = b"T";
 
@@ -67,6 +70,10 @@ pub(crate) fn group_key(group: GroupId) -> Vec<u8> {
 
 pub(crate) fn store_key(store: StoreId) -> Vec<u8> {
     key(STORES, &store.0.to_be_bytes())
+}
+
+pub(crate) fn job_key(id: u64) -> Vec<u8> {
+    key(JOBS, &id.to_be_bytes())
 }
 
 fn key(tag: &[u8], id: &[u8]) -> Vec<u8> {
@@ -119,6 +126,16 @@ pub(crate) fn count_block_services<T: Table + ?Sized>(table: &T) -> Result<usize
 pub(crate) fn groups<T: Table + ?Sized>(table: &T) -> Result<Vec<(GroupId, pb::GroupRow)>, TableError> {
     let id = |key| GroupId(u16::from_be_bytes(key));
     all(table, GROUPS, GROUPS_END, id, "group row")
+}
+
+pub(crate) fn job<T: Table + ?Sized>(table: &T, id: u64) -> Result<Option<pb::Job>, TableError> {
+    get(table, &job_key(id), "job row")
+}
+
+/// In the order of their ids: the oldest first.
+pub(crate) fn jobs<T: Table + ?Sized>(table: &T) -> Result<Vec<pb::Job>, TableError> {
+    let rows = all(table, JOBS, JOBS_END, u64::from_be_bytes, "job row")?;
+    Ok(rows.into_iter().map(|(_, job)| job).collect())
 }
 
 /// In the order of the ids.

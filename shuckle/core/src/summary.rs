@@ -5,10 +5,12 @@ use std::fmt;
 use std::time::Duration;
 
 use eggs_machine::{Table, TableError};
-use eggs_proto::limits::{CLASS_FLASH, CLASS_HDD, SHARDS};
+use eggs_proto::limits::SHARDS;
+use eggs_proto::policy::class_name;
 use eggs_proto::{GroupId, Time, TransactionId, flags, pb};
 
 use crate::health::Health;
+use crate::repairs;
 use crate::troubles::{Host, Picture};
 
 /// A class of disks with less than one part in this many free is nearly full.
@@ -57,7 +59,7 @@ pub struct Capacity {
     pub disks: u32,
     /// Heard of, and not lost.
     pub disks_alive: u32,
-    /// Can take new blocks.
+    /// Take new blocks: they may, and have room.
     pub disks_writable: u32,
     pub capacity_bytes: u64,
     pub used_bytes: u64,
@@ -72,7 +74,8 @@ impl Capacity {
             return;
         }
         self.disks_alive += 1;
-        self.disks_writable += u32::from(flags::writable(info.flags));
+        let takes_blocks = flags::writable(info.flags) && !info.read_only && info.available_bytes > 0;
+        self.disks_writable += u32::from(takes_blocks);
         self.capacity_bytes = self.capacity_bytes.saturating_add(info.capacity_bytes);
         self.used_bytes = self.used_bytes.saturating_add(info.used_bytes);
         self.available_bytes = self.available_bytes.saturating_add(info.available_bytes);
@@ -119,7 +122,8 @@ pub fn summarize(map: &pb::ClusterMapReply) -> Summary {
         failure_domains.entry(info.failure_domain.clone()).or_default().add(info);
     }
     let picture = Picture::of(map);
-    let mut reasons = picture.reasons();
+    let mut reasons = repairs::reasons(map);
+    reasons.extend(picture.reasons());
     reasons.extend(disk_reasons(&map.block_services, &total));
     reasons.extend(class_reasons(&classes));
     reasons.extend(transaction_reason(map));
@@ -175,9 +179,15 @@ fn disk_reasons(services: &[pb::BlockServiceInfo], total: &Capacity) -> Vec<Reas
             reasons.push(Reason { state: State::Degraded, text });
         }
     };
-    about(&|info| info.flags & flags::LOST != 0, "lost");
-    about(&|info| info.flags & (flags::STALE | flags::LOST) == flags::STALE, "not heard of");
-    about(&|info| info.io_errors > 0 && info.flags & flags::LOST == 0, "with input/output errors");
+    // Of those that were given up it is said how their repair goes.
+    let missed = |info: &pb::BlockServiceInfo| info.flags & flags::DECOMMISSIONED == 0;
+    about(&|info| info.flags & flags::LOST != 0 && missed(info), "lost");
+    about(&|info| info.flags & (flags::STALE | flags::LOST) == flags::STALE && missed(info), "not heard of");
+    about(
+        &|info| info.io_errors > 0 && info.flags & flags::LOST == 0 && missed(info),
+        "with input/output errors",
+    );
+    about(&|info| info.read_only && flags::writable(info.flags), "read-only");
     let reported = services.iter().fold(0u64, |sum, info| sum.saturating_add(info.reported_blocks));
     if reported > 0 {
         let on: Vec<&pb::BlockServiceInfo> =
@@ -216,13 +226,4 @@ fn class_reasons(classes: &BTreeMap<u32, Capacity>) -> Vec<Reason> {
         Reason { state: State::Degraded, text }
     })
     .collect()
-}
-
-/// As people say it.
-pub fn class_name(class: u32) -> String {
-    match u8::try_from(class) {
-        Ok(CLASS_HDD) => "HDD".to_owned(),
-        Ok(CLASS_FLASH) => "FLASH".to_owned(),
-        _ => format!("class {class}"),
-    }
 }

@@ -7,7 +7,7 @@ use eggs_proto::limits::{
     CLASS_INLINE, FAILURE_DOMAIN_BYTES_MAX, MEMBERS_MAX, PATH_BYTES_MAX, SHARDS, SLOW_TRANSACTIONS_MAX,
     TRANSACTION_STEP_BYTES_MAX,
 };
-use eggs_proto::{GroupId, RegistryError, ServiceError, flags, pb};
+use eggs_proto::{GroupId, InodeId, RegistryError, ServiceError, flags, pb};
 
 use crate::schema::{kind_name, kind_of};
 
@@ -19,8 +19,16 @@ pub const BLOCK_SERVICES_PER_HOST_MAX: usize = 1024;
 pub const PROBLEM_BYTES_MAX: usize = 1024;
 /// Blocks in one report.
 pub const REPORT_BLOCKS_MAX: usize = 4096;
-/// Block services whose flags one request sets.
+/// Block services whose flags one request sets, or that it forgets.
 pub const SET_FLAGS_MAX: usize = 4096;
+/// What a janitor does at a time; it leaves out what is least urgent.
+pub const TASKS_MAX: usize = 256;
+pub const TASK_STATE_BYTES_MAX: usize = 512;
+/// Jobs that are under way.
+pub const JOBS_MAX: usize = 256;
+/// Jobs that are done and can still be looked at.
+pub const JOBS_DONE_KEPT: usize = 16;
+pub const CURSOR_BYTES_MAX: usize = 16 << 10;
 /// Stores a cluster remembers.
 pub const STORES_MAX: usize = 4096;
 /// Shards, coordinator, registry.
@@ -184,6 +192,61 @@ pub fn set_flags(op: &pb::SetFlags) -> Check {
         return Err(malformed("a flag cannot be both set and cleared"));
     }
     Ok(())
+}
+
+pub fn forget_block_services(op: &pb::ForgetBlockServices) -> Check {
+    if op.block_services.is_empty() || op.block_services.len() > SET_FLAGS_MAX {
+        return Err(malformed("how many block services"));
+    }
+    Ok(())
+}
+
+pub fn register_janitor(op: &pb::RegisterJanitor) -> Check {
+    if op.boot == 0 {
+        return Err(malformed("a janitor without a number of its start"));
+    }
+    host(&op.host)?;
+    address(&op.address)?;
+    if op.tasks.len() > TASKS_MAX {
+        return Err(malformed(format_args!("more than {TASKS_MAX} tasks")));
+    }
+    for task in &op.tasks {
+        if pb::JanitorTaskKind::try_from(task.kind).unwrap_or_default()
+            == pb::JanitorTaskKind::JanitorTaskUnspecified
+        {
+            return Err(malformed(format_args!("kind of task {}", task.kind)));
+        }
+        text("state of a task", &task.state, TASK_STATE_BYTES_MAX)?;
+    }
+    job_progress(&op.jobs)
+}
+
+pub fn job_progress(jobs: &[pb::JobProgress]) -> Check {
+    if jobs.len() > JOBS_MAX {
+        return Err(malformed(format_args!("more than {JOBS_MAX} jobs")));
+    }
+    let mut ids = BTreeSet::new();
+    for job in jobs {
+        if job.id == 0 || !ids.insert(job.id) || job.cursor.len() > CURSOR_BYTES_MAX {
+            return Err(malformed(format_args!("progress of job {}", job.id)));
+        }
+    }
+    Ok(())
+}
+
+pub fn put_job(op: &pb::PutJob) -> Check {
+    if op.id != 0 {
+        return if op.cancel { Ok(()) } else { Err(malformed("a job has its id from the registry")) };
+    }
+    let kind = pb::JanitorTaskKind::try_from(op.kind).unwrap_or_default();
+    if op.cancel || kind != pb::JanitorTaskKind::JanitorTaskRestripe {
+        return Err(malformed("there are jobs to restripe, and no others"));
+    }
+    if !InodeId(op.directory).is_directory() {
+        return Err(malformed(format_args!("{} is no directory", InodeId(op.directory))));
+    }
+    // Paths are any bytes; this is for people, made text by who asks.
+    text("path", &op.path, PATH_BYTES_MAX)
 }
 
 pub fn reported_blocks(op: &pb::ReportBlocks) -> Check {

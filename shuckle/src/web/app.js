@@ -25,12 +25,12 @@ function text(node, value) {
   if (node.textContent !== value) node.textContent = value;
 }
 
+// As eggsctl prints them.
 function bytes(count) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
   let unit = 0;
   while (count >= 1024 && unit < units.length - 1) { count /= 1024; unit += 1; }
-  const digits = unit === 0 || count >= 100 ? 0 : count >= 10 ? 1 : 2;
-  return `${count.toFixed(digits)} ${units[unit]}`;
+  return `${count.toFixed(unit === 0 ? 0 : 1)} ${units[unit]}`;
 }
 
 const count = (number) => number.toLocaleString("en-US");
@@ -60,11 +60,15 @@ function ago(milliseconds) {
   return milliseconds < 2000 ? "just now" : `${span(milliseconds)} ago`;
 }
 
-function bar(value) {
+// How full a disk is: the fuller, the worse.
+const fullness = (value) => bar(value, value >= 95 ? "bad" : value >= 85 ? "warn" : "");
+// How much of the work is done: the more, the better.
+const progress = (value) => bar(value, value >= 100 ? "good" : "");
+
+function bar(value, level) {
   const fill = element("i");
   fill.style.width = `${value}%`;
-  if (value >= 95) fill.dataset.full = "bad";
-  else if (value >= 85) fill.dataset.full = "warn";
+  if (level) fill.dataset.level = level;
   const track = element("div", "bar", fill);
   track.setAttribute("role", "meter");
   track.setAttribute("aria-valuenow", value.toFixed(0));
@@ -141,6 +145,12 @@ function tile(name, value, small, note, noteClass) {
   text(noteNode, note);
 }
 
+// Lost, given up, and all it had is elsewhere: there is nothing more to be done for it.
+function isOver(disk, janitor) {
+  return disk.state === "lost" && disk.flags.includes("DECOMMISSIONED")
+    && janitor.tasks.some((task) => task.kind === "repair" && task.about === disk.id && task.least_redundancy === null);
+}
+
 function showTiles(state) {
   const served = state.shards.filter((shard) => shard.state === "alive" || shard.state === "degraded").length;
   const degraded = state.shard_counts.degraded;
@@ -156,16 +166,19 @@ function showTiles(state) {
     well < state.hosts.length ? "bad" : draining ? "warn" : "");
 
   const disks = state.block_services;
-  const lost = disks.filter((disk) => disk.state === "lost").length;
+  const over = disks.filter((disk) => isOver(disk, state.janitor)).length;
+  const lost = disks.filter((disk) => disk.state === "lost").length - over;
   const stale = disks.filter((disk) => disk.state === "stale").length;
-  const notes = [lost ? `${lost} LOST` : "", stale ? `${stale} not heard of` : ""].filter(Boolean);
-  tile("disks", count(disks.length - lost - stale), `of ${count(disks.length)}`,
+  const notes = [lost ? `${lost} LOST` : "", stale ? `${stale} not heard of` : "", over ? `${over} given up, nothing is on ${over === 1 ? "it" : "them"}` : ""].filter(Boolean);
+  tile("disks", count(disks.length - lost - stale - over), `of ${count(disks.length)}`,
     notes.join(", ") || (disks.length ? "all of them" : "none registered"), lost ? "bad" : stale ? "warn" : "");
 
   const total = state.total;
   tile("space", bytes(total.used_bytes), "", `${bytes(total.available_bytes)} free of ${bytes(total.capacity_bytes)}`);
   const domains = state.failure_domains.length;
-  tile("blocks", count(total.blocks), "", `on ${count(domains)} failure domain${domains === 1 ? "" : "s"}`);
+  const near = state.janitor.under_spread;
+  const spread = near && near.of > 0 ? `; under-spread spans: ${count(near.spans)} of ${count(near.of)}` : "";
+  tile("blocks", count(total.blocks), "", `on ${count(domains)} failure domain${domains === 1 ? "" : "s"}${spread}`);
 
   const coordinator = state.crossdir;
   tile("transactions", coordinator.address ? count(coordinator.transactions) : "–", "",
@@ -335,7 +348,7 @@ function showCapacity(state) {
       element("div", "top",
         element("span", "name", one.name),
         element("span", "quiet", `${bytes(one.used_bytes)} of ${bytes(one.capacity_bytes)} · ${percentText(value)}`)),
-      bar(value),
+      fullness(value),
       element("p", "quiet", notes.join(" · ")));
   });
   if (state.classes.length === 0) {
@@ -347,7 +360,7 @@ function showCapacity(state) {
     const missing = away(domain);
     return element("div", "domain",
       element("span", "name", domain.name),
-      domain.capacity_bytes > 0 ? bar(percent(domain.used_bytes, domain.capacity_bytes)) : element("span", "bar none"),
+      domain.capacity_bytes > 0 ? fullness(percent(domain.used_bytes, domain.capacity_bytes)) : element("span", "bar none"),
       element("span", missing ? "tag warn" : "quiet", `${count(domain.alive)} of ${count(domain.block_services)}`));
   });
   const more = domains.length - DOMAINS_MAX;
@@ -374,24 +387,63 @@ function showTransactions(state) {
     cell("Does or waits for", one.step)));
 }
 
+function showUpkeep(state) {
+  const janitor = state.janitor;
+  const who = janitor.host ? `janitor on ${janitor.host}, heard ${ago(janitor.last_seen_ms_ago)}` : "no janitor has registered: nothing is repaired, checked or erased";
+  text($("upkeep-note"), janitor.host && !janitor.alive ? `${who}: AWAY` : who);
+  fill($("tasks").tBodies[0], janitor.tasks, (task) => `${task.kind} ${task.about}`, (task) => {
+    const [done, total] = task.bytes_total > 0 ? [task.bytes_done, task.bytes_total] : [task.spans_done, task.spans_total];
+    const words = task.bytes_total > 0 ? `${bytes(task.bytes_done)} of ${bytes(task.bytes_total)}` : bytes(task.bytes_done);
+    const repair = task.kind === "repair" && task.about;
+    const empty = repair && task.least_redundancy === null;
+    const risk = task.spans_lost > 0 ? `LOST ${count(task.spans_lost)}` : repair && !empty ? count(task.least_redundancy) : "–";
+    const spans = task.spans_total > 0 ? `${count(task.spans_done)} of ${count(task.spans_total)} spans` : "";
+    return element("tr", "",
+      cell("Task", element("span", `tag ${empty ? "good" : repair ? "warn" : ""}`, task.kind), "nowrap"),
+      cell("About", task.name || task.about || "everything"),
+      cell("Progress", total > 0 ? element("div", "", progress(percent(done, total)), element("small", "", words)) : element("span", "quiet", words), "space"),
+      cell("Rate", task.bytes_per_second > 0 ? `${bytes(task.bytes_per_second)}/s` : "–", "number nowrap"),
+      cell("Left", task.seconds_left === null ? "–" : span(task.seconds_left * 1000), "number nowrap"),
+      cell("Can lose", element("span", task.spans_lost > 0 ? "tag bad" : "", risk), "number"),
+      cell("State", task.state || (empty ? "the disk is empty" : spans)));
+  });
+  $("jobs").hidden = janitor.jobs.length === 0;
+  fill($("jobs").querySelector("tbody"), janitor.jobs, (job) => `${job.id}`, (job) => element("tr", "",
+    cell("Job", `${job.kind} ${job.id}`, "nowrap"),
+    cell("Path", element("code", "", job.path)),
+    cell("State", job.done ? "done" : "under way"),
+    cell("Files", count(job.files_done), "number"),
+    cell("Failed", count(job.files_failed), "number"),
+    cell("Bytes", bytes(job.bytes_done), "number")));
+}
+
 const STATE_TAGS = {
   lost: ["bad", "LOST"], stale: ["warn", "not heard of"], failing: ["warn", "failing"],
   restricted: ["", "restricted"], ok: ["good", "well"],
 };
 
+// Lines break between them, not in them.
+function spaceWords(disk) {
+  const words = [`${bytes(disk.used_bytes)} used`, `${bytes(disk.available_bytes)} free`];
+  if (disk.dead_bytes > 0) words.push(`${bytes(disk.dead_bytes)} dead`);
+  return words.flatMap((word, i) => [i ? " · " : "", element("span", "", word)]);
+}
+
 function diskRow(disk) {
-  const [tagClass, word] = STATE_TAGS[disk.state] ?? ["", disk.state];
+  const over = isOver(disk, janitor);
+  const [tagClass, word] = over ? ["", "given up"] : STATE_TAGS[disk.state] ?? ["", disk.state];
   const value = percent(disk.used_bytes, disk.capacity_bytes);
   const where = element("div", "", element("code", "", disk.path || "–"), element("small", "", disk.address));
-  if (disk.problem) where.append(element("span", "problem", disk.problem));
+  if (disk.problem) where.append(element("span", over ? "quiet block" : "problem", over ? `${disk.problem}; nothing is on it any more` : disk.problem));
   const space = disk.capacity_bytes > 0
-    ? element("div", "", bar(value), element("small", "", `${bytes(disk.used_bytes)} used · ${bytes(disk.available_bytes)} free`))
+    ? element("div", "", fullness(value), element("small", "", ...spaceWords(disk)))
     : element("span", "quiet", "unknown");
-  const flags = element("span", "", ...disk.flags.map((flag) => element("span", flag === "LOST" ? "tag bad" : "tag", flag)));
+  const marks = disk.read_only ? [...disk.flags, "read-only"] : disk.flags;
+  const flags = element("span", "flags", ...marks.map((flag) => element("span", flag === "LOST" && !over ? "tag bad" : "tag", flag)));
   const errors = disk.io_errors + disk.reported_blocks;
   const errorText = element("span", errors ? "tag warn" : "quiet", count(errors));
   errorText.title = `${count(disk.io_errors)} input/output errors, ${count(disk.reported_blocks)} blocks reported by readers`;
-  return element("tr", disk.state === "lost" ? "lost" : "",
+  return element("tr", disk.state === "lost" && !over ? "lost" : "",
     cell("State", element("span", `tag ${tagClass}`, word), "nowrap"),
     cell("Id", element("code", "", disk.id), "nowrap"),
     cell("Class", disk.class_name),
@@ -400,15 +452,16 @@ function diskRow(disk) {
     cell("Space", space, "space"),
     cell("Blocks", count(disk.blocks), "number"),
     cell("Last seen", ago(disk.last_seen_ms_ago), "nowrap"),
-    cell("Flags", flags, disk.flags.length ? "" : "blank"),
+    cell("Flags", flags, marks.length ? "" : "blank"),
     cell("Errors", errorText, "number"));
 }
 
 const STATE_ORDER = ["lost", "failing", "stale", "restricted", "ok"];
 let disks = [];
+let janitor = { tasks: [] };
 
 function showDisks(state) {
-  if (state) disks = state.block_services;
+  if (state) [disks, janitor] = [state.block_services, state.janitor];
   const wanted = $("filter").value.trim().toLowerCase();
   const matches = (disk) => !wanted || [disk.id, disk.class_name, disk.failure_domain, disk.address, disk.path,
     disk.state, disk.problem, ...disk.flags].some((value) => value.toLowerCase().includes(wanted));
@@ -467,6 +520,7 @@ function show(state) {
   showStores(state);
   showCapacity(state);
   showTransactions(state);
+  showUpkeep(state);
   showDisks(state);
   text($("updated"), `updated ${new Date().toLocaleTimeString()}, every ${REFRESH_MS / 1000} s`);
 }

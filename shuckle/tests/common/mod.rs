@@ -147,6 +147,7 @@ pub fn disks(disks: Vec<pb::BlockServiceReport>) -> Op {
         address: "host:5003".to_owned(),
         failure_domain: "host".to_owned(),
         block_services: disks,
+        ..Default::default()
     })
 }
 

@@ -13,24 +13,23 @@
 //!    hide from it, and it is the one check of modes, which have no versions.
 //!
 //! Operations on two edges (moves) are two writes to the search; that they have both effects or none is the witness's
-//! matter. [`tree`] looks at the rows as they are, [`replicas`] at all replicas, [`rest`] at a cluster that
-//! sleeps; [`run`] adds the audit of every file and the rebuilding of every state.
+//! matter. [`tree`] looks at the rows as they are, [`replicas`] at all replicas, [`repaired`] at the blocks, [`rest`] at a
+//! cluster that sleeps; [`run`] adds the audit of every file and the rebuilding of every state.
 
 pub(crate) mod edges;
 pub(crate) mod facts;
 pub(crate) mod linear;
 pub(crate) mod registers;
+pub(crate) mod repaired;
 pub(crate) mod replicas;
 pub(crate) mod rest;
 pub(crate) mod tree;
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use eggs_blockd_core::BlockPath;
+use eggs_proto::InodeId;
 use eggs_proto::limits::EDEN_DEADLINE;
-use eggs_proto::{BlockId, BlockServiceId, InodeId};
 
 use crate::client::calls::Calls;
 use crate::client::files::FileError;
@@ -54,8 +53,12 @@ pub(crate) struct Audited {
 
 /// All checks; what is wrong, in words.
 pub(crate) fn run(world: &mut World) -> Result<Audited, Vec<String>> {
-    let facts = Facts::read(world).map_err(|error| vec![error])?;
     let mut wrong = Vec::new();
+    // As faults have left it: with what is lost and damaged, every file reads back.
+    let facts = Facts::read(world).map_err(|error| vec![error])?;
+    audit(world, &facts, &mut wrong);
+    repaired::work_off(world, &mut wrong);
+    let facts = Facts::read(world).map_err(|error| vec![error])?;
     let mut audited = Audited {
         files: facts.files.len(),
         versions: facts.versions.values().map(Vec::len).sum(),
@@ -65,7 +68,7 @@ pub(crate) fn run(world: &mut World) -> Result<Audited, Vec<String>> {
     let changes = edges::check(&world.common.history.borrow(), &facts, &mut wrong);
     audited.searched = registers::check(&world.common.history.borrow(), &changes, &mut wrong);
     replicas::check(world, &mut wrong);
-    durable(world, &facts, &mut wrong);
+    repaired::check(world, &facts, &mut wrong);
     if wrong.is_empty() {
         audit(world, &facts, &mut wrong);
     }
@@ -82,47 +85,25 @@ pub(crate) fn run(world: &mut World) -> Result<Audited, Vec<String>> {
     if wrong.is_empty() { Ok(audited) } else { Err(wrong) }
 }
 
-/// A block that was proved is whole on its disk, when nothing has spoiled the disk; and no block is forgotten: that it may be
-/// erased is known from the rows.
-fn durable(world: &World, facts: &Facts, wrong: &mut Vec<String>) {
-    let good = world.good_disks();
-    let missing = facts.blocks.iter().filter(|(file, block)| {
-        facts.files.contains_key(file)
-            && good.iter().any(|disk| disk.identity.service.0 == block.block_service)
-            && !good.iter().any(|disk| {
-                disk.identity.service.0 == block.block_service && disk.has(BlockId(block.block), block.crc)
-            })
-    });
-    let lines = missing.map(|(file, block)| {
-        let (service, block) = (BlockServiceId(block.block_service), BlockId(block.block));
-        format!("block {block} of file {file} was proved and is not on {service}")
-    });
-    wrong.extend(lines.take(5));
-    let unknown = good.iter().flat_map(|disk| {
-        let service = disk.identity.service;
-        let known = facts.known_blocks.iter().filter(move |(of, _)| *of == service.0);
-        let known: BTreeSet<String> =
-            known.map(|(_, block)| BlockPath::new(BlockId(*block)).to_string()).collect();
-        let there = disk.files.paths().into_iter().filter(|path| !path.starts_with("tmp/"));
-        there.filter(move |path| !known.contains(path)).map(move |path| (service, path.to_owned()))
-    });
-    let unknown = unknown.map(|(service, path)| format!("{path} on {service} is a block of no file"));
-    wrong.extend(unknown.take(5));
-}
-
 /// Files whose writers went away lose them when their time is over, and nothing else changes.
 fn expiry(world: &mut World, wrong: &mut Vec<String>) {
     world.kernel.jump(3 * EDEN_DEADLINE.as_nanos() as u64);
     if let Err(error) = world.quiet() {
         return wrong.push(error);
     }
+    let facts = Facts::read(world);
+    for (file, _) in facts.iter().flat_map(|facts| &facts.eden).filter(|(_, expired)| !expired) {
+        wrong.push(format!("file {file} in writing is past its deadline and has not expired"));
+    }
+    repaired::work_off(world, wrong);
     match Facts::read(world) {
         Ok(facts) => {
-            for (file, _) in facts.eden.iter().filter(|(_, expired)| !expired) {
-                wrong.push(format!("file {file} in writing is past its deadline and has not expired"));
+            for (file, _) in facts.eden.iter().take(5) {
+                wrong.push(format!("of file {file}, which nobody writes, something is left for ever"));
             }
             tree::check(world, &facts, wrong);
             replicas::check(world, wrong);
+            repaired::check(world, &facts, wrong);
         }
         Err(error) => wrong.push(error),
     }

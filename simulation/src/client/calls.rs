@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use eggs_client_core::retry::Backoff;
+use eggs_janitor_core::Disks;
 use eggs_proto::pb::crossdir_reply::Result as CrossdirAnswer;
 use eggs_proto::pb::shard_reply::Result as ShardAnswer;
 use eggs_proto::{
@@ -79,6 +80,7 @@ pub(crate) struct Places {
     pub shards: BTreeMap<ShardId, Replicas>,
     pub crossdir: Replicas,
     pub services: BTreeMap<BlockServiceId, (NodeId, u32)>,
+    pub disks: Disks,
     /// Which of the registries is asked.
     registry: usize,
 }
@@ -89,11 +91,18 @@ pub(crate) struct Calls {
     pub places: Rc<RefCell<Places>>,
     /// Answers that are not the first ones.
     pub complaints: Rc<RefCell<Vec<String>>>,
+    /// It has the cluster's secret, as the janitor does.
+    pub secret: bool,
 }
 
 impl Calls {
     pub fn new(port: Port) -> Calls {
-        Calls { port, places: Rc::default(), complaints: Rc::default() }
+        Calls { port, places: Rc::default(), complaints: Rc::default(), secret: false }
+    }
+
+    /// The same, with the cluster's secret.
+    pub fn with_secret(&self) -> Calls {
+        Calls { secret: true, ..self.clone() }
     }
 
     fn pause(&self, backoff: &mut Backoff) -> u64 {
@@ -143,7 +152,18 @@ impl Calls {
                 places.crossdir = Replicas::of(&map, place, Some(&places.crossdir));
             }
         }
+        places.disks = Disks::of(&map);
         places.services = map.block_services.iter().filter_map(service).collect();
+    }
+
+    /// Tells whichever registry seems to lead; whether it was heard the next map shows.
+    pub async fn set_flags(&self, block_services: Vec<u64>, set: u32) {
+        let header = request_header(&self.port.cluster, self.port.time(), true);
+        let op = pb::registry_request::Op::SetFlags(pb::SetFlags { block_services, set, clear: 0 });
+        let request = pb::RegistryRequest { header: Some(header), op: Some(op) };
+        let registries = &self.port.cluster.registries;
+        let registry = registries[self.places.borrow().registry % registries.len()];
+        self.port.call(registry, Rpc::Registry, vec![encode(&request)], CALL_TIMEOUT).await;
     }
 
     /// Waits until the cluster has everything this client needs.
@@ -214,7 +234,7 @@ impl Calls {
         // Once per call at most.
         let mut anywhere = self.port.chance(50);
         loop {
-            let mut header = request_header(&self.port.cluster, self.port.time(), false);
+            let mut header = request_header(&self.port.cluster, self.port.time(), self.secret);
             if let Some((session, sequence)) = lane {
                 (header.session, header.sequence) = (session.0, sequence);
             }

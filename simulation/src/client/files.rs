@@ -32,6 +32,16 @@ pub(crate) fn policies() -> pb::Policies {
     }
 }
 
+/// How files are cut that get other spans: as if the policy of their directory had changed.
+pub(crate) fn other_policies() -> pb::Policies {
+    let rules = vec![
+        pb::SpanRule { max_size: 1000, data: 0, parity: 0 },
+        pb::SpanRule { max_size: 16_000, data: 2, parity: 2 },
+        pb::SpanRule { max_size: 30_000, data: 3, parity: 2 },
+    ];
+    pb::Policies { span: Some(pb::SpanPolicy { rules }), ..policies() }
+}
+
 /// Why a file was not written or read.
 #[derive(Debug)]
 pub(crate) enum FileError {
@@ -59,6 +69,13 @@ pub(crate) struct NewFile<'a> {
     pub contents: &'a [u8],
     /// Stop after this many spans: the file must never be seen.
     pub abandon_after: Option<usize>,
+}
+
+/// What is in an eden file, the last of its spans proven and not yet certified.
+pub(crate) struct Written {
+    pub eden: pb::EdenReply,
+    pub certify: Option<pb::CertifySpan>,
+    pub size: u64,
 }
 
 enum Prepared {
@@ -102,7 +119,12 @@ impl Prepared {
 }
 
 impl Calls {
-    async fn eden(&self, directory: InodeId, op: Op, until: u64) -> Result<pb::EdenReply, FileError> {
+    pub(super) async fn eden(
+        &self,
+        directory: InodeId,
+        op: Op,
+        until: u64,
+    ) -> Result<pb::EdenReply, FileError> {
         let result = one(self.write(directory.shard(), vec![op], until).await?)?;
         match (refusal(&result), result.result) {
             (Some(error), _) => Err(FileError::Refused(error, result.time)),
@@ -117,36 +139,10 @@ impl Calls {
         file: &NewFile<'_>,
         until: u64,
     ) -> Result<Option<(pb::LinkReply, u64)>, FileError> {
-        let rules = Rules::new(&policies()).map_err(|error| FileError::Wrong(error.to_string()))?;
-        let step = rules.span_bytes_max() as usize;
-        let mut eden: Option<pb::EdenReply> = None;
-        let mut certify = None;
-        let mut offset = 0u64;
-        for (n, bytes) in file.contents.chunks(step).enumerate() {
-            let prepared = Prepared::new(self, &rules, offset, bytes)?;
-            let span = Some(prepared.span());
-            let op = match &eden {
-                None => Op::StartEden(pb::StartEden {
-                    directory: file.directory.0,
-                    attributes: Some(file.attributes),
-                    note: "simulation".to_owned(),
-                    span,
-                }),
-                Some(eden) => {
-                    let (file, cookie) = (eden.file, eden.cookie);
-                    Op::ExtendEden(pb::ExtendEden { file, cookie, certify: certify.take(), span })
-                }
-            };
-            let placed = self.eden(file.directory, op, until).await?;
-            let proofs = self.write_blocks(file.directory, &prepared, &placed, until).await?;
-            certify = Some(pb::CertifySpan { offset, proofs });
-            offset += bytes.len() as u64;
-            eden = Some(placed);
-            if file.abandon_after == Some(n + 1) {
-                return self.abandon(file.directory, eden, until).await;
-            }
-        }
-        let Some(eden) = eden else { return Err(FileError::Wrong("an empty file".to_owned())) };
+        let (start, last) = (file.directory, file.abandon_after);
+        let written =
+            self.write_spans(start, file.attributes, file.contents, &policies(), last, until).await?;
+        let Some(Written { eden, certify, size }) = written else { return Ok(None) };
         let link = Op::LinkEden(pb::LinkEden {
             file: eden.file,
             cookie: eden.cookie,
@@ -154,7 +150,7 @@ impl Calls {
             directory: file.directory.0,
             name: file.name.clone(),
             replace: file.replace.into(),
-            size: offset,
+            size,
             crc: crc32fast::hash(file.contents),
         });
         let result = one(self.write(file.directory.shard(), vec![link], until).await?)?;
@@ -165,18 +161,60 @@ impl Calls {
         }
     }
 
-    async fn abandon(
+    /// Writes contents into an eden file beside a directory, or beside the file whose contents they are. `Ok(None)`:
+    /// abandoned after so many spans, as asked.
+    pub async fn write_spans(
         &self,
-        directory: InodeId,
-        eden: Option<pb::EdenReply>,
+        beside: InodeId,
+        attributes: pb::NewAttributes,
+        contents: &[u8],
+        policies: &pb::Policies,
+        abandon_after: Option<usize>,
         until: u64,
-    ) -> Result<Option<(pb::LinkReply, u64)>, FileError> {
-        // Half of the writers just go away.
-        if let Some(eden) = eden.filter(|_| self.port.chance(50)) {
-            let op = Op::AbandonEden(pb::AbandonEden { file: eden.file, cookie: eden.cookie });
-            self.write(directory.shard(), vec![op], until).await?;
+    ) -> Result<Option<Written>, FileError> {
+        let rules = Rules::new(policies).map_err(|error| FileError::Wrong(error.to_string()))?;
+        let step = rules.span_bytes_max() as usize;
+        let mut eden: Option<pb::EdenReply> = None;
+        let mut certify = None;
+        let mut offset = 0u64;
+        for (n, bytes) in contents.chunks(step).enumerate() {
+            let prepared = Prepared::new(self, &rules, offset, bytes)?;
+            let span = Some(prepared.span());
+            let op = match &eden {
+                None => Op::StartEden(pb::StartEden {
+                    directory: beside.0,
+                    attributes: Some(attributes),
+                    note: "simulation".to_owned(),
+                    span,
+                }),
+                Some(eden) => {
+                    let (file, cookie) = (eden.file, eden.cookie);
+                    Op::ExtendEden(pb::ExtendEden { file, cookie, certify: certify.take(), span })
+                }
+            };
+            let placed = self.eden(beside, op, until).await?;
+            let proofs = self.write_blocks(beside, &prepared, &placed, until).await?;
+            certify = Some(pb::CertifySpan { offset, proofs });
+            offset += bytes.len() as u64;
+            eden = Some(placed);
+            if abandon_after == Some(n + 1) {
+                if let Some(eden) = eden {
+                    self.abandon(&eden, until).await?;
+                }
+                return Ok(None);
+            }
         }
-        Ok(None)
+        let Some(eden) = eden else { return Err(FileError::Wrong("an empty file".to_owned())) };
+        Ok(Some(Written { eden, certify, size: offset }))
+    }
+
+    /// Half of the writers just go away.
+    pub async fn abandon(&self, eden: &pb::EdenReply, until: u64) -> Result<(), GaveUp> {
+        if self.port.chance(50) {
+            let op = Op::AbandonEden(pb::AbandonEden { file: eden.file, cookie: eden.cookie });
+            self.write(InodeId(eden.file).shard(), vec![op], until).await?;
+        }
+        Ok(())
     }
 
     async fn write_blocks(
@@ -228,6 +266,11 @@ impl Calls {
     }
 
     fn send_block(&self, block: &WriteBlock, encoded: &Encoded) -> Option<u64> {
+        self.send_pieces(block, encoded.slices(block.index))
+    }
+
+    /// Begins to write a block; `None`: where its service is is not known.
+    pub(super) fn send_pieces(&self, block: &WriteBlock, pieces: Vec<Bytes>) -> Option<u64> {
         let (host, _) = *self.places.borrow().services.get(&block.service)?;
         let start = pb::WriteStart {
             header: Some(request_header(&self.port.cluster, self.port.time(), false)),
@@ -239,8 +282,7 @@ impl Calls {
         };
         let part = |part| encode(&pb::WriteBlockRequest { part: Some(part) });
         let mut parts = vec![part(pb::write_block_request::Part::Start(start))];
-        let slices = encoded.slices(block.index).into_iter();
-        parts.extend(slices.map(|slice| part(pb::write_block_request::Part::Data(slice))));
+        parts.extend(pieces.into_iter().map(|piece| part(pb::write_block_request::Part::Data(piece))));
         Some(self.port.send(host, Rpc::WriteBlock, parts, SECOND))
     }
 
@@ -248,50 +290,48 @@ impl Calls {
 
     /// The whole contents of a file.
     pub async fn read_file(&self, file: InodeId, size: u64, until: u64) -> Result<Vec<u8>, FileError> {
-        let mut spans: Vec<StoredSpan> = Vec::new();
-        let mut offset = 0;
-        while offset < size {
+        let mut contents = Vec::with_capacity(size as usize);
+        while (contents.len() as u64) < size {
+            let offset = contents.len() as u64;
             let op = pb::shard_request::Op::GetSpans(pb::GetSpans { file: file.0, offset, limit: 2 });
             let reply = match self.shard(file.shard(), op, None, until).await? {
                 Ok(ShardAnswer::GetSpans(reply)) => reply,
                 Ok(_) => return Err(FileError::Wrong("another reply to GetSpans".to_owned())),
                 Err(error) => return Err(FileError::Refused(error, 0)),
             };
-            let page = check_page(reply.spans, offset, false, size, !reply.more)
+            // The file may have got other spans since the last page.
+            let page = check_page(reply.spans, offset, true, size, !reply.more)
                 .map_err(|error| FileError::Wrong(format!("spans of {file}: {error}")))?;
-            offset = page.last().map_or(size, StoredSpan::end);
-            spans.extend(page);
-        }
-        let mut contents = Vec::with_capacity(size as usize);
-        for span in spans {
-            contents.extend_from_slice(&self.read_span(span, until).await?);
+            for span in page {
+                let skip = contents.len().saturating_sub(span.offset as usize);
+                match self.read_span(span).await {
+                    Ok(bytes) => contents.extend_from_slice(bytes.get(skip..).unwrap_or_default()),
+                    Err(why) if self.port.now() + SECOND > until => return Err(FileError::Blocks(why)),
+                    // Hosts may be down together, they come back; or the blocks have been replaced: where they are now
+                    // the shard knows.
+                    Err(_) => {
+                        self.refresh().await;
+                        self.port.sleep(500 * MILLISECOND).await;
+                        break;
+                    }
+                }
+            }
         }
         Ok(contents)
     }
 
-    async fn read_span(&self, span: StoredSpan, until: u64) -> Result<Vec<u8>, FileError> {
+    async fn read_span(&self, span: StoredSpan) -> Result<Vec<u8>, String> {
         if self.port.cluster.bug == Some(Bug::IgnoreCellCrc)
             && let Some(bytes) = self.read_blindly(&span).await
         {
             return Ok(bytes);
         }
-        let span = Arc::new(span);
-        loop {
-            let mut read =
-                ReadSpan::new(Arc::clone(&span), 0..span.size, |id| self.readable(id), self.port.below(16));
-            match self.drive(&mut read).await {
-                Ok(bytes) => return Ok(bytes),
-                // Hosts may be down together; they come back.
-                Err(why) if self.port.now() + SECOND > until => return Err(FileError::Blocks(why)),
-                Err(_) => {
-                    self.refresh().await;
-                    self.port.sleep(500 * MILLISECOND).await;
-                }
-            }
-        }
+        let size = span.size;
+        let mut read = ReadSpan::new(Arc::new(span), 0..size, |id| self.readable(id), self.port.below(16));
+        self.drive(&mut read).await
     }
 
-    async fn drive(&self, read: &mut ReadSpan) -> Result<Vec<u8>, String> {
+    pub(super) async fn drive(&self, read: &mut ReadSpan) -> Result<Vec<u8>, String> {
         // A call is late once, then lost.
         let mut flying: Vec<(u64, Fetch)> = Vec::new();
         loop {

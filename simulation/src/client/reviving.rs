@@ -147,7 +147,8 @@ impl Workload {
         let (directory, name, died_at) = (death.edge.directory, death.edge.name.clone(), death.died_at.0);
         let local = !death.owned || (!target.is_directory() && target.shard() == directory.shard());
         let answer = if local {
-            let op = Op::Purge(pb::Purge { directory: directory.0, name, died_at, target: target.0 });
+            let (directory_id, target, owned) = (directory.0, target.0, death.owned);
+            let op = Op::Purge(pb::Purge { directory: directory_id, name, died_at, target, owned });
             let Ok(result) = self.calls.write(directory.shard(), vec![op], until).await.map(one) else {
                 return self.gave_up(id);
             };

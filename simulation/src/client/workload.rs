@@ -3,12 +3,12 @@
 //! Of its own names each client keeps a plain model (what the name leads to now, and since when), and
 //! compares at once. What it cannot know at once it claims in the history, to be checked at the end.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use bytes::Bytes;
-use eggs_proto::{InodeId, Retry, ServiceError, ShardError, Time, pb};
+use eggs_proto::{BlockId, BlockServiceId, InodeId, Retry, ServiceError, ShardError, Time, pb};
 
 use super::calls::Calls;
 use super::port::Port;
@@ -42,6 +42,14 @@ pub(crate) struct Common {
     pub recent: RefCell<VecDeque<(Edge, InodeId)>>,
     /// Operations still to be begun by all together.
     pub left: RefCell<usize>,
+    /// The janitor is to come to an end: what is left to do is done when all is quiet.
+    pub janitor_rests: Cell<bool>,
+    /// Files that somebody is moving blocks of: what others do to them meets it.
+    pub moving: RefCell<Vec<InodeId>>,
+    /// Blocks of spans that were not there, although their disks were.
+    pub missing: RefCell<Vec<(InodeId, BlockServiceId, BlockId)>>,
+    /// Spans it has repaired while faults went on.
+    pub repaired: Cell<u64>,
 }
 
 /// What a name of one's own leads to since when. After a lost answer nothing is known of it any more: what
@@ -104,7 +112,7 @@ impl Workload {
     }
 
     pub(super) async fn one(&self) {
-        match self.port().below(111) {
+        match self.port().below(121) {
             0..9 => self.mkdir().await,
             9..12 => self.mkdir_path().await,
             12..23 => self.rmdir().await,
@@ -122,7 +130,9 @@ impl Workload {
             94..97 => self.attributes_of().await,
             97..100 => self.batch().await,
             100..107 => self.undelete().await,
-            _ => self.purge().await,
+            107..111 => self.purge().await,
+            111..116 => self.move_blocks().await,
+            _ => self.restripe().await,
         }
     }
 

@@ -6,6 +6,7 @@
 pub(crate) mod blocks;
 pub(crate) mod coordinator;
 pub(crate) mod registry;
+pub(crate) mod segments;
 pub(crate) mod shards;
 
 use std::time::Duration;
@@ -75,9 +76,9 @@ impl Me {
         format!("host{}", self.machine)
     }
 
-    /// The next tick of raft, by its own clock.
-    pub fn raft_tick(&self, kernel: &mut Kernel) {
-        let tick = TICK.as_nanos() as i64;
+    /// The end of so many ticks of raft, by its own clock.
+    pub fn raft_ticks(&self, kernel: &mut Kernel, ticks: u64) {
+        let tick = TICK.as_nanos() as i64 * i64::try_from(ticks).unwrap_or(1);
         let delay = tick - tick * self.drift / 1_000_000;
         self.timer(kernel, delay.unsigned_abs(), Timer::RaftTick);
     }

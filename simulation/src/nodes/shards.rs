@@ -91,7 +91,14 @@ impl ShardHost {
         self.replica.view(group_of(shard))
     }
 
-    fn answer(&mut self, kernel: &mut Kernel, waiter: Waiter, result: Answer) {
+    fn answer(&mut self, kernel: &mut Kernel, waiter: Waiter, mut result: Answer) {
+        if let Answer::ListGarbage(garbage) = &mut result {
+            if self.cluster.bug == Some(Bug::EraseLive) && waiter.tag.is_multiple_of(8) {
+                let views = self.replica.led().into_iter().filter_map(|group| self.replica.view(group));
+                garbage.blocks.extend(views.into_iter().find_map(|view| crate::bug::living_block(view)));
+            }
+            eggs_shard_core::sign_garbage(garbage, &self.services);
+        }
         let time = self.replica.clock.now(self.me.wall(kernel));
         let reply = pb::ShardReply { header: reply_header(time), result: Some(result) };
         self.me.reply(kernel, waiter.from, waiter.tag, Rpc::Shard, vec![encode(&reply)]);
@@ -122,6 +129,9 @@ impl ShardHost {
         }
         let Ok(shard) = ShardId::try_from(request.shard) else { return refused(ShardError::Malformed) };
         let Some(op) = request.op else { return refused(ShardError::Malformed) };
+        if eggs_shard_core::needs_secret(&op) && header.secret != self.cluster.secret {
+            return refused(ShardError::Unauthorized);
+        }
         let at = match &op {
             Op::Write(write) => return self.write(kernel, shard, &header, write.clone(), waiter),
             Op::Walk(walk) => Time(walk.at),
@@ -302,14 +312,18 @@ impl ShardHost {
     ) -> Result<Option<Answer>, Stop> {
         let authorized = header.secret == self.cluster.secret;
         let (session, wall) = (SessionId(header.session), self.me.wall(kernel));
-        let (services, rng) = (&self.services, &mut kernel.rng);
+        let (services, rng, bug) = (&self.services, &mut kernel.rng, self.cluster.bug);
         let mut chosen = None;
         let offered = self
             .replica
             .write(group_of(shard), session, header.sequence, wall, Some(waiter), |view, now| {
                 let mut entropy = || rng.next_u64();
+                let asked = (bug == Some(Bug::SwapUnproven)).then(|| write.clone());
                 eggs_shard_core::prepare(shard, view, write, authorized, now, &mut entropy, services).map(
-                    |command| {
+                    |mut command| {
+                        if let Some(asked) = asked {
+                            crate::bug::believe_swaps(view, asked, &mut command);
+                        }
                         let command = encode(&command);
                         chosen = Some((now, command.clone()));
                         command

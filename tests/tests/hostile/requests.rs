@@ -281,7 +281,10 @@ impl Requests {
                 let (died_at, target, new_name) = (self.u64(), file, self.name());
                 WriteOp::Undelete(pb::Undelete { directory, name, died_at, target, new_name })
             }
-            29 => WriteOp::Purge(pb::Purge { directory, name, died_at: self.u64(), target: file }),
+            29 => {
+                let (died_at, target, owned) = (self.u64(), file, self.u32().is_multiple_of(2));
+                WriteOp::Purge(pb::Purge { directory, name, died_at, target, owned })
+            }
             30 => WriteOp::ReviveDirectory(pb::ReviveDirectory { transaction, directory, owner }),
             31 => {
                 let (died_at, target) = (self.u64(), file);
@@ -465,6 +468,7 @@ impl Requests {
                     used_bytes: this.u64(),
                     ..pb::BlockServiceReport::default()
                 }),
+                ..Default::default()
             }),
         };
         pb::RegistryRequest { header, op: self.rng.random_bool(0.98).then_some(op) }
@@ -554,13 +558,13 @@ impl Requests {
         }
     }
 
-    pub fn block_erase(&mut self, services: &[u64]) -> pb::EraseBlockRequest {
-        pb::EraseBlockRequest {
-            header: self.header(),
+    pub fn block_erase(&mut self, services: &[u64]) -> pb::EraseBlocksRequest {
+        let block = pb::EraseBlock {
             block_service: self.service(services),
             block: self.u64(),
             certificate: self.bytes(),
-        }
+        };
+        pb::EraseBlocksRequest { header: self.header(), blocks: vec![block] }
     }
 
     fn service(&mut self, services: &[u64]) -> u64 {

@@ -74,8 +74,17 @@ impl Cluster {
         Cluster::start_replicated(eggsctl, data, 1)
     }
 
+    /// Starts a cluster of one host with so many disks.
+    pub fn start_with_disks(eggsctl: &Path, data: &Path, disks: u32) -> Result<Cluster> {
+        Cluster::start_up(eggsctl, data, 1, Some(disks))
+    }
+
     /// Starts a cluster of several hosts in one process: each listens on a port of its own.
     pub fn start_replicated(eggsctl: &Path, data: &Path, replicas: u16) -> Result<Cluster> {
+        Cluster::start_up(eggsctl, data, replicas, None)
+    }
+
+    fn start_up(eggsctl: &Path, data: &Path, replicas: u16, disks: Option<u32>) -> Result<Cluster> {
         let first = free_ports(replicas)?;
         let addrs: Vec<String> = (0..replicas).map(|n| format!("127.0.0.1:{}", first + n)).collect();
         let began = Instant::now();
@@ -83,6 +92,9 @@ impl Cluster {
         command.args(["up", "--listen", &addrs[0], "--data"]).arg(data);
         if replicas > 1 {
             command.args(["--replicas", &replicas.to_string()]);
+        }
+        if let Some(disks) = disks {
+            command.args(["--disks", &disks.to_string()]);
         }
         let mut child = command
             .env_remove("EGGS_SHUCKLE")
@@ -117,15 +129,24 @@ impl Cluster {
         self.own.as_ref().map(|own| own.child.id())
     }
 
+    /// Of the first shuckle.
+    pub fn address(&self) -> Result<&str> {
+        Ok(self.addrs.first().context("no address")?)
+    }
+
     pub async fn client(&self) -> Result<Client> {
-        let options = Options { shuckle: self.addrs.clone(), ..Options::default() };
+        self.client_with(|options| options).await
+    }
+
+    /// A client with other options than the defaults.
+    pub async fn client_with(&self, change: impl FnOnce(Options) -> Options) -> Result<Client> {
+        let options = change(Options { shuckle: self.addrs.clone(), ..Options::default() });
         Client::connect(options).await.with_context(|| format!("no cluster at {}", self.addrs.join(", ")))
     }
 
     /// The sum of a counter over all of its labels, as the process counts it.
     pub fn counter(&self, name: &str) -> Result<f64> {
-        let addr = self.addrs.first().context("no address")?;
-        measure::counter(addr, name)
+        measure::counter(self.address()?, name)
     }
 
     /// CPU of the cluster and of this process so far, in seconds.

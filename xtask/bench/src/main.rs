@@ -5,8 +5,7 @@
 //! their meaning: figures are compared over months. docs/HACKING.md says what every row is.
 //!
 //! Reading order: this file, `cluster` (the process under test), `measure` (CPU, medians), `report` (rows, floors, table),
-//! `load` (clients at work), then the suites `start`, `meta`, `crossdir`, `data`, `replicated`, and `raw` (what the machine itself
-//! can do).
+//! `load` (clients at work), then the suites `start`, `meta`, `crossdir`, `data` and `replicated`.
 
 mod cluster;
 mod crossdir;
@@ -15,7 +14,6 @@ mod floors;
 mod load;
 mod measure;
 mod meta;
-mod raw;
 mod replicated;
 mod report;
 mod start;
@@ -81,6 +79,10 @@ impl Suite {
         }
     }
 }
+
+/// As eggsctl's: the clients are in this process.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// What every suite works with.
 struct Setup {

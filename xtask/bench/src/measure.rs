@@ -31,6 +31,14 @@ pub fn resident_mib(pid: u32) -> Result<f64> {
     Ok(kib / 1024.0)
 }
 
+/// Bytes a process has made the disks write so far.
+pub fn written_bytes(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/io");
+    let io = std::fs::read_to_string(&path).with_context(|| path.clone())?;
+    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes:")).context("no write_bytes")?;
+    Ok(line.trim().parse()?)
+}
+
 /// Load average of the last minute.
 pub fn load1() -> Result<f64> {
     let text = std::fs::read_to_string(Path::new("/proc/loadavg"))?;

@@ -79,7 +79,8 @@ async fn fill(cluster: &Cluster) -> Result<()> {
             published?;
         }
     }
-    data::put(&client, "/large", LARGE_BYTES, &data::random_bytes(), &CreateOptions::default()).await?;
+    data::large::put(&client, "/large", LARGE_BYTES, &data::random_bytes(), &CreateOptions::default())
+        .await?;
     client.close().await;
     Ok(())
 }

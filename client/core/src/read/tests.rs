@@ -226,3 +226,62 @@ proptest! {
         prop_assert_eq!(once.len(), reported.len());
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    /// Any block, of data or parity, in any stripes, with as many blocks gone as the parity allows.
+    #[test]
+    fn a_block_is_read_or_computed(
+        size in 1..150_000usize, data in 1..=6u32, parity in 0..=3u32, cell in 0..20_000u32,
+        at in any::<(u8, u8, u8)>(), gone in prop::collection::vec(0..9usize, 0..4), slow in 0..512u32,
+    ) {
+        let disk = disk(size, data, parity, cell);
+        let layout = disk.layout();
+        let index = usize::from(at.0) % layout.blocks();
+        let from = usize::from(at.1) % layout.stripes();
+        let to = from + 1 + usize::from(at.2) % (layout.stripes() - from);
+        let gone = &gone[..gone.len().min(parity as usize)];
+        let standing = |service: BlockServiceId| match slow >> (service.0 % 9) & 1 {
+            1 => Standing::Slow,
+            _ => Standing::Good,
+        };
+        let mut read = ReadSpan::block(disk.span.clone(), index, from..to, standing, 3);
+        let bytes = loop {
+            match read.poll().expect("stuck") {
+                ReadStep::Fetch(fetch) if gone.contains(&fetch.index) =>
+                    read.failed(fetch.id, FetchFailure::Damaged(Damage::Missing)),
+                ReadStep::Fetch(fetch) => read.fetched(fetch.id, vec![disk.fetch(&fetch)]),
+                ReadStep::Report(bad) => prop_assert!(gone.contains(&bad.index)),
+                ReadStep::Done(bytes) => break bytes.concat(),
+                ReadStep::Lost(what) => panic!("{what}"),
+            }
+        };
+        let cell = layout.cell_size();
+        prop_assert_eq!(&bytes, &disk.blocks[index][from * cell..to * cell]);
+    }
+}
+
+#[test]
+fn blocks_that_are_not_there_are_not_read() {
+    let disk = disk(100_000, 4, 2, 4096);
+    for (index, stripes) in [(6, 0..1), (0, 0..100), (0, 3..3)] {
+        let mut read = ReadSpan::block(disk.span.clone(), index, stripes, |_| true, 0);
+        assert!(matches!(&steps(&mut read)[..], [ReadStep::Lost(_)]));
+    }
+}
+
+#[test]
+fn a_slow_service_is_read_around_unless_there_is_no_way_around() {
+    let disk = disk(16_384, 4, 2, 4096);
+    let asked = |slow: &[u64]| {
+        let standing = |service: BlockServiceId| match slow.contains(&service.0) {
+            true => Standing::Slow,
+            false => Standing::Good,
+        };
+        let mut read = ReadSpan::new(disk.span.clone(), 0..4096, standing, 0);
+        fetches(&mut read).iter().map(|fetch| fetch.index).collect::<Vec<_>>()
+    };
+    assert_eq!(asked(&[1]), [1, 2, 3, 4]);
+    assert_eq!(asked(&[1, 2, 3]), [0], "one slow cell, not four of which one is slow");
+    assert_eq!(asked(&[2]), [0]);
+}

@@ -58,7 +58,8 @@ fn while_one_is_silent_another_is_asked() {
     assert_eq!(next(&mut search, &places, again), ask("b"));
     search.said("b", elsewhere("c"), again, 1);
     assert_eq!(next(&mut search, &places, again), ask("c"));
-    assert_eq!(search.silent().map(|name| &**name).collect::<Vec<_>>(), ["a", "c"]);
+    let silent: Vec<_> = search.silent(2 * PATIENCE).map(|(name, since)| (&**name, since)).collect();
+    assert_eq!(silent, [("a", 2 * PATIENCE - START), ("c", 2 * PATIENCE - again)]);
 }
 
 #[test]

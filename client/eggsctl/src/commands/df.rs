@@ -60,6 +60,10 @@ pub struct JsonDisk {
     last_seen: Option<String>,
     io_errors: u64,
     reported_blocks: u64,
+    /// Takes no writes, as its host says.
+    read_only: bool,
+    /// Of blocks that are not needed any more and whose space is not given back yet.
+    dead_bytes: u64,
     problem: String,
 }
 
@@ -81,6 +85,8 @@ impl JsonDisk {
             last_seen: json_time(Time(disk.last_seen)),
             io_errors: disk.io_errors,
             reported_blocks: disk.reported_blocks,
+            read_only: disk.read_only,
+            dead_bytes: disk.dead_bytes,
             problem: disk.problem.clone(),
         }
     }
@@ -179,6 +185,9 @@ pub fn disk_state(disk: &BlockServiceInfo, now: Time) -> String {
     let mut words: Vec<String> = flags::names(disk.flags).into_iter().map(str::to_owned).collect();
     if disk.flags & flags::STALE != 0 {
         words.push(format!("last seen {}", times::age(Time(disk.last_seen), now)));
+    }
+    if disk.read_only {
+        words.push("read-only".to_owned());
     }
     if disk.io_errors > 0 {
         words.push(format!("{} io errors", disk.io_errors));

@@ -15,7 +15,7 @@ use crate::progress::Line;
 
 /// Move every replica and leader off a host
 ///
-/// Its disks take no new blocks from then on; blocks that are there stay until they are moved. Waits until no
+/// Its disks take no new blocks from then on; blocks that are there stay (`eggsctl disk drain` moves them). Waits until no
 /// replica and no leader is left, which needs other hosts that can take them; interrupted, the cluster goes
 /// on. Example: eggsctl drain host-a; later: eggsctl drain host-a --undo
 #[derive(Debug, Args)]
@@ -125,7 +125,7 @@ impl Drain {
         let disks = match disks {
             0 => "no disks are known to be on it".to_owned(),
             disks => format!(
-                "{} no new blocks; the blocks that are there stay until they are moved",
+                "{} no new blocks; the blocks that are there stay: `eggsctl disk drain` moves them",
                 count(disks, "disk takes", "disks take")
             ),
         };

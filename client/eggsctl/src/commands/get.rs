@@ -2,7 +2,10 @@
 //!
 //! Each file is written under a temporary name beside its own and renamed when it is whole, so that
 //! nobody sees half a file whatever happens (GE-1). Temporary files go when they are dropped.
+//!
+//! Of a directory the small files are read many at once, and many are written here by one thread.
 
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::Write as _;
@@ -12,10 +15,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use bytes::Bytes;
 use clap::Args;
-use eggs_client::{Client, Entry, FileReader, ListOptions, Metadata};
+use eggs_client::{Client, Entry, FileReader, ListOptions, Metadata, ReadFile, SMALL_FILE_BYTES_MAX};
 use eggs_proto::{InodeId, Time};
 use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, UTIME_OMIT};
+use tokio::task::JoinHandle;
 
 use crate::context::{Context, failure};
 use crate::failure::{Failure, Operands, Outcome};
@@ -24,8 +29,15 @@ use crate::progress::Progress;
 use crate::transfer::{Budget, each, local_time};
 use crate::tree::{self, Entered, Visitor};
 
-/// Files up to this size are read whole before they are written.
-const SMALL_BYTES: u64 = 1 << 20;
+/// Small files are written here in batches of so many …
+const BATCH_FILES: usize = 128;
+/// … or so many bytes, …
+const BATCH_BYTES: usize = 4 << 20;
+/// … while so many batches before them are being written.
+const BATCHES_IN_FLIGHT: usize = 2;
+/// What the small files of a directory take of the budget at most: the windows of the library that reads them, and these
+/// batches.
+const MANY_ROOM: u64 = 24 << 20;
 
 /// Copy files and directories out of the cluster
 ///
@@ -57,6 +69,13 @@ struct GetTree {
     budget: Budget,
     progress: Progress,
     command: &'static str,
+}
+
+/// A small file that is here, to be written.
+struct Small {
+    local: PathBuf,
+    metadata: Metadata,
+    contents: Bytes,
 }
 
 struct Node {
@@ -172,6 +191,71 @@ impl GetTree {
         self.fetch(&path, file, local).await
     }
 
+    /// The small files of a directory, many at once; true when some were refused.
+    async fn get_small(&self, node: &Node, entries: Vec<Entry>) -> Outcome<bool> {
+        let bytes: u64 =
+            entries.iter().filter_map(|entry| entry.metadata.as_ref()).map(|found| found.size).sum();
+        let _room = self.budget.room(bytes.min(MANY_ROOM)).await?;
+        let mut operands = Operands::new(self.command);
+        let mut reader = self.client.read_many(entries.iter().map(|entry| entry.target));
+        let (mut batch, mut held) = (Vec::new(), 0);
+        let mut writing = VecDeque::new();
+        for entry in entries {
+            let Some(read) = reader.next().await else { break };
+            let path = node.path.join(&entry.name);
+            let local = node.local.join(OsStr::from_bytes(&entry.name));
+            match read {
+                Ok(ReadFile { file, contents: Some(contents) }) => {
+                    held += contents.len();
+                    let metadata = file.metadata().clone();
+                    batch.push(Small { local, metadata, contents });
+                }
+                // It is another one by now, and long.
+                Ok(ReadFile { file, contents: None }) => {
+                    operands.note(self.fetch(&path, file, local).await)?;
+                }
+                // Removed since it was listed: so it is not there.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => operands.note(Err(failure(&path, error)))?,
+            }
+            if batch.len() >= BATCH_FILES || held >= BATCH_BYTES {
+                if writing.len() >= BATCHES_IN_FLIGHT {
+                    self.written(writing.pop_front(), &mut operands).await?;
+                }
+                writing.push_back(self.write_batch(std::mem::take(&mut batch)));
+                held = 0;
+            }
+        }
+        writing.push_back(self.write_batch(batch));
+        while let Some(batch) = writing.pop_front() {
+            self.written(Some(batch), &mut operands).await?;
+        }
+        Ok(operands.finish().is_err())
+    }
+
+    fn write_batch(&self, batch: Vec<Small>) -> JoinHandle<Vec<Outcome<usize>>> {
+        let no_clobber = self.no_clobber;
+        tokio::task::spawn_blocking(move || batch.into_iter().map(|file| file.write(no_clobber)).collect())
+    }
+
+    async fn written(
+        &self,
+        batch: Option<JoinHandle<Vec<Outcome<usize>>>>,
+        operands: &mut Operands,
+    ) -> Outcome {
+        let Some(batch) = batch else { return Ok(()) };
+        let outcomes =
+            batch.await.map_err(|error| Failure::refused("", format!("a task ended early: {error}")))?;
+        for outcome in outcomes {
+            let outcome = outcome.map(|bytes| {
+                self.progress.bytes(bytes as u64);
+                self.progress.files(1);
+            });
+            operands.note(outcome)?;
+        }
+        Ok(())
+    }
+
     async fn fetch(&self, path: &ClusterPath, file: FileReader, local: PathBuf) -> Outcome {
         let on_local = |error: std::io::Error| Failure::io(local.display(), &error);
         if local.is_dir() {
@@ -183,28 +267,15 @@ impl GetTree {
         let metadata = file.metadata().clone();
         let partial = Partial::beside(&local);
         let output = partial.create().map_err(on_local)?;
-        if file.size() <= SMALL_BYTES {
-            let contents = file.read_all(SMALL_BYTES).await.map_err(|error| failure(path, error))?;
-            self.progress.bytes(contents.len() as u64);
-            let (target, no_clobber) = (local.clone(), self.no_clobber);
-            let written = tokio::task::spawn_blocking(move || {
-                (&output).write_all(&contents)?;
-                set_attributes(&output, &metadata)?;
-                partial.rename(&target, no_clobber)
-            });
-            let written = written.await.map_err(|error| Failure::refused(local.display(), error))?;
-            written.map_err(on_local)?;
-        } else {
-            let mut before = 0;
-            let mut count = |so_far: u64| {
-                self.progress.bytes(so_far.saturating_sub(before));
-                before = so_far;
-            };
-            let twin = output.try_clone().map_err(on_local)?;
-            file.copy_to_file(twin, &mut count).await.map_err(|error| failure(path, error))?;
-            set_attributes(&output, &metadata).map_err(on_local)?;
-            partial.rename(&local, self.no_clobber).map_err(on_local)?;
-        }
+        let mut before = 0;
+        let mut count = |so_far: u64| {
+            self.progress.bytes(so_far.saturating_sub(before));
+            before = so_far;
+        };
+        let twin = output.try_clone().map_err(on_local)?;
+        file.copy_to_file(twin, &mut count).await.map_err(|error| failure(path, error))?;
+        set_attributes(&output, &metadata).map_err(on_local)?;
+        partial.rename(&local, self.no_clobber).map_err(on_local)?;
         self.progress.files(1);
         Ok(())
     }
@@ -240,7 +311,15 @@ impl Visitor for GetTree {
                     files.push(entry);
                 }
             }
-            entered.broken |= each(files, self.command, |entry| self.get_entry(node, entry)).await?;
+            let is_small = |entry: &Entry| {
+                !entry.target.is_symlink()
+                    && entry.metadata.as_ref().is_some_and(|found| found.size <= SMALL_FILE_BYTES_MAX)
+            };
+            let (small, others): (Vec<_>, Vec<_>) = files.into_iter().partition(is_small);
+            if !small.is_empty() {
+                entered.broken |= self.get_small(node, small).await?;
+            }
+            entered.broken |= each(others, self.command, |entry| self.get_entry(node, entry)).await?;
         }
         Ok(entered)
     }
@@ -257,6 +336,29 @@ impl Visitor for GetTree {
             directory.set_permissions(Permissions::from_mode(mode & 0o7777))
         };
         set().map_err(|error| Failure::io(node.local.display(), &error))
+    }
+}
+
+impl Small {
+    /// Its bytes, when it has its name.
+    fn write(self, no_clobber: bool) -> Outcome<usize> {
+        let Small { local, metadata, contents } = self;
+        let write = || {
+            let found = local.symlink_metadata();
+            if found.is_ok() && no_clobber {
+                return Err(std::io::Error::from(rustix::io::Errno::EXIST));
+            }
+            // Also a link to one.
+            if found.is_ok() && local.is_dir() {
+                return Err(std::io::Error::from(rustix::io::Errno::ISDIR));
+            }
+            let partial = Partial::beside(&local);
+            let output = partial.create()?;
+            (&output).write_all(&contents)?;
+            set_attributes(&output, &metadata)?;
+            partial.rename(&local, no_clobber)
+        };
+        write().map(|()| contents.len()).map_err(|error| Failure::io(local.display(), &error))
     }
 }
 

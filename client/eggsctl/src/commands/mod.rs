@@ -1,11 +1,13 @@
 //! One file per command: what it takes (clap) and what it does.
 
 pub mod cat;
+pub mod checksum;
 pub mod chmod;
 pub mod completions;
 pub mod cp;
 pub mod create_test_file;
 pub mod df;
+pub mod disk;
 pub mod down;
 pub mod drain;
 pub mod fsck;
@@ -20,8 +22,11 @@ pub mod policy;
 pub mod purge;
 pub mod put;
 pub mod readlink;
+pub mod repairs;
+pub mod restripe;
 pub mod rm;
 pub mod rmdir;
+pub mod scrub;
 pub mod shard;
 pub mod stat;
 pub mod status;
@@ -29,3 +34,5 @@ pub mod touch;
 pub mod txn;
 pub mod undelete;
 pub mod up;
+pub mod verify;
+pub mod why;

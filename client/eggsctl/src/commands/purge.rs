@@ -14,7 +14,7 @@ use crate::context::{Context, failure};
 use crate::failure::{Failure, Outcome};
 use crate::output::JsonPath;
 use crate::paths::ClusterPath;
-use crate::progress::Line;
+use crate::progress;
 use crate::times;
 use crate::tree::{self, Entered, Visitor};
 
@@ -82,8 +82,10 @@ impl Purge {
             counts: counts.clone(),
             yes: self.yes,
         };
-        let nodes = self.roots(client, &visitor).await?;
-        let outcome = shown(&counts, tree::visit(Arc::new(visitor), nodes, context.command)).await;
+        let Entered { children: nodes, broken } = self.roots(client, &visitor).await?;
+        let outcome =
+            progress::beside(|| so_far(&counts), tree::visit(Arc::new(visitor), nodes, context.command))
+                .await;
         let count = |counter: &AtomicU64| counter.load(Relaxed);
         let (names, files) = (count(&counts.names), count(&counts.files));
         let directories = count(&counts.directories);
@@ -105,6 +107,9 @@ impl Purge {
         }
         out.finish()?;
         outcome?;
+        if broken {
+            return Err(Failure::Reported);
+        }
         if self.yes {
             return Ok(());
         }
@@ -126,15 +131,14 @@ impl Purge {
         }
     }
 
-    /// The deaths of the name, and the directory that has it.
-    async fn roots(&self, client: &Client, visitor: &PurgeTree) -> Outcome<Vec<Node>> {
+    /// Purges the deaths of the name that are no directories'; the others, and the directory that has it, are to be visited.
+    async fn roots(&self, client: &Client, visitor: &PurgeTree) -> Outcome<Entered<Node>> {
         let path = &self.path;
         let living = match client.resolve(path.as_bytes()).await {
             Ok(inode) => Some(inode),
             Err(error) if error.is_not_found() => None,
             Err(error) => return Err(failure(path, error)),
         };
-        let mut nodes = Vec::new();
         let mut deaths = Vec::new();
         if !path.is_root() {
             deaths =
@@ -160,13 +164,12 @@ impl Purge {
             };
             return Err(Failure::refused(path, reason));
         }
-        nodes.extend(directory.map(|inode| Node { inode, death: None, lives: true, path: path.clone() }));
-        let mut entered = Entered { children: Vec::new(), broken: false };
+        let there = directory.map(|inode| Node { inode, death: None, lives: true, path: path.clone() });
+        let mut roots = Entered { children: there.into_iter().collect(), broken: false };
         if let Some(parent) = deaths.first().map(|death| death.directory) {
-            visitor.purge(parent, &path.parent(), deaths, &mut entered).await?;
+            visitor.purge(parent, &path.parent(), deaths, &mut roots).await?;
         }
-        nodes.append(&mut entered.children);
-        if entered.broken { Err(Failure::Reported) } else { Ok(nodes) }
+        Ok(roots)
     }
 }
 
@@ -189,22 +192,12 @@ impl Counts {
     }
 }
 
-/// Says how far it is.
-async fn shown(counts: &Counts, work: impl Future<Output = Outcome>) -> Outcome {
-    let mut work = std::pin::pin!(work);
-    let mut line = None;
-    loop {
-        tokio::select! {
-            done = &mut work => return done,
-            () = tokio::time::sleep(crate::progress::SHOWN_AFTER) => {
-                let count = |counter: &AtomicU64| counter.load(Relaxed);
-                let (names, files) = (count(&counts.names), count(&counts.files));
-                let directories = count(&counts.directories);
-                let text = format!("{files} files, {directories} directories and {names} other dead names so far");
-                line.get_or_insert_with(Line::start).say(&text);
-            }
-        }
-    }
+/// How far it is.
+fn so_far(counts: &Counts) -> String {
+    let count = |counter: &AtomicU64| counter.load(Relaxed);
+    let (names, files, directories) =
+        (count(&counts.names), count(&counts.files), count(&counts.directories));
+    format!("{files} files, {directories} directories and {names} other dead names so far")
 }
 
 struct PurgeTree {

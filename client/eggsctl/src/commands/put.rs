@@ -1,7 +1,7 @@
 //! `put`: local files and directories into the cluster.
 //!
-//! Directories are made from the top, many at once; in each, files small enough to live in the
-//! metadata go many to a request, the others are streamed within a common budget of memory.
+//! Directories are made from the top, many at once; in each, small files go many to a request, the others are streamed, all
+//! within a common budget of memory.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use clap::Args;
-use eggs_client::{AttributeChanges, Client, Directory, Refusal, Replace, SmallFile};
+use eggs_client::{AttributeChanges, Client, Directory, Refusal, Replace, SMALL_FILE_BYTES_MAX, SmallFile};
 use tokio::io::AsyncRead;
 
 use super::cp::make_or_find;
@@ -25,9 +25,11 @@ use crate::transfer::{Budget, each, time_of};
 use crate::tree::{self, Entered, Visitor};
 
 /// Files in one batch of small ones …
-const BATCH_FILES: usize = 256;
+const BATCH_FILES: usize = 512;
 /// … and their bytes.
-const BATCH_BYTES: u64 = 1 << 20;
+const BATCH_BYTES: u64 = 4 << 20;
+/// What a batch takes of the budget: its bytes, and on their way three copies of each.
+const BATCH_ROOM: u64 = 4 * BATCH_BYTES;
 
 /// Copy local files and directories into the cluster
 ///
@@ -257,14 +259,13 @@ impl PutTree {
         path: &ClusterPath,
         files: Vec<LocalFile>,
     ) -> Outcome<bool> {
-        let inline = inline_bytes(directory);
+        let limit = small_bytes(directory);
         let (small, large): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| {
-            file.metadata.is_symlink() || (file.metadata.is_file() && file.metadata.len() <= inline)
+            file.metadata.is_symlink() || (file.metadata.is_file() && file.metadata.len() <= limit)
         });
         let (links, small): (Vec<_>, Vec<_>) = small.into_iter().partition(|file| file.metadata.is_symlink());
         let mut broken =
-            each(batches(small), self.command, |batch| self.put_batch(directory, path, batch, inline))
-                .await?;
+            each(batches(small), self.command, |batch| self.put_batch(directory, path, batch, limit)).await?;
         broken |= each(links, self.command, |link| self.put_link(directory, path, link)).await?;
         broken |= each(large, self.command, |file| self.put_large(directory, path, file)).await?;
         Ok(broken)
@@ -296,11 +297,12 @@ impl PutTree {
         directory: &Directory,
         path: &ClusterPath,
         batch: Vec<LocalFile>,
-        inline: u64,
+        limit: u64,
     ) -> Outcome {
-        let room = self.budget.room(BATCH_BYTES).await?;
+        let bytes: u64 = batch.iter().map(|file| file.metadata.len()).sum();
+        let room = self.budget.room((4 * bytes).min(BATCH_ROOM)).await?;
         let (batch, contents) = tokio::task::spawn_blocking(move || {
-            let contents: Vec<_> = batch.iter().map(|file| read_small(&file.path, inline)).collect();
+            let contents: Vec<_> = batch.iter().map(|file| read_small(&file.path, limit)).collect();
             (batch, contents)
         })
         .await
@@ -416,12 +418,11 @@ fn read_small(path: &Path, limit: u64) -> std::io::Result<Option<Bytes>> {
     Ok((read as u64 <= limit).then(|| contents.into()))
 }
 
-/// The longest file that lives in the metadata of this directory.
-fn inline_bytes(directory: &Directory) -> u64 {
-    let policies = directory.policies();
-    let rule = policies.span.as_ref().and_then(|span| span.rules.first());
-    let inline = rule.filter(|rule| rule.data == 0).map_or(0, |rule| rule.max_size);
-    u64::from(inline.min(eggs_proto::limits::INLINE_BYTES_MAX))
+/// The longest file that goes to this directory together with others: one span.
+fn small_bytes(directory: &Directory) -> u64 {
+    let rules = directory.policies().span.as_ref().map_or(&[][..], |span| &span.rules);
+    let span = rules.last().map_or(0, |rule| u64::from(rule.max_size));
+    span.min(SMALL_FILE_BYTES_MAX)
 }
 
 fn batches(files: Vec<LocalFile>) -> Vec<Vec<LocalFile>> {

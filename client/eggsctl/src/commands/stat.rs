@@ -2,6 +2,7 @@
 
 use clap::Args;
 use eggs_client::{DirectoryPolicies, Metadata, Span};
+use eggs_proto::pb::Block;
 use eggs_proto::{BlockServiceId, InodeType, Time};
 use serde_json::{Value, json};
 
@@ -12,11 +13,14 @@ use crate::failure::{Failure, Operands, Outcome};
 use crate::output::{JsonPath, hex, json_time, octal};
 use crate::paths::{ClusterPath, escape};
 use crate::policies;
+use crate::policy_text;
+use crate::spread::Disks;
 
 /// Print everything about files and directories
 ///
 /// Inode, type, modification time; for directories the parent and the policies that hold there; for
-/// files the size and the spans with their blocks. A symbolic link is not followed.
+/// files the size, the CRCs and the spans with their blocks, each with the disk it is on. A span two of whose blocks share
+/// a disk or a failure domain is marked "under-spread". A symbolic link is not followed.
 #[derive(Debug, Args)]
 pub struct Stat {
     #[command(flatten)]
@@ -37,7 +41,7 @@ struct Found {
 #[derive(Debug)]
 enum More {
     Directory(Box<DirectoryPolicies>),
-    File(Vec<Span>),
+    File(Vec<Span>, Disks),
     Symlink(Vec<u8>),
 }
 
@@ -86,7 +90,15 @@ async fn find(context: &Context, path: &ClusterPath) -> Outcome<Found> {
             own: metadata.policies.clone().unwrap_or_default(),
             effective: eggs_proto::policy::inherit(resolved.policies, &eggs_proto::policy::defaults()),
         })),
-        InodeType::File => More::File(client.spans(resolved.inode).await.map_err(on_path)?),
+        InodeType::File => {
+            let spans = client.spans(resolved.inode).await.map_err(on_path)?;
+            let in_blocks = spans.iter().any(|span| span.blocks.is_some());
+            let disks = match in_blocks {
+                true => Disks::of(client.cluster_map().await.map_err(on_path)?),
+                false => Disks::default(),
+            };
+            More::File(spans, disks)
+        }
         InodeType::Symlink => {
             More::Symlink(client.read_link_inode(resolved.inode).await.map_err(on_path)?.to_vec())
         }
@@ -123,16 +135,16 @@ fn text(found: &Found) -> String {
                 lines.push(format!("policy.{name}={text}{}", if own { "" } else { " (inherited)" }));
             }
         }
-        More::File(spans) => {
+        More::File(spans, disks) => {
             lines.push(format!("spans={}", spans.len()));
-            lines.extend(spans.iter().flat_map(span_lines));
+            lines.extend(spans.iter().flat_map(|span| span_lines(span, disks)));
         }
         More::Symlink(target) => lines.push(format!("target={}", escape(target))),
     }
     lines.join("\n")
 }
 
-fn span_lines(span: &Span) -> Vec<String> {
+fn span_lines(span: &Span, disks: &Disks) -> Vec<String> {
     let mut first = format!(
         "span offset={} size={} crc={:#010x} class={}",
         span.offset,
@@ -143,16 +155,20 @@ fn span_lines(span: &Span) -> Vec<String> {
     let Some(blocks) = &span.blocks else { return vec![first] };
     first += &format!(
         " layout={} stripes={} cell={}",
-        policies::layout(blocks.data, blocks.parity).replace(' ', "-"),
+        policy_text::layout(blocks.data, blocks.parity),
         blocks.stripes,
         blocks.cell_size
     );
+    if let Some(why) = disks.under_spread(blocks) {
+        first += &format!(" under-spread ({why})");
+    }
     let block = |(index, block): (usize, &eggs_proto::pb::Block)| {
         format!(
-            "  block={index} id={:#018x} service={} crc={:#010x}",
+            "  block={index} id={:#018x} service={} crc={:#010x}{}",
             block.block,
             BlockServiceId(block.block_service),
-            block.crc
+            block.crc,
+            disks.words(block.block_service)
         )
     };
     std::iter::once(first).chain(blocks.blocks.iter().enumerate().map(block)).collect()
@@ -189,9 +205,9 @@ fn json(found: &Found) -> Value {
             document["policies"] =
                 json!({ "own": policies::json(&found.own), "effective": policies::json(&found.effective) });
         }
-        More::File(spans) => {
+        More::File(spans, disks) => {
             document["size"] = metadata.size.into();
-            document["spans"] = spans.iter().map(json_span).collect();
+            document["spans"] = spans.iter().map(|span| json_span(span, disks)).collect();
         }
         More::Symlink(target) => {
             document["size"] = metadata.size.into();
@@ -205,7 +221,7 @@ fn json(found: &Found) -> Value {
     document
 }
 
-fn json_span(span: &Span) -> Value {
+pub fn json_span(span: &Span, disks: &Disks) -> Value {
     let mut document = json!({
         "offset": span.offset,
         "size": span.size,
@@ -218,17 +234,19 @@ fn json_span(span: &Span) -> Value {
         document["parity"] = blocks.parity.into();
         document["stripes"] = blocks.stripes.into();
         document["cell_size"] = blocks.cell_size.into();
-        document["blocks"] = blocks
-            .blocks
-            .iter()
-            .map(|block| {
-                json!({
-                    "id": format!("{:#018x}", block.block),
-                    "block_service": BlockServiceId(block.block_service).to_string(),
-                    "crc": format!("{:#010x}", block.crc),
-                })
-            })
-            .collect();
+        let why = disks.under_spread(blocks);
+        document["under_spread"] = why.is_some().into();
+        document["under_spread_why"] = why.into();
+        let block = |block: &Block| {
+            let mut document = json!({
+                "id": format!("{:#018x}", block.block),
+                "block_service": BlockServiceId(block.block_service).to_string(),
+                "crc": format!("{:#010x}", block.crc),
+            });
+            disks.describe(block.block_service, &mut document);
+            document
+        };
+        document["blocks"] = blocks.blocks.iter().map(block).collect();
     }
     document
 }
@@ -237,7 +255,7 @@ fn json_span(span: &Span) -> Value {
 mod tests {
     use super::*;
     use eggs_client::Policies;
-    use eggs_proto::pb::{Block, Blocks, StripePolicy};
+    use eggs_proto::pb::{BlockServiceInfo, Blocks, ClusterMapReply, StripePolicy};
     use eggs_proto::{InodeId, ShardId};
 
     fn found(kind: InodeType, more: More) -> Found {
@@ -285,10 +303,23 @@ mod tests {
         ]
     }
 
+    /// One of the two disks is known.
+    fn disks() -> Disks {
+        let disk = BlockServiceInfo {
+            id: 1,
+            failure_domain: "rack".into(),
+            address: "h:1".into(),
+            path: "/d".into(),
+            flags: 2,
+            ..BlockServiceInfo::default()
+        };
+        Disks::of(ClusterMapReply { block_services: vec![disk], ..ClusterMapReply::default() })
+    }
+
     #[test]
     fn golden_file() {
         assert_eq!(
-            text(&found(InodeType::File, More::File(spans()))),
+            text(&found(InodeType::File, More::File(spans(), disks()))),
             "inode=0x2020000000000003\n\
              type=FILE\n\
              mtime=84558235023282121\n\
@@ -300,9 +331,9 @@ mod tests {
              crc=0x00000abc\n\
              spans=3\n\
              span offset=0 size=5 crc=0x00000001 class=INLINE\n\
-             span offset=5 size=7 crc=0x00000002 class=FLASH layout=mirrored-2-times stripes=1 cell=4096\n  \
-               block=0 id=0x0000000000000011 service=0x0000000000000001 crc=0x00000007\n  \
-               block=1 id=0x0000000000000012 service=0x0000000000000002 crc=0x00000007\n\
+             span offset=5 size=7 crc=0x00000002 class=FLASH layout=mirror2 stripes=1 cell=4096\n  \
+               block=0 id=0x0000000000000011 service=0x0000000000000001 crc=0x00000007 domain=rack address=h:1 path=/d flags=NO_WRITE\n  \
+               block=1 id=0x0000000000000012 service=0x0000000000000002 crc=0x00000007 (not in the cluster)\n\
              span offset=12 size=10 crc=0x00000003 class=EMPTY"
         );
     }
@@ -322,16 +353,16 @@ mod tests {
              uid=1\n\
              gid=2\n\
              created=84558235023282000\n\
-             policy.snapshot=keep everything (inherited)\n\
-             policy.span=up to 4.0 KiB inline, up to 64.0 KiB mirrored 3 times, up to 64.0 MiB RS(4,2) (inherited)\n\
-             policy.block=up to 128.0 MiB FLASH (inherited)\n\
-             policy.stripe=cells of 8.0 KiB"
+             policy.snapshot=all (inherited)\n\
+             policy.span=4K:inline,64K:mirror3,64M:4+2 (inherited)\n\
+             policy.block=FLASH (inherited)\n\
+             policy.stripe=8K"
         );
     }
 
     #[test]
     fn golden_json() {
-        let document = json(&found(InodeType::File, More::File(spans()[1..2].to_vec())));
+        let document = json(&found(InodeType::File, More::File(spans()[1..2].to_vec(), disks())));
         let expected = json!({
             "path": "/x",
             "inode": "0x2020000000000003",
@@ -356,9 +387,27 @@ mod tests {
                 "parity": 1,
                 "stripes": 1,
                 "cell_size": 4096,
+                "under_spread": false,
+                "under_spread_why": null,
                 "blocks": [
-                    { "id": "0x0000000000000011", "block_service": "0x0000000000000001", "crc": "0x00000007" },
-                    { "id": "0x0000000000000012", "block_service": "0x0000000000000002", "crc": "0x00000007" },
+                    {
+                        "id": "0x0000000000000011",
+                        "block_service": "0x0000000000000001",
+                        "crc": "0x00000007",
+                        "address": "h:1",
+                        "failure_domain": "rack",
+                        "path": "/d",
+                        "flags": ["NO_WRITE"],
+                    },
+                    {
+                        "id": "0x0000000000000012",
+                        "block_service": "0x0000000000000002",
+                        "crc": "0x00000007",
+                        "address": null,
+                        "failure_domain": null,
+                        "path": null,
+                        "flags": null,
+                    },
                 ],
             }],
         });

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use eggs_proto::{GroupId, flags, pb};
+use eggs_proto::{GroupId, pb};
 use eggs_shuckle_core::{State, Summary, groups_of, summarize};
 use serde::Serialize;
 
@@ -158,8 +158,8 @@ fn text(summary: &Summary, groups: &JsonGroups, map: &pb::ClusterMapReply) -> St
     lines.push(format!("coordinator  {}", coordinator(map)));
     lines.push(format!("registry     {}", led_by(map, GroupId::SHUCKLE)));
     lines.push(format!("replicas     {}", replicas(groups, map)));
-    let usable = map.block_services.iter().filter(|disk| flags::writable(disk.flags)).count();
-    lines.push(format!("disks        {usable} of {} writable", map.block_services.len()));
+    let usable = summary.total.disks_writable;
+    lines.push(format!("disks        {usable} of {} take new blocks", map.block_services.len()));
     lines.join("\n")
 }
 
@@ -268,7 +268,10 @@ mod tests {
 
     #[test]
     fn golden_text() {
-        let map = map();
+        let mut map = map();
+        for disk in &mut map.block_services {
+            (disk.capacity_bytes, disk.available_bytes) = (1000, 500);
+        }
         assert_eq!(
             text(&summarize(&map), &groups(&map), &map),
             "health       healthy\n\
@@ -276,7 +279,13 @@ mod tests {
              coordinator  led by b at b:5000, 0 transactions in flight\n\
              registry     led by b at b:5000\n\
              replicas     3 of each; 258 of 258 groups have theirs and a leader\n\
-             disks        2 of 2 writable"
+             disks        2 of 2 take new blocks"
+        );
+        let mut full = map;
+        full.block_services[0].available_bytes = 0;
+        full.block_services[1].read_only = true;
+        assert!(
+            text(&summarize(&full), &groups(&full), &full).ends_with("disks        0 of 2 take new blocks")
         );
     }
 

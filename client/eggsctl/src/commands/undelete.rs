@@ -14,7 +14,7 @@ use crate::context::{Context, failure};
 use crate::failure::{Failure, Outcome};
 use crate::output::{JsonPath, json_time};
 use crate::paths::ClusterPath;
-use crate::progress::Line;
+use crate::progress;
 use crate::times;
 use crate::tree::{self, Entered, Visitor};
 
@@ -89,7 +89,11 @@ impl Undelete {
                     what,
                     counts: counts.clone(),
                 };
-                shown(&counts, tree::visit(Arc::new(visitor), vec![node], context.command)).await
+                progress::beside(
+                    || so_far(&counts),
+                    tree::visit(Arc::new(visitor), vec![node], context.command),
+                )
+                .await
             }
             None => Ok(()),
         };
@@ -228,22 +232,10 @@ struct Counts {
     refused: AtomicU64,
 }
 
-/// Says how far it is.
-async fn shown(counts: &Counts, work: impl Future<Output = Outcome>) -> Outcome {
-    let mut work = std::pin::pin!(work);
-    let started = tokio::time::Instant::now();
-    let mut line = None;
-    loop {
-        tokio::select! {
-            done = &mut work => return done,
-            () = tokio::time::sleep(crate::progress::SHOWN_AFTER) => {
-                let (directories, files) = (counts.directories.load(Relaxed), counts.files.load(Relaxed));
-                let seconds = started.elapsed().as_secs();
-                let text = format!("{directories} directories and {files} files are back after {seconds} s");
-                line.get_or_insert_with(Line::start).say(&text);
-            }
-        }
-    }
+/// How far it is.
+fn so_far(counts: &Counts) -> String {
+    let (directories, files) = (counts.directories.load(Relaxed), counts.files.load(Relaxed));
+    format!("{directories} directories and {files} files are back so far")
 }
 
 struct UndeleteTree {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use eggs_client::{Client, Options};
-use eggs_embedded::{Cluster, Config};
+use eggs_embedded::{Cluster, Config, JanitorSettings};
 use eggs_proto::limits::REPLICAS;
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +28,9 @@ const HOSTS_TIMEOUT: Duration = Duration::from_secs(2);
 ///
 /// Registry, 256 metadata shards, coordinator and disks, with the same wire protocol and disk formats
 /// as separate daemons. With --replicas 3 it is three hosts. Runs until Ctrl-C or SIGTERM (or `eggsctl down`), then drains. The data
-/// survives restarts; disks are the folders disks/00, disks/01, … in the data directory.
+/// survives restarts; disks are the folders disks/00, disks/01, … in the data directory. A disk whose folder is gone is lost, and
+/// never made anew while anything it had may be missed; once it was given up and is empty (`eggsctl disk ls`), or was forgotten
+/// (`eggsctl disk forget`), the start after the next stop makes a new one in its place.
 #[derive(Debug, Args)]
 pub struct Up {
     #[arg(long, env = "EGGS_DATA", value_name = "DIR", help = format!("Data directory, made when absent [default: {}]", place::DEFAULT_DATA))]
@@ -51,6 +53,13 @@ pub struct Up {
     /// Let leaders answer reads without asking the other replicas, as long as their clocks run evenly
     #[arg(long)]
     read_lease: bool,
+
+    /// Without a janitor: nothing is repaired, checked or erased, unless an eggs-janitor of its own runs
+    #[arg(long)]
+    no_janitor: bool,
+
+    #[command(flatten, next_help_heading = "Janitor (repairs, checks, cleans up)")]
+    janitor: JanitorSettings,
 
     /// Run in the background: returns when the cluster is ready
     #[arg(short, long)]
@@ -123,6 +132,7 @@ impl Up {
             disks: self.disks.map(usize::from),
             replicas: self.replicas,
             read_lease: self.read_lease,
+            janitor: (!self.no_janitor).then(|| self.janitor.clone()),
         };
         Box::pin(Cluster::start(config)).await.map_err(|error| Failure::refused("", error))
     }
@@ -174,6 +184,10 @@ impl Up {
         }
         if self.read_lease {
             command.arg("--read-lease");
+        }
+        command.args(self.janitor.to_flags());
+        if self.no_janitor {
+            command.arg("--no-janitor");
         }
         for _ in 0..context.global.verbose {
             command.arg("-v");

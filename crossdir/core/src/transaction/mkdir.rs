@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use eggs_proto::{InodeId, ShardId, TransactionId, pb};
 use pb::write_op::Op;
 
-use super::{Next, Outcome, Request, Steps, impossible, refused, reply};
+use super::{Next, Outcome, Request, Steps, impossible, link_edge, refused, reply};
 use crate::locks::{LockSet, Mode, Resource};
 
 #[derive(Debug)]
@@ -42,14 +42,8 @@ impl Mkdir {
     }
 
     fn link(&self, directory: InodeId) -> Request {
-        let step = pb::LinkEdge {
-            transaction: self.transaction.0,
-            directory: self.op.parent,
-            name: self.op.name.clone(),
-            target: directory.0,
-            replace: pb::Replace::Refuse.into(),
-        };
-        Request::Write(self.parent().shard(), Op::LinkEdge(step))
+        let name = (self.parent(), &self.op.name);
+        link_edge(self.transaction, name, directory, pb::Replace::Refuse)
     }
 
     fn discard(&self, directory: InodeId) -> Request {

@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use eggs_proto::{InodeId, ShardId, TransactionId, pb};
 use pb::write_op::Op;
 
-use super::{Next, Outcome, Request, Steps, impossible, refused, reply};
+use super::{Next, Outcome, Request, Steps, impossible, link_edge, refused, reply};
 use crate::locks::{LockSet, Mode, Resource};
 
 #[derive(Debug)]
@@ -55,14 +55,8 @@ impl MkdirPath {
     }
 
     fn link(&self, first: InodeId) -> Request {
-        let step = pb::LinkEdge {
-            transaction: self.transaction.0,
-            directory: self.op.parent,
-            name: self.name(),
-            target: first.0,
-            replace: pb::Replace::Refuse.into(),
-        };
-        Request::Write(self.parent().shard(), Op::LinkEdge(step))
+        let name = (self.parent(), &self.name());
+        link_edge(self.transaction, name, first, pb::Replace::Refuse)
     }
 
     fn discard(&self, first: InodeId) -> Request {

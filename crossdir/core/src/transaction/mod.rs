@@ -18,6 +18,7 @@ mod undelete_file;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
+use bytes::Bytes;
 use eggs_proto::{CrossdirError, InodeId, ServiceError, ShardError, ShardId, Time, TransactionId, pb};
 use pb::write_op::Op;
 
@@ -118,6 +119,23 @@ pub(crate) fn steps_of(
         }
         Intent::PurgeInode(op) => Some(Box::new(purge_file::PurgeFile::new(transaction, op))),
     }
+}
+
+/// The name leads to the target from now on.
+fn link_edge(
+    transaction: TransactionId,
+    (directory, name): (InodeId, &Bytes),
+    target: InodeId,
+    replace: pb::Replace,
+) -> Request {
+    let step = pb::LinkEdge {
+        transaction: transaction.0,
+        directory: directory.0,
+        name: name.clone(),
+        target: target.0,
+        replace: replace.into(),
+    };
+    Request::Write(directory.shard(), Op::LinkEdge(step))
 }
 
 fn reply(result: pb::crossdir_reply::Result) -> pb::CrossdirReply {

@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use eggs_proto::{InodeId, ShardId, Time, TransactionId, pb};
 use pb::write_op::Op;
 
-use super::{Moved, Next, Outcome, Request, Steps, impossible, refused, reply};
+use super::{Moved, Next, Outcome, Request, Steps, impossible, link_edge, refused, reply};
 use crate::locks::{LockSet, Mode, Resource};
 
 #[derive(Debug)]
@@ -158,14 +158,8 @@ impl Edges {
     }
 
     pub(super) fn link(&self) -> Request {
-        let step = pb::LinkEdge {
-            transaction: self.transaction.0,
-            directory: self.op.new_directory,
-            name: self.op.new_name.clone(),
-            target: self.op.target,
-            replace: self.replace.into(),
-        };
-        Request::Write(self.new_directory().shard(), Op::LinkEdge(step))
+        let name = (self.new_directory(), &self.op.new_name);
+        link_edge(self.transaction, name, self.target(), self.replace)
     }
 
     /// The old name dies at the instant the new one came.

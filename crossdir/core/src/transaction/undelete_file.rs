@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use eggs_proto::{InodeId, ShardId, TransactionId, pb};
 use pb::write_op::Op;
 
-use super::{Next, Outcome, Request, Steps, impossible, refused, reply};
+use super::{Next, Outcome, Request, Steps, impossible, link_edge, refused, reply};
 use crate::locks::{LockSet, Mode, Resource};
 
 #[derive(Debug)]
@@ -134,14 +134,8 @@ impl DeadAndNew {
     }
 
     pub(super) fn link(&self) -> Request {
-        let step = pb::LinkEdge {
-            transaction: self.transaction.0,
-            directory: self.op.new_directory,
-            name: self.op.new_name.clone(),
-            target: self.op.target,
-            replace: pb::Replace::Refuse.into(),
-        };
-        Request::Write(self.new_directory().shard(), Op::LinkEdge(step))
+        let name = (self.new_directory(), &self.op.new_name);
+        link_edge(self.transaction, name, self.target(), pb::Replace::Refuse)
     }
 
     pub(super) fn free(&self, lives: bool) -> Request {

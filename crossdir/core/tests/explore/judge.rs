@@ -8,6 +8,7 @@ use prost::Message;
 use super::world::model::Model;
 use super::world::tables::{self, Group, Shards, check, edges};
 use super::world::{code, made};
+use crate::local;
 use crate::state::State;
 
 /// XD-12: a name of every moved inode, and not two, for who reads now. What is undeleted or purged has one name or none, and
@@ -130,10 +131,14 @@ fn lives(shards: &Shards, inode: InodeId) -> Vec<Life> {
 pub fn answer(state: &State, n: usize, transaction: TransactionId, reply: &pb::CrossdirReply) {
     let edges = edges(&state.shards);
     let found = |directory: u64, name: &bytes::Bytes| edges.get(&(directory, name.clone()));
-    let seen = |directory, name| match found(directory, name).map(|edge| sees(state, edge)) {
-        Some(Sight::Is(target)) => Some(target),
-        Some(Sight::OneOf(_)) => found(directory, name).map(|edge| edge.target),
-        Some(Sight::Nothing) | None => None,
+    let seen =
+        |directory: u64, name: &bytes::Bytes| match found(directory, name).map(|edge| sees(state, edge)) {
+            Some(Sight::Is(target)) => Some(target),
+            Some(Sight::OneOf(_)) => found(directory, name).map(|edge| edge.target),
+            Some(Sight::Nothing) | None => None,
+        };
+    let leads = |directory: u64, name: &bytes::Bytes, target: u64| {
+        names_since(state, directory, name).any(|name| seen(directory, name) == Some(target))
     };
     let owns = |directory: u64, owner: u64| {
         if InodeId(directory).is_directory() {
@@ -151,11 +156,11 @@ pub fn answer(state: &State, n: usize, transaction: TransactionId, reply: &pb::C
     }
     match (&state.calls[n].op, &reply.result) {
         (Op::Mkdir(op), Some(pb::crossdir_reply::Result::Mkdir(made))) => {
-            assert_eq!(seen(op.parent, &op.name), Some(made.inode), "XD-9: the directory made");
+            assert!(leads(op.parent, &op.name, made.inode), "XD-9: the directory made");
         }
         (Op::Rmdir(op), _) => assert_eq!(seen(op.parent, &op.name), None, "XD-9: the directory removed"),
         (Op::Move(op), _) => {
-            assert_eq!(seen(op.new_directory, &op.new_name), Some(op.target), "XD-9: the new name");
+            assert!(leads(op.new_directory, &op.new_name, op.target), "XD-9: the new name");
             // When a driver says so that was replaced, the other one may not know it yet: readers wait.
             let old = found(op.old_directory, &op.old_name).map(|edge| sees(state, edge));
             assert_ne!(old, Some(Sight::Is(op.target)), "XD-9: the old name");
@@ -164,27 +169,28 @@ pub fn answer(state: &State, n: usize, transaction: TransactionId, reply: &pb::C
         (Op::MkdirPath(op), Some(pb::crossdir_reply::Result::MkdirPath(made))) => {
             let mut parent = op.parent;
             for (name, &inode) in op.names.iter().zip(&made.inodes) {
-                assert_eq!(seen(parent, name), Some(inode), "XD-9: a directory made");
+                assert!(leads(parent, name, inode), "XD-9: a directory made");
                 owns(inode, parent);
                 parent = inode;
             }
             assert_eq!(made.inodes.len(), op.names.len());
         }
         (Op::Exchange(op), _) => {
-            assert_eq!(seen(op.other_directory, &op.other_name), Some(op.target), "XD-9: the other name");
-            let one = found(op.directory, &op.name).map(|edge| sees(state, edge));
-            let right = match &one {
-                Some(Sight::Is(target)) => *target == op.other_target,
+            assert!(leads(op.other_directory, &op.other_name, op.target), "XD-9: the other name");
+            let one = |name| found(op.directory, name).map(|edge| sees(state, edge));
+            let right = |name| match one(name) {
+                Some(Sight::Is(target)) => target == op.other_target,
                 // As above.
                 Some(Sight::OneOf(targets)) => targets.contains(&op.other_target),
                 Some(Sight::Nothing) | None => false,
             };
-            assert!(right, "XD-9: the name is {one:?}");
+            let is_right = names_since(state, op.directory, &op.name).any(right);
+            assert!(is_right, "XD-9: the name is {:?}", one(&op.name));
             owns(op.target, op.other_directory);
             owns(op.other_target, op.directory);
         }
         (Op::UndeleteInode(op), _) => {
-            assert_eq!(seen(op.new_directory, &op.new_name), Some(op.target), "XD-9: the name undeleted");
+            assert!(leads(op.new_directory, &op.new_name, op.target), "XD-9: the name undeleted");
             let locked = tables::removing(&state.shards).contains(&transaction.0);
             assert!(!locked, "XD-9: the directory undeleted is left locked");
             let dead = tables::dead(&state.shards);
@@ -197,6 +203,36 @@ pub fn answer(state: &State, n: usize, transaction: TransactionId, reply: &pb::C
             assert!(!tables::inodes(&state.shards).contains(&op.target), "XD-9: the inode purged");
         }
         other => panic!("{other:?}"),
+    }
+}
+
+/// The name, and the one that a shard may have given what it leads to before who gave it that name was answered.
+fn names_since<'a>(
+    state: &'a State,
+    directory: u64,
+    name: &'a bytes::Bytes,
+) -> impl Iterator<Item = &'a bytes::Bytes> {
+    let renamed = state.calls.iter().filter_map(move |call| match &call.op {
+        Op::Move(op) if (op.old_directory, &op.old_name) == (directory, name) => {
+            local::write(&call.op).map(|_| &op.new_name)
+        }
+        _ => None,
+    });
+    std::iter::once(name).chain(renamed)
+}
+
+/// As [`answer`], of what a shard does alone.
+pub fn local_answer(state: &State, n: usize, reply: &pb::CrossdirReply) {
+    let (directory, old, new) = match &state.calls[n].op {
+        Op::Move(op) => (op.new_directory, Some(&op.old_name), &op.new_name),
+        Op::UndeleteInode(op) => (op.new_directory, None, &op.new_name),
+        other => panic!("{other:?}"),
+    };
+    if code(reply) == 0 {
+        let edges = edges(&state.shards);
+        let found = |name: &bytes::Bytes| edges.get(&(directory, name.clone()));
+        assert!(found(new).is_some_and(|edge| edge.transaction == 0), "the name given");
+        assert!(old.is_none_or(|old| found(old).is_none()), "the name taken");
     }
 }
 
@@ -214,6 +250,9 @@ pub fn end(state: &State, before: &Model) {
     check(&state.coordinator, &state.shards);
     for call in &state.calls {
         let answer = call.answer.clone().expect("XD-9: an answer");
+        if local::write(&call.op).is_some() {
+            continue;
+        }
         let transaction = call.transaction.expect("begun");
         match eggs_crossdir_core::answer(&state.coordinator.table, call.session, 1).unwrap() {
             Answer::Done(of, recorded) => {

@@ -248,6 +248,11 @@ pub fn operations(places: &Places) -> Vec<Operation> {
         ("mkdir /d/x", mkdir(d.inode, b"x"), 1),
         ("undelete /c/k as /a/g", undelete((c, b"k", k.died_at), k.inode, (a, b"g")), 0),
         ("purge /c/k", purge((c, b"k", k.died_at), k.inode), 0),
+        // The shards do these alone.
+        ("/a/b to /a/n", rename((a, b"b"), b, (a, b"n"), Refuse), 0),
+        ("/a to /d", rename((ROOT, b"a"), a, (ROOT, b"d"), Refuse), 0),
+        ("/c/g to /c/b", rename((c, b"g"), g, (c, b"b"), Refuse), 0),
+        ("undelete /c/k", undelete((c, b"k", k.died_at), k.inode, (c, b"k")), 0),
     ];
     table.into_iter().map(|(name, op, shard)| Operation { name, op, shard: ShardId(shard) }).collect()
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use eggs_crossdir_core::{CrossdirMachine, Driver, Effect, Input, Output, Received, finished_not_retired};
 use eggs_machine::Outcome;
 use eggs_machine::group::Applied;
-use eggs_proto::{InodeId, SessionId, ShardId, Time, TransactionId, pb};
+use eggs_proto::{InodeId, ServiceError, SessionId, ShardError, ShardId, Time, TransactionId, pb};
 use eggs_shard_core::ShardMachine;
 use pb::crossdir_command::Command;
 use pb::crossdir_request::Op;
@@ -16,7 +16,7 @@ use prost::Message as _;
 use super::world::code;
 use super::world::tables::{Group, Shards};
 use crate::canon::{self, Canon};
-use crate::judge;
+use crate::{judge, local};
 
 pub const MS: u64 = 1_000_000;
 /// Instants are numbers of their own size, by which [`canon`] knows them: below all inodes, above all else.
@@ -25,7 +25,7 @@ pub const BEGINNING: u64 = 1_000_000_000 * MS;
 /// What has not happened yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// The call is logged.
+    /// The call is logged, or executed by its shard.
     Begin(usize),
     /// A message comes: a request is executed, an answer or an applied proposal goes to the driver.
     Deliver(usize),
@@ -68,6 +68,12 @@ pub struct Call {
     pub answer: Option<pb::CrossdirReply>,
     /// The calls that were answered before this one began.
     pub after: Vec<usize>,
+}
+
+impl Call {
+    fn has_begun(&self) -> bool {
+        self.transaction.is_some() || self.answer.is_some()
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -220,7 +226,7 @@ impl State {
     // ---- what can happen ----
 
     fn all_begun(&self) -> bool {
-        self.calls.iter().all(|call| call.transaction.is_some())
+        self.calls.iter().all(Call::has_begun)
     }
 
     pub fn is_over(&self) -> bool {
@@ -238,14 +244,7 @@ impl State {
         {
             return vec![Action::Deliver(n)];
         }
-        for (n, call) in self.calls.iter().enumerate().filter(|(_, call)| call.transaction.is_none()) {
-            // Of two calls alike it does not matter which comes first.
-            let alike = |other: &Call| other.transaction.is_none() && other.op == call.op;
-            let later = self.left.in_order && self.calls[..n].iter().any(|call| call.transaction.is_none());
-            if !later && !self.calls[..n].iter().any(alike) {
-                actions.push(Action::Begin(n));
-            }
-        }
+        actions.extend(self.beginnings());
         // The shards forget side by side what nobody asks for any more: one order stands for all.
         let ending = self.all_begun() && self.driver().unfinished() == 0;
         let first = self.messages.iter().filter(|message| !message.stale).map(|message| &message.text).min();
@@ -269,6 +268,19 @@ impl State {
             actions.push(Action::Crash);
         }
         actions
+    }
+
+    fn beginnings(&self) -> impl Iterator<Item = Action> {
+        let can_begin = |n: &usize| {
+            let (call, before) = (&self.calls[*n], &self.calls[..*n]);
+            // Of two calls alike it does not matter which comes first.
+            let waits =
+                before.iter().any(|other| !other.has_begun() && (self.left.in_order || other.op == call.op));
+            // What meets a lock is repeated.
+            let locked = || local::write(&call.op).is_some_and(|write| self.try_write(write).is_none());
+            !call.has_begun() && !waits && !locked()
+        };
+        (0..self.calls.len()).filter(can_begin).map(Action::Begin)
     }
 
     /// A new driver is made from what the log says: whatever else can happen now can as well happen when it is there, or
@@ -339,7 +351,12 @@ impl State {
     }
 
     fn begin(&mut self, n: usize) {
+        let answered = |n: &usize| self.calls[*n].answer.is_some();
+        self.calls[n].after = (0..self.calls.len()).filter(answered).collect();
         let call = &self.calls[n];
+        if let Some(write) = local::write(&call.op) {
+            return self.write(n, write);
+        }
         let session = call.session;
         let command = eggs_crossdir_core::prepare(
             &self.coordinator.table,
@@ -354,11 +371,35 @@ impl State {
         let outcome = self.log(session, command);
         let accepted = pb::TransactionAccepted::decode(outcome.reply).unwrap();
         assert_eq!(accepted.error, None);
-        self.calls[n].after = (0..self.calls.len()).filter(|&n| self.calls[n].answer.is_some()).collect();
         self.calls[n].transaction = Some(TransactionId(accepted.transaction));
         for effect in outcome.effects {
             self.input(Input::Effect(effect));
         }
+    }
+
+    /// The shard as it is then, and its answer; `None`: it is locked.
+    fn try_write(
+        &self,
+        (shard, op): (ShardId, pb::WriteOp),
+    ) -> Option<(Group<ShardMachine>, pb::WriteResult)> {
+        let mut group = self.shards[&shard.0].clone();
+        let result = group.write(self.now, op, &mut || unreachable!("nothing is left to chance"));
+        let locked = ShardError::Locked.code();
+        let is_locked =
+            matches!(&result.result, Some(pb::write_result::Result::Error(error)) if error.code == locked);
+        (!is_locked).then_some((group, result))
+    }
+
+    /// What a shard does alone is over at once.
+    fn write(&mut self, n: usize, write: (ShardId, pb::WriteOp)) {
+        let shard = write.0;
+        let (group, result) = self.try_write(write).expect("what is locked has not begun");
+        self.shard_hashes.insert(shard.0, canon::of_shard(&group));
+        Rc::make_mut(&mut self.shards).insert(shard.0, group);
+        self.find_moot(shard);
+        let answer = local::answer(&result);
+        judge::local_answer(self, n, &answer);
+        self.calls[n].answer = Some(answer);
     }
 
     /// `session` 0: none.

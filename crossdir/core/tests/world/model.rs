@@ -210,12 +210,20 @@ impl Model {
     }
 
     fn rename(&mut self, op: &pb::Move) -> Result<(), CrossdirError> {
-        let is_directory = InodeId(op.target).is_directory();
+        // Within a directory it is asked for by name alone.
+        let target = match op.old_directory == op.new_directory {
+            true => {
+                self.alive(op.old_directory)?;
+                self.edge(op.old_directory, &op.old_name).ok_or(CrossdirError::NotFound)?
+            }
+            false => op.target,
+        };
+        let is_directory = InodeId(target).is_directory();
         if is_directory {
             let mut at = op.new_directory;
             loop {
                 self.alive(at)?;
-                if at == op.target {
+                if at == target {
                     return Err(CrossdirError::Loop);
                 }
                 if at == ROOT {
@@ -225,7 +233,7 @@ impl Model {
             }
         }
         self.alive(op.old_directory)?;
-        self.expect(op.old_directory, &op.old_name, op.target)?;
+        self.expect(op.old_directory, &op.old_name, target)?;
         self.alive(op.new_directory)?;
         match self.edge(op.new_directory, &op.new_name) {
             Some(_) if is_directory || op.replace() == pb::Replace::Refuse => {
@@ -235,12 +243,12 @@ impl Model {
             _ => {}
         }
         self.edges.remove(&(op.old_directory, op.old_name.to_vec()));
-        self.bury(op.old_directory, &op.old_name, op.target, false, None);
-        if let Some(old) = self.edges.insert((op.new_directory, op.new_name.to_vec()), op.target) {
+        self.bury(op.old_directory, &op.old_name, target, false, None);
+        if let Some(old) = self.edges.insert((op.new_directory, op.new_name.to_vec()), target) {
             self.bury(op.new_directory, &op.new_name, old, true, None);
         }
         if is_directory {
-            self.owners.insert(op.target, op.new_directory);
+            self.owners.insert(target, op.new_directory);
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ pub(crate) fn apply<T: Table + ?Sized>(
     op: pb::ExtendEden,
     choices: &Choices,
 ) -> Answer {
-    let (file, mut row) = context.eden(op.file, op.cookie)?;
+    let (file, mut row) = context.writing(op.file, op.cookie)?;
     let certified = match &op.certify {
         Some(certify) => context.certified(file, &mut row, certify, &choices.proven_blocks)?,
         None => None,
@@ -32,5 +32,5 @@ pub(crate) fn apply<T: Table + ?Sized>(
         Some(span) => context.place(file, &mut row, span, &choices.block_services)?,
         None => Vec::new(),
     };
-    Ok(context.keep_eden(file, &mut row, blocks)?)
+    Ok(context.keep_eden(file, &mut row, blocks, choices.under_spread)?)
 }

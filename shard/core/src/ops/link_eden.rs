@@ -12,7 +12,7 @@ pub(crate) fn apply<T: Table + ?Sized>(
     op: &pb::LinkEden,
     choices: &Choices,
 ) -> Answer {
-    let (file, mut row) = context.eden(op.file, op.cookie)?;
+    let (file, mut row) = context.writing(op.file, op.cookie)?;
     let (directory, directory_row) = context.directory(op.directory)?;
     let old = context.replaceable(directory, &op.name, file, op.replace, TransactionId(0))?;
     let certified = match &op.certify {
@@ -49,6 +49,7 @@ pub(crate) fn apply<T: Table + ?Sized>(
         gid: attributes.gid,
         crc: row.crc,
         xattrs: Vec::new(),
+        scrubbed_at: 0,
     };
     context.put(schema::file_key(file), &published)?;
     context.tx.delete(schema::eden_key(file))?;

@@ -14,7 +14,12 @@ use crate::ops::purge_file;
 pub(crate) fn apply<T: Table + ?Sized>(context: &mut Context<'_, '_, T>, op: &pb::Purge) -> Answer {
     let directory = local_directory(context.shard, op.directory)?;
     let death = Death { directory, name: &op.name, died_at: Time(op.died_at) };
-    let row = context.dead_edge(death, op.target, TransactionId(0))?;
+    // Who saw it own its target means to end that: undeleted since, it is another wish.
+    let row = if op.owned {
+        context.owning_edge(death, op.target, TransactionId(0))?
+    } else {
+        context.dead_edge(death, op.target, TransactionId(0))?
+    };
     if row.owned {
         let target = InodeId(row.target);
         if target.is_directory() {

@@ -26,6 +26,7 @@ pub(crate) fn apply<T: Table + ?Sized>(context: &mut Context<'_, '_, T>, op: pb:
         gid: attributes.gid,
         crc,
         xattrs: Vec::new(),
+        scrubbed_at: 0,
     };
     context.put(schema::file_key(file), &row)?;
     if !op.bytes.is_empty() {

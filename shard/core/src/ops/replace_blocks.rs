@@ -12,7 +12,7 @@ pub(crate) fn apply<T: Table + ?Sized>(
     op: &pb::ReplaceBlocks,
     choices: &Choices,
 ) -> Answer {
-    let (file, mut row) = context.eden(op.file, op.cookie)?;
+    let (file, mut row) = context.writing(op.file, op.cookie)?;
     let room = GARBAGE_BLOCKS_MAX.saturating_sub(row.garbage.len());
     let blocks = pending_blocks(&mut row)?;
     let indexes = check_indexes(&op.indexes, blocks.blocks.len())?;
@@ -37,7 +37,7 @@ pub(crate) fn apply<T: Table + ?Sized>(
     }
     let placed = placed_blocks(blocks, indexes);
     row.garbage.extend(replaced);
-    Ok(context.keep_eden(file, &mut row, placed)?)
+    Ok(context.keep_eden(file, &mut row, placed, choices.under_spread)?)
 }
 
 pub(crate) fn pending_blocks(row: &mut pb::EdenRow) -> Result<&mut pb::Blocks, pb::Error> {

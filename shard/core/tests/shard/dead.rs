@@ -20,7 +20,7 @@ fn undelete(directory: u64, entry: &pb::Entry, new_name: &str) -> Op {
 
 fn purge(directory: u64, entry: &pb::Entry) -> Op {
     let name = entry.name.clone();
-    Op::Purge(pb::Purge { directory, name, died_at: entry.died_at, target: entry.target })
+    Op::Purge(pb::Purge { directory, name, died_at: entry.died_at, target: entry.target, owned: entry.owned })
 }
 
 fn names_at(shard: &Shard, at: u64) -> Vec<String> {
@@ -153,7 +153,10 @@ fn what_lives_is_never_purged() {
     shard.ok(unlink(ROOT, "f"));
     let death = deaths(&shard, ROOT, "f").remove(0);
     shard.ok(undelete(ROOT, &death, "g"));
+    // Who saw it before it came back meant to purge the file.
+    assert_eq!(shard.refused(purge(ROOT, &death)), ShardError::NotOwned);
     // The dead edge goes, the file it led to stays.
+    let death = deaths(&shard, ROOT, "f").remove(0);
     shard.ok(purge(ROOT, &death));
     assert!(shard.stat(file).is_some());
     let directory = shard.mkdir(1, ROOT, "d");

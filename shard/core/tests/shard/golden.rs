@@ -21,6 +21,7 @@ fn sample() -> Shard {
             cookie: 0x0102_0304_0506_0708,
             block_services: block_services.to_vec(),
             proven_blocks: proven_blocks.to_vec(),
+            under_spread: false,
             refused: None,
         }],
     };
@@ -46,6 +47,25 @@ fn rows() {
     let ours = shard.table.iter().filter(|(key, _)| key[0] != eggs_machine::table::RESERVED);
     let rows: Vec<String> = ours.map(|(key, value)| format!("{} {}", hex(key), hex(value))).collect();
     assert_eq!(rows.join("\n"), GOLDEN.trim(), "\nstored rows have changed:\n{}\n", rows.join("\n"));
+}
+
+/// The row of copies on their way into a span.
+#[test]
+fn a_row_of_copies() {
+    let row = pb::EdenRow {
+        cookie: 1,
+        deadline: 2,
+        created_at: 3,
+        pending: Some(pb::Span { offset: 4, size: 5, crc: 6, storage_class: 3, ..Default::default() }),
+        replacement: Some(pb::Replacement { file: 7, offset: 4, indexes: vec![0, 2], blocks: vec![8, 9] }),
+        ..Default::default()
+    };
+    let golden = "090100000000000000110200000000000000290300000000000000\
+                  3a0b080410051d060000002003\
+                  5a21090700000000000000100\
+                  41a0200022210080000000000000009000000000000\
+                  00";
+    assert_eq!(hex(&prost::Message::encode_to_vec(&row)), golden);
 }
 
 const GOLDEN: &str = include_str!("golden.txt");

@@ -133,7 +133,7 @@ fn client_ops() -> impl Strategy<Value = Op> {
             Op::Undelete(pb::Undelete { directory, name, died_at, target, new_name })
         }),
         (ids(), names(), times(), ids()).prop_map(|(directory, name, died_at, target)| {
-            Op::Purge(pb::Purge { directory, name, died_at, target })
+            Op::Purge(pb::Purge { directory, name, died_at, target, owned: target % 2 == 0 })
         }),
         (ids(), names(), ids()).prop_map(|(directory, name, expected)| Op::Unlink(pb::Unlink {
             directory,
@@ -266,6 +266,37 @@ fn steps() -> impl Strategy<Value = Op> {
     ]
 }
 
+fn janitor_ops() -> impl Strategy<Value = Op> {
+    let proofs =
+        || prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20).prop_map(Bytes::from), 0..7);
+    prop_oneof![
+        (
+            ids(),
+            times(),
+            prop::collection::vec(numbers(), 0..4),
+            prop::collection::vec(times(), 0..4),
+            prop::collection::vec(0u64..9, 0..3),
+        )
+            .prop_map(|(file, offset, indexes, blocks, services)| {
+                let (avoid, only) = (services.clone(), services);
+                Op::PlaceReplacements(pb::PlaceReplacements { file, offset, indexes, blocks, avoid, only })
+            }),
+        (ids(), times(), proofs())
+            .prop_map(|(eden, cookie, proofs)| { Op::SwapBlocks(pb::SwapBlocks { eden, cookie, proofs }) }),
+        (ids(), ids(), times(), certifications()).prop_map(|(file, eden, cookie, certify)| {
+            Op::SwapContents(pb::SwapContents { file, eden, cookie, certify })
+        }),
+        prop::collection::vec(ids(), 0..4).prop_map(|files| Op::RecordScrub(pb::RecordScrub { files })),
+        prop::collection::vec((ids(), 0u64..9, times(), proofs()), 0..4).prop_map(|blocks| {
+            let erased = |(file, block_service, block, proofs): (u64, u64, u64, Vec<Bytes>)| {
+                let proof = proofs.into_iter().next().unwrap_or_default();
+                pb::ErasedBlock { file, block_service, block, proof }
+            };
+            Op::ForgetGarbage(pb::ForgetGarbage { blocks: blocks.into_iter().map(erased).collect() })
+        }),
+    ]
+}
+
 fn reads() -> impl Strategy<Value = Read> {
     prop_oneof![
         ids().prop_map(|inode| Read::Stat(pb::Stat { inode })),
@@ -292,6 +323,14 @@ fn reads() -> impl Strategy<Value = Read> {
             }
         ),
         (ids(), numbers()).prop_map(|(after_file, limit)| Read::ListEden(pb::ListEden { after_file, limit })),
+        (ids(), numbers())
+            .prop_map(|(after_file, limit)| Read::ListFiles(pb::ListFiles { after_file, limit })),
+        (ids(), numbers())
+            .prop_map(|(after_file, limit)| Read::ListGarbage(pb::ListGarbage { after_file, limit })),
+        (times(), ids(), numbers()).prop_map(|(block_service, after_file, limit)| {
+            Read::ListServiceFiles(pb::ListServiceFiles { block_service, after_file, limit })
+        }),
+        prop::collection::vec(ids(), 0..5).prop_map(|inodes| Read::OpenMany(pb::OpenMany { inodes })),
         (names(), numbers()).prop_map(|(cursor, limit_rows)| Read::Check(pb::Check { cursor, limit_rows })),
         (ids(), prop::collection::vec(names(), 0..4), times()).prop_map(|(start, components, at)| {
             Read::Walk(pb::Walk {
@@ -342,7 +381,7 @@ proptest! {
 
     #[test]
     fn nonsense_steps_are_answered(
-        ops in prop::collection::vec(prop_oneof![steps(), client_ops()], 1..30),
+        ops in prop::collection::vec(prop_oneof![steps(), client_ops(), janitor_ops()], 1..30),
         queries in prop::collection::vec(reads(), 0..6),
     ) {
         let mut shard = peopled();
@@ -364,13 +403,14 @@ proptest! {
     /// Operations that no leader has prepared: choices missing or made up.
     #[test]
     fn made_up_choices_are_answered(
-        ops in prop::collection::vec((client_ops(), times(), prop::collection::vec(0u64..9, 0..7)), 1..10),
+        ops in prop::collection::vec((prop_oneof![client_ops(), janitor_ops()], times(), prop::collection::vec(0u64..9, 0..7)), 1..10),
     ) {
         let mut shard = peopled();
         let ops = ops.into_iter().map(|(op, cookie, block_services)| pb::ChosenOp {
             op: Some(pb::WriteOp { op: Some(op) }),
             cookie,
             proven_blocks: block_services.clone(),
+            under_spread: false,
             block_services,
             refused: None,
         });

@@ -2,11 +2,13 @@
 
 mod dead;
 mod fsck;
+mod garbage;
 mod golden;
 mod hostile;
 mod model;
 mod operations;
 mod reads;
+mod repair;
 mod steps;
 mod support;
 mod writing;

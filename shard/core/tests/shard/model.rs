@@ -545,7 +545,7 @@ impl World {
         let (_, answer) = self.shard.one(Op::LockDeadEdge(lock));
         assert_eq!(answer.is_ok(), owned);
         answer?;
-        let purge = pb::Purge { directory, name: name.clone(), died_at, target };
+        let purge = pb::Purge { directory, name: name.clone(), died_at, target, owned };
         assert_eq!(self.shard.refused(Op::Purge(purge)), ShardError::Locked);
         let is_directory = InodeId(target).is_directory();
         let expected =
@@ -563,7 +563,7 @@ impl World {
         let listed = self.shard.list(pb::List { directory, dead: true, ..Default::default() });
         let is_it = |entry: &&pb::Entry| entry.name == old.as_bytes() && entry.died_at == died_at;
         let created_at = listed.iter().find(is_it).unwrap().created_at;
-        let op = Op::Purge(pb::Purge { directory, name: name.clone(), died_at, target });
+        let op = Op::Purge(pb::Purge { directory, name: name.clone(), died_at, target, owned: false });
         if owned && InodeId(target).is_directory() {
             assert_eq!(self.shard.refused(op), ShardError::IsDirectory);
             self.transaction += 1;

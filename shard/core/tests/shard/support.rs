@@ -29,6 +29,11 @@ pub fn key_of(service: u64) -> mac::Key {
 
 /// `n` writable block services of class 3, each in a domain of its own.
 pub fn cluster(n: u64) -> Cluster {
+    cluster_with(n, |_| {})
+}
+
+/// As [`cluster`], each changed.
+pub fn cluster_with(n: u64, change: impl Fn(&mut pb::BlockServiceInfo)) -> Cluster {
     let info = |id| pb::BlockServiceInfo {
         id,
         storage_class: 3,
@@ -37,10 +42,9 @@ pub fn cluster(n: u64) -> Cluster {
         key: key_of(id).to_vec().into(),
         ..Default::default()
     };
-    Cluster::from_map(&pb::ClusterMapReply {
-        block_services: (1..=n).map(info).collect(),
-        ..Default::default()
-    })
+    let mut block_services: Vec<_> = (1..=n).map(info).collect();
+    block_services.iter_mut().for_each(change);
+    Cluster::from_map(&pb::ClusterMapReply { block_services, ..Default::default() })
 }
 
 impl Default for Shard {
@@ -65,6 +69,10 @@ impl Shard {
         this.table.apply(batch);
         this.hash = hash;
         this
+    }
+
+    pub fn with(cluster: Cluster) -> Shard {
+        Shard { cluster, ..Shard::default() }
     }
 
     pub fn prepare(&mut self, ops: Vec<Op>, authorized: bool) -> Result<pb::ShardCommand, pb::Error> {
@@ -206,6 +214,43 @@ impl Shard {
         made.inode
     }
 
+    /// A published file "name" of one span of `size` bytes in (4, 2) blocks.
+    pub fn put_blocks(&mut self, name: &str, size: u32) -> u64 {
+        let eden = eden(self.ok(start(ROOT, Some(blocks_span(0, size, 77, 4, 2)))));
+        let certify = Some(pb::CertifySpan { offset: 0, proofs: Shard::proofs(&eden.blocks) });
+        self.ok(publish(&eden, certify, name, u64::from(size), 77));
+        eden.file
+    }
+
+    pub fn spans(&self, file: u64) -> Vec<pb::Span> {
+        match self.read(Read::GetSpans(pb::GetSpans { file, offset: 0, limit: 0 })) {
+            Reply::GetSpans(reply) => reply.spans,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The blocks of a file's first span.
+    pub fn blocks(&self, file: u64) -> Vec<pb::Block> {
+        self.spans(file).remove(0).blocks.unwrap().blocks
+    }
+
+    /// A page of garbage, signed.
+    pub fn garbage_page(&self, after_file: u64, limit: u32) -> pb::ListGarbageReply {
+        let Reply::ListGarbage(mut reply) =
+            self.read(Read::ListGarbage(pb::ListGarbage { after_file, limit }))
+        else {
+            panic!("no garbage")
+        };
+        eggs_shard_core::sign_garbage(&mut reply, &self.cluster);
+        reply
+    }
+
+    pub fn garbage(&self) -> Vec<pb::GarbageBlock> {
+        let reply = self.garbage_page(0, 0);
+        assert!(!reply.more);
+        reply.blocks
+    }
+
     /// The proofs a block service would give for what was placed.
     pub fn proofs(placed: &[pb::PlacedBlock]) -> Vec<bytes::Bytes> {
         placed
@@ -219,6 +264,11 @@ impl Shard {
             })
             .collect()
     }
+}
+
+/// The code of an error on the wire.
+pub fn code(error: &pb::Error) -> ShardError {
+    ShardError::from_code(error.code).unwrap()
 }
 
 pub fn answer(result: &pb::WriteResult) -> Result<Answer, ShardError> {
@@ -250,6 +300,25 @@ pub fn put_small(directory: u64, name: &str, bytes: &[u8], replace: pb::Replace)
         symlink: false,
         attributes: Some(pb::NewAttributes { mode: 0o644, uid: 1, gid: 2, mtime: None }),
         replace: replace as i32,
+    })
+}
+
+pub fn publish(
+    eden: &pb::EdenReply,
+    certify: Option<pb::CertifySpan>,
+    name: &str,
+    size: u64,
+    crc: u32,
+) -> Op {
+    Op::LinkEden(pb::LinkEden {
+        file: eden.file,
+        cookie: eden.cookie,
+        certify,
+        directory: ROOT,
+        name: name.to_owned().into(),
+        replace: pb::Replace::File as i32,
+        size,
+        crc,
     })
 }
 

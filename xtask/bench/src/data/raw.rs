@@ -7,15 +7,61 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
-use super::measure;
-use super::report::Sample;
+use eggs_client_core::encode::encode;
+use eggs_client_core::layout::Layout;
+
+use crate::Setup;
+use crate::measure;
+use crate::report::{Report, Sample};
 
 const CHUNK: usize = 1 << 20;
+const GIB: u64 = 1 << 30;
+const CELL_BYTES: u32 = 256 << 10;
+
+/// The limits: the disk, the loopback, and the code with all its CRCs, on one thread.
+pub fn rows(setup: &Setup, report: &mut Report, random: &Bytes) -> Result<()> {
+    let [mut disk, mut network, mut code, mut wide_code, mut crc]: [Vec<Sample>; 5] = Default::default();
+    for _ in 0..setup.runs {
+        disk.push(write_fsync(setup.scratch.path(), GIB, random)?);
+        network.push(loopback(GIB, random)?);
+        code.push(coded(GIB, random, 4, 2)?);
+        wide_code.push(coded(GIB, random, 10, 4)?);
+        crc.push(timed(GIB, || {
+            for chunk in chunks(GIB, random) {
+                std::hint::black_box(crc32fast::hash(&chunk));
+            }
+            Ok(())
+        })?);
+    }
+    report.row("raw_write_fsync", 1, "MB/s", &disk);
+    report.row("raw_loopback", 1, "MB/s", &network);
+    report.row("raw_encode_4_2", 1, "MB/s", &code);
+    report.row("raw_encode_10_4", 1, "MB/s", &wide_code);
+    report.row("raw_crc", 1, "MB/s", &crc);
+    Ok(())
+}
+
+/// What a client does to the bytes of spans before it sends them: parity, and a CRC of everything.
+fn coded(total: u64, random: &Bytes, data: u32, parity: u32) -> Result<Sample> {
+    let size = random.len() as u32;
+    let layout = Layout::choose(size, data, parity, CELL_BYTES)?;
+    let (mut spare, mut span) = (Vec::new(), BytesMut::with_capacity(layout.capacity()));
+    span.extend_from_slice(random);
+    timed(total, || {
+        for _ in 0..total / u64::from(size) {
+            let (data, parity) = encode(std::mem::take(&mut span), layout, &mut spare)?.into_buffers();
+            span = data.ok_or_else(|| anyhow!("the span is still in use"))?;
+            span.truncate(size as usize);
+            spare = parity;
+        }
+        Ok(())
+    })
+}
 
 /// One file written from front to back, then made durable.
-pub fn write_fsync(directory: &Path, total: u64, random: &Bytes) -> Result<Sample> {
+fn write_fsync(directory: &Path, total: u64, random: &Bytes) -> Result<Sample> {
     let path = directory.join("raw");
     let sample = timed(total, || {
         let mut file = File::create(&path)?;
@@ -29,7 +75,7 @@ pub fn write_fsync(directory: &Path, total: u64, random: &Bytes) -> Result<Sampl
 }
 
 /// The same bytes through one loopback connection, from one thread to another.
-pub fn loopback(total: u64, random: &Bytes) -> Result<Sample> {
+fn loopback(total: u64, random: &Bytes) -> Result<Sample> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let addr = listener.local_addr()?;
     timed(total, || {
@@ -54,7 +100,8 @@ pub fn loopback(total: u64, random: &Bytes) -> Result<Sample> {
     })
 }
 
-fn timed(total: u64, work: impl FnOnce() -> Result<()>) -> Result<Sample> {
+/// Times some work on `total` bytes.
+pub fn timed(total: u64, work: impl FnOnce() -> Result<()>) -> Result<Sample> {
     let (cpu, began) = (measure::cpu_seconds("self")?, Instant::now());
     work()?;
     let took = began.elapsed().as_secs_f64();
