@@ -25,6 +25,9 @@ use crate::error::block_error_words;
 /// A block service that breaks off or cannot be connected to is asked again for this long: a daemon that
 /// restarts is back by then, and one that is not is replaced soon enough.
 const RECONNECT_MAX: Duration = Duration::from_millis(1500);
+/// A block service that has too much to do is asked for this long while the registry thinks well of it: the others have as much
+/// to do, most likely, and to begin again with them is more to do for all. A disk that hangs is told of before that.
+const BUSY_MAX: Duration = Duration::from_secs(60);
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a block was not written there.
@@ -42,8 +45,12 @@ pub(crate) fn client(channel: Channel) -> BlockServiceClient<Channel> {
 }
 
 impl Shared {
-    /// Writes one block, in pieces of at most a message; returns the proof, or why not. Who has too much to do is asked for as
-    /// long as one who says nothing: the others have as much to do, most likely.
+    /// How long a block service is asked that has too much to do.
+    pub fn busy_patience(self: &Arc<Self>, service: BlockServiceId) -> Duration {
+        if self.map().writable(service) { BUSY_MAX } else { self.options.block_timeout }
+    }
+
+    /// Writes one block, in pieces of at most a message; returns the proof, or why not.
     pub async fn write_block(
         self: &Arc<Self>,
         block: &WriteBlock,
@@ -58,7 +65,7 @@ impl Shared {
                 Some(peer) => match self.write_block_once(peer.bulk.clone(), block, pieces).await {
                     Ok(proof) => return Ok(proof),
                     Err(WriteFailure::Refused(why)) => return Err(why),
-                    Err(WriteFailure::Busy(why)) => (why, self.options.block_timeout),
+                    Err(WriteFailure::Busy(why)) => (why, self.busy_patience(block.service)),
                     Err(WriteFailure::Transport(why)) => (why, RECONNECT_MAX),
                 },
             };

@@ -39,6 +39,14 @@ struct Cut {
     blocks_max: usize,
 }
 
+/// What a host did with a request to write.
+enum Written {
+    /// An answer for each block.
+    Some(Vec<pb::ProvenBlock>),
+    /// It has too much to do.
+    None(pb::Error),
+}
+
 const BY_BYTES: Cut = Cut { bytes_max: REQUEST_BYTES_MAX, blocks_max: REQUEST_BLOCKS_MAX };
 
 impl Shared {
@@ -53,50 +61,58 @@ impl Shared {
     /// Writes blocks of one host. Those it has too much to do for are sent again, many to a request as before: one by one
     /// they would be more to do.
     async fn write_to(
-        &self,
+        self: &Arc<Self>,
         peer: Peer,
         blocks: Vec<pb::WholeBlock>,
     ) -> Result<Vec<pb::ProvenBlock>, String> {
         let (started, mut backoff) = (Instant::now(), Backoff::default());
-        let patience = self.options.block_timeout;
         let mut results: Vec<pb::ProvenBlock> = blocks.iter().map(|_| pb::ProvenBlock::default()).collect();
         let mut left: Vec<usize> = (0..blocks.len()).collect();
         loop {
+            let seen = self.map_time();
             let asked = left.iter().map(|&n| blocks[n].clone()).collect();
-            let request = pb::WriteBlocksRequest { header: Some(self.header()), blocks: asked };
-            let mut client = client(peer.bulk.clone());
-            let busy = match tokio::time::timeout(patience, client.write_many(request)).await {
-                Err(_) => return Err(silent(patience)),
-                Ok(Err(status)) if status.code() == Code::ResourceExhausted => status_words(&status),
-                Ok(Err(status)) => return Err(status_words(&status)),
-                Ok(Ok(reply)) => {
-                    let reply = reply.into_inner();
-                    self.observe(reply.header.as_ref());
-                    match reply.error {
-                        Some(error) if is_busy(&error) => block_error_words(&error),
-                        Some(error) => return Err(block_error_words(&error)),
-                        None if reply.results.len() != left.len() => {
-                            return Err("another number of answers".to_owned());
-                        }
-                        None => {
-                            for (&n, result) in left.iter().zip(reply.results) {
-                                results[n] = result;
-                            }
-                            left.retain(|&n| matches!(&results[n].result, Some(proven_block::Result::Error(error)) if is_busy(error)));
-                            if left.is_empty() {
-                                return Ok(results);
-                            }
-                            "resource temporarily unavailable".to_owned()
-                        }
+            match self.write_to_once(&peer, asked).await? {
+                Written::Some(answers) => {
+                    for (&n, answer) in left.iter().zip(answers) {
+                        results[n] = answer;
                     }
+                    left.retain(|&n| matches!(&results[n].result, Some(proven_block::Result::Error(error)) if is_busy(error)));
                 }
-            };
-            let pause = backoff.pause(entropy());
-            if started.elapsed() + pause > patience {
-                // None was answered, or these were not.
-                return if left.len() == blocks.len() { Err(busy) } else { Ok(results) };
+                Written::None(busy) => {
+                    let refused = Some(proven_block::Result::Error(busy));
+                    left.iter().for_each(|&n| results[n].result.clone_from(&refused));
+                }
             }
+            let pause = backoff.pause(entropy());
+            let elapsed = started.elapsed() + pause;
+            left.retain(|&n| elapsed <= self.busy_patience(BlockServiceId(blocks[n].block_service)));
+            if left.is_empty() {
+                return Ok(results);
+            }
+            self.renew_soon(seen);
             tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn write_to_once(&self, peer: &Peer, blocks: Vec<pb::WholeBlock>) -> Result<Written, String> {
+        let (patience, asked) = (self.options.block_timeout, blocks.len());
+        let request = pb::WriteBlocksRequest { header: Some(self.header()), blocks };
+        let mut client = client(peer.bulk.clone());
+        let reply = match tokio::time::timeout(patience, client.write_many(request)).await {
+            Err(_) => return Err(silent(patience)),
+            Ok(Err(status)) if status.code() == Code::ResourceExhausted => {
+                let (code, message) = (BlockError::Busy.code(), status_words(&status));
+                return Ok(Written::None(pb::Error { code, message, ..pb::Error::default() }));
+            }
+            Ok(Err(status)) => return Err(status_words(&status)),
+            Ok(Ok(reply)) => reply.into_inner(),
+        };
+        self.observe(reply.header.as_ref());
+        match reply.error {
+            Some(error) if is_busy(&error) => Ok(Written::None(error)),
+            Some(error) => Err(block_error_words(&error)),
+            None if reply.results.len() != asked => Err("another number of answers".to_owned()),
+            None => Ok(Written::Some(reply.results)),
         }
     }
 

@@ -102,6 +102,11 @@ impl Map {
         self.services.get(&service.0).is_some_and(|&(_, bits)| flags::readable(bits))
     }
 
+    /// Whether the registry would place new blocks there.
+    pub fn writable(&self, service: BlockServiceId) -> bool {
+        self.services.get(&service.0).is_some_and(|&(_, bits)| flags::writable(bits))
+    }
+
     /// One address for each daemon that has disks.
     pub fn block_peers(&self) -> Vec<Peer> {
         let mut peers: Vec<Peer> = self.services.values().map(|(peer, _)| peer.clone()).collect();

@@ -18,7 +18,6 @@ use eggs_client_core::write::{WriteBlock, WriteSpan, WriteStep};
 use eggs_proto::limits::{BATCH_OPS_MAX, INLINE_BYTES_MAX};
 use eggs_proto::pb::write_op;
 use eggs_proto::{InodeId, pb};
-use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
 
 use crate::connection::lock;
@@ -36,6 +35,9 @@ const BATCH_BYTES_MAX: usize = 2 << 20;
 const BATCHES_IN_FLIGHT: usize = 4;
 /// Long files at the same time.
 const FILES_IN_FLIGHT: usize = 4;
+/// Files of one batch whose blocks are written again one by one, at the same time: each block is a request then, and where many
+/// are written again there is too much to do already.
+const AGAIN_IN_FLIGHT: usize = 8;
 /// Services remembered as bad for the batches to come.
 const AVOID_MAX: usize = 16;
 
@@ -296,8 +298,9 @@ impl Directory {
             });
             (placed, written)
         });
+        let mut ends = stream::iter(ends).buffer_unordered(AGAIN_IN_FLIGHT);
         let mut written = Vec::new();
-        for (placed, proofs) in join_all(ends).await {
+        while let Some((placed, proofs)) = ends.next().await {
             match proofs {
                 Ok(proofs) => written.push((placed, proofs)),
                 Err(error) => answers.push((placed.n, Err(error))),

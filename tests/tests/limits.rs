@@ -150,7 +150,7 @@ fn block_services_with_slow_disks_hold_no_more_than_they_may() {
             writers.spawn(async move { write(&client, &random, writer).await });
         }
         let mut written = 0;
-        while let Some(writer) = tokio::time::timeout(TOO_LONG, writers.join_next()).await.unwrap() {
+        while let Some(writer) = tokio::time::timeout(3 * TOO_LONG, writers.join_next()).await.unwrap() {
             writer.unwrap();
             written += 1;
             if written == WRITERS / 2 {
