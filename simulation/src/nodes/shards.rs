@@ -149,6 +149,12 @@ impl ShardHost {
                 Looked::More(_) => Ok(None),
             };
         }
+        if matches!(op, Op::ListGarbage(_)) {
+            // Garbage stays garbage (SH-17): who leads, or did, says what it knows of it.
+            let now = self.replica.clock.now(self.me.wall(kernel));
+            let Some(view) = self.view(shard) else { return Ok(Some(self.not_leader(shard))) };
+            return eggs_shard_core::read(shard, view, &op, now).map(Some).map_err(storage);
+        }
         let reading = Reading { waiter, shard, op, confirmed: BTreeSet::new(), tickets: Vec::new() };
         self.confirm(kernel, reading, BTreeSet::from([group_of(shard)]))
     }
