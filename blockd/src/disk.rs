@@ -11,7 +11,9 @@ use eggs_blockd_core::admission::Space;
 use eggs_proto::{BlockError, BlockServiceId, ClusterId, ServiceError, mac, pb};
 use tokio::sync::Semaphore;
 
-use crate::limits::{CHECK_MAX, CHECKS_PER_DISK_MAX, READS_PER_DISK_MAX, REFUSED_PAUSE, WRITES_PER_DISK_MAX};
+use crate::limits::{
+    CHECK_MAX, CHECKS_PER_DISK_MAX, READS_PER_DISK_MAX, REFUSED_PAUSE, UNDERWAY_MAX, WRITES_PER_DISK_MAX,
+};
 use crate::store::{Contents, OpenError, OpenProblem, Options, Store, StoreError, Totals, format, inspect};
 
 /// What somebody wants to be a disk.
@@ -246,7 +248,7 @@ impl Disk {
         match &state.store {
             Err(why) => lost(why),
             Ok(_) if let Some(Refused { why, .. }) = &state.refused => lost(why),
-            Ok(_) if state.hangs() => lost(HANGS),
+            Ok(store) if let Some(why) = self.hangs(&state, store) => lost(why),
             Ok(store) => Ok(Arc::clone(store)),
         }
     }
@@ -376,7 +378,7 @@ impl Disk {
         let state = self.state();
         let problem = match &state.store {
             Err(why) => why.clone(),
-            Ok(_) if state.hangs() => HANGS.to_owned(),
+            Ok(store) if let Some(why) = self.hangs(&state, store) => why.to_owned(),
             Ok(_) => String::new(),
         };
         Report {
@@ -390,16 +392,17 @@ impl Disk {
         }
     }
 
+    /// What it has not ended for too long, if anything.
+    fn hangs(&self, state: &State, store: &Store) -> Option<&'static str> {
+        if state.looking_since.is_some_and(|since| since.elapsed() > CHECK_MAX) {
+            return Some("it does not answer");
+        }
+        let underway_max = self.options.underway_max.unwrap_or(UNDERWAY_MAX);
+        (store.underway() > underway_max).then_some("it does not come to the end of a write")
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
-    }
-}
-
-const HANGS: &str = "it does not answer";
-
-impl State {
-    fn hangs(&self) -> bool {
-        self.looking_since.is_some_and(|since| since.elapsed() > CHECK_MAX)
     }
 }
 

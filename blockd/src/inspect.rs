@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use eggs_blockd_core::identity::{IDENTITY_BYTES_MAX, IDENTITY_FILE};
 use eggs_blockd_core::record::{Kind, SEGMENT_BYTES_MAX, Seal};
@@ -81,7 +82,7 @@ pub fn inspect(path: &Path, mut tell: impl FnMut(Found) -> io::Result<()>) -> io
             file => file?,
         };
         let length = u32::try_from(file.metadata()?.len()).unwrap_or(u32::MAX).min(SEGMENT_BYTES_MAX);
-        let file = DiskFile::new(file.into(), String::new(), None);
+        let file = DiskFile::new(file.into(), String::new(), Arc::default(), None);
         let found = walk(Seal::from(&identity), number, length, |at, into| {
             file.read_exact(into, u64::from(at)).is_ok()
         });

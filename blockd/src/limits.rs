@@ -47,6 +47,8 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(20);
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// … and not trusted when a look takes this long.
 pub const CHECK_MAX: Duration = Duration::from_secs(5);
+/// … or when a write or a sync of it takes this long: a disk may still answer from memory what it does not write any more.
+pub const UNDERWAY_MAX: Duration = Duration::from_secs(20);
 /// A disk that the cluster refuses is left out of heartbeats this long, for the sake of the others.
 pub const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 /// Requests in flight may take this long when the service stops.

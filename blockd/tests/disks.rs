@@ -4,9 +4,11 @@ mod support;
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use eggs_blockd::{Config, Service, known_cluster};
+use eggs_blockd::store::{Doing, Fault, Faults, Options};
+use eggs_blockd::{Config, DiskConfig, Service, known_cluster};
 use eggs_proto::pb::write_block_request::Part;
 use eggs_proto::{BlockError, ClusterId};
 use support::*;
@@ -280,6 +282,34 @@ async fn a_crowd_on_one_disk_leaves_the_others_alone() {
     assert_eq!(other, Ok(proof(&b, block(100), &bytes)));
     writers.shutdown().await;
     assert_eq!(daemon.write(write(&a, block(100), &bytes)).await, Ok(proof(&a, block(100), &bytes)));
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_does_not_end_its_writes_is_lost_until_it_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = ["a", "b"].map(|name| folder.path().join(name));
+    let faults = Arc::new(Faults::default());
+    let underway_max = Some(Duration::from_millis(500));
+    let options = Options { faults: Some(Arc::clone(&faults)), underway_max, ..Options::default() };
+    let daemon = Daemon::start(vec![DiskConfig { options, ..disk(&paths[0]) }, disk(&paths[1])]).await;
+    let [a, b] = paths.each_ref().map(identity);
+    let bytes = contents(1, 1000);
+    daemon.write(write(&a, block(1), &bytes)).await.unwrap();
+    let delay = Duration::from_secs(4);
+    faults.set(vec![Fault { on: Doing::Sync, file: ".seg", delay, error: None, times: 1 }]);
+    let hung = daemon.write(write(&a, block(2), &bytes));
+    let meanwhile = async {
+        let stats = daemon.until(|stats| lost(stats) == [true, false]).await;
+        assert!(stats[0].problem.contains("end of a write"), "{}", stats[0].problem);
+        // What takes part in this disk's writes would wait with them; what can be elsewhere is told so at once.
+        assert_eq!(daemon.write(write(&a, block(3), &bytes)).await, Err(BlockError::DiskLost));
+        assert_eq!(daemon.write(write(&b, block(3), &bytes)).await, Ok(proof(&b, block(3), &bytes)));
+    };
+    let (hung, ()) = tokio::join!(hung, meanwhile);
+    assert_eq!(hung, Ok(proof(&a, block(2), &bytes)));
+    daemon.until(|stats| lost(stats) == [false, false]).await;
+    daemon.write(write(&a, block(3), &bytes)).await.unwrap();
     daemon.stop().await;
 }
 

@@ -56,24 +56,35 @@ impl Shared {
         block: &WriteBlock,
         pieces: &[Bytes],
     ) -> Result<Bytes, String> {
-        let started = Instant::now();
+        // Each has its own: who was busy for long and is started anew just now is waited for as any other.
+        let (mut busy, mut away) = (None, None);
         let mut backoff = Backoff::default();
         loop {
             let seen = self.map_time();
-            let (why, patience) = match self.map().service(block.service) {
-                None => ("not in the cluster map".to_owned(), RECONNECT_MAX),
+            let failure = match self.map().service(block.service) {
+                None => WriteFailure::Transport("not in the cluster map".to_owned()),
                 Some(peer) => match self.write_block_once(peer.bulk.clone(), block, pieces).await {
                     Ok(proof) => return Ok(proof),
-                    Err(WriteFailure::Refused(why)) => return Err(why),
-                    Err(WriteFailure::Busy(why)) => (why, self.busy_patience(block.service)),
-                    Err(WriteFailure::Transport(why)) => (why, RECONNECT_MAX),
+                    Err(failure) => failure,
                 },
             };
+            let now = Instant::now();
+            let (why, since, patience) = match failure {
+                WriteFailure::Refused(why) => return Err(why),
+                WriteFailure::Busy(why) => {
+                    away = None;
+                    (why, *busy.get_or_insert(now), self.busy_patience(block.service))
+                }
+                WriteFailure::Transport(why) => (why, *away.get_or_insert(now), RECONNECT_MAX),
+            };
             let pause = backoff.pause(entropy());
-            if started.elapsed() + pause > patience {
+            if since.elapsed() + pause > patience {
                 return Err(why);
             }
-            self.renew_within(seen, pause).await;
+            // Where a busy service is has not changed.
+            if away.is_some() {
+                self.renew_within(seen, pause).await;
+            }
             tokio::time::sleep(pause).await;
         }
     }

@@ -39,6 +39,14 @@ struct Cut {
     blocks_max: usize,
 }
 
+/// Why a block was not written with others.
+pub enum NotWritten {
+    /// There was too much to do, for as long as that is waited for.
+    Busy(String),
+    /// It may be written alone.
+    Failed(String),
+}
+
 /// What a host did with a request to write.
 enum Written {
     /// An answer for each block.
@@ -51,11 +59,17 @@ const BY_BYTES: Cut = Cut { bytes_max: REQUEST_BYTES_MAX, blocks_max: REQUEST_BL
 
 impl Shared {
     /// Writes whole blocks; the proof of each.
-    pub async fn write_many(self: &Arc<Self>, blocks: Vec<pb::WholeBlock>) -> Vec<Result<Bytes, String>> {
+    pub async fn write_many(self: &Arc<Self>, blocks: Vec<pb::WholeBlock>) -> Vec<Result<Bytes, NotWritten>> {
         let about = |block: &pb::WholeBlock| (block.block_service, block.data.len());
         let write = |peer: Peer, blocks: Vec<pb::WholeBlock>| self.write_to(peer, blocks);
         let results = self.spread(blocks, about, &BY_BYTES, write).await;
-        results.into_iter().map(|result| result.and_then(proof_of)).collect()
+        let proof = |result: pb::ProvenBlock| match &result.result {
+            Some(proven_block::Result::Error(error)) if is_busy(error) => {
+                Err(NotWritten::Busy(block_error_words(error)))
+            }
+            _ => proof_of(result).map_err(NotWritten::Failed),
+        };
+        results.into_iter().map(|result| result.map_err(NotWritten::Failed).and_then(proof)).collect()
     }
 
     /// Writes blocks of one host. Those it has too much to do for are sent again, many to a request as before: one by one
@@ -69,16 +83,23 @@ impl Shared {
         let mut results: Vec<pb::ProvenBlock> = blocks.iter().map(|_| pb::ProvenBlock::default()).collect();
         let mut left: Vec<usize> = (0..blocks.len()).collect();
         loop {
-            let seen = self.map_time();
             let asked = left.iter().map(|&n| blocks[n].clone()).collect();
-            match self.write_to_once(&peer, asked).await? {
-                Written::Some(answers) => {
+            match self.write_to_once(&peer, asked).await {
+                Err(why) if left.len() == blocks.len() => return Err(why),
+                // The others are written.
+                Err(why) => {
+                    tracing::debug!(blocks = left.len(), %why, "no answer to what is left of a request of many blocks");
+                    let failed = |&n: &usize| results[n] = pb::ProvenBlock::default();
+                    left.iter().for_each(failed);
+                    return Ok(results);
+                }
+                Ok(Written::Some(answers)) => {
                     for (&n, answer) in left.iter().zip(answers) {
                         results[n] = answer;
                     }
                     left.retain(|&n| matches!(&results[n].result, Some(proven_block::Result::Error(error)) if is_busy(error)));
                 }
-                Written::None(busy) => {
+                Ok(Written::None(busy)) => {
                     let refused = Some(proven_block::Result::Error(busy));
                     left.iter().for_each(|&n| results[n].result.clone_from(&refused));
                 }
@@ -89,7 +110,6 @@ impl Shared {
             if left.is_empty() {
                 return Ok(results);
             }
-            self.renew_soon(seen);
             tokio::time::sleep(pause).await;
         }
     }

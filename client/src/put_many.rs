@@ -18,8 +18,11 @@ use eggs_client_core::write::{WriteBlock, WriteSpan, WriteStep};
 use eggs_proto::limits::{BATCH_OPS_MAX, INLINE_BYTES_MAX};
 use eggs_proto::pb::write_op;
 use eggs_proto::{InodeId, pb};
+use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
+use tokio::sync::Semaphore;
 
+use crate::blocks_many::NotWritten;
 use crate::connection::lock;
 use crate::eden::{Prepared, SpanWriter, Spare, eden_reply};
 use crate::error::{ClientError, Result};
@@ -35,9 +38,9 @@ const BATCH_BYTES_MAX: usize = 2 << 20;
 const BATCHES_IN_FLIGHT: usize = 4;
 /// Long files at the same time.
 const FILES_IN_FLIGHT: usize = 4;
-/// Files of one batch whose blocks are written again one by one, at the same time: each block is a request then, and where many
-/// are written again there is too much to do already.
-const AGAIN_IN_FLIGHT: usize = 8;
+/// Files of one batch that are placed anew at the same time because there is too much to do where they were: each block is a
+/// request then, and that is more to do.
+const ANEW_IN_FLIGHT: usize = 8;
 /// Services remembered as bad for the batches to come.
 const AVOID_MAX: usize = 16;
 
@@ -267,40 +270,54 @@ impl Directory {
             }
         }
         let results = self.client.shared.write_many(whole).await;
+        // Blocks to be written again one by one.
         let mut again: Vec<Vec<WriteBlock>> = placed.iter().map(|_| Vec::new()).collect();
+        let mut crowded: BTreeSet<usize> = BTreeSet::new();
         for ((at, block), result) in blocks.into_iter().zip(results) {
             let Some((machine, _)) = &mut placed[at].blocks else { continue };
             match result {
                 Ok(proof) => machine.written(block.index, block.attempt, proof),
-                Err(why) => {
+                Err(NotWritten::Failed(why)) => {
                     tracing::debug!(block = %block.block, block_service = %block.service, %why, "block not written with others");
                     again[at].push(block);
+                }
+                Err(NotWritten::Busy(why)) => {
+                    tracing::debug!(block = %block.block, block_service = %block.service, %why, "too much to do; placing the block elsewhere");
+                    machine.failed(block.index, block.attempt, why);
+                    crowded.insert(at);
                 }
             }
         }
         // Those that are done come to their end at once, the others write what is left one by one.
-        let ends = placed.into_iter().zip(again).map(|(mut placed, again)| async move {
-            let Some((machine, encoded)) = placed.blocks.take() else { return (placed, Ok(Vec::new())) };
-            let writer = SpanWriter {
-                shared: self.client.shared.clone(),
-                file: placed.file,
-                cookie: placed.cookie,
-                what: placed.what.clone(),
-            };
-            let written = writer.run(machine, encoded, again).await.map(|written| {
-                let mut avoid = lock(avoid);
-                avoid.extend(written.avoid);
-                if avoid.len() > AVOID_MAX {
-                    // So many: the trouble was not theirs.
-                    avoid.clear();
-                }
-                written.proofs
-            });
-            (placed, written)
+        let crowd = Semaphore::new(ANEW_IN_FLIGHT);
+        let ends = placed.into_iter().zip(again).enumerate().map(|(at, (mut placed, again))| {
+            let crowd = crowded.contains(&at).then_some(&crowd);
+            async move {
+                let _place = match crowd {
+                    Some(crowd) => crowd.acquire().await.ok(),
+                    None => None,
+                };
+                let Some((machine, encoded)) = placed.blocks.take() else { return (placed, Ok(Vec::new())) };
+                let writer = SpanWriter {
+                    shared: self.client.shared.clone(),
+                    file: placed.file,
+                    cookie: placed.cookie,
+                    what: placed.what.clone(),
+                };
+                let written = writer.run(machine, encoded, again).await.map(|written| {
+                    let mut avoid = lock(avoid);
+                    avoid.extend(written.avoid);
+                    if avoid.len() > AVOID_MAX {
+                        // So many: the trouble was not theirs.
+                        avoid.clear();
+                    }
+                    written.proofs
+                });
+                (placed, written)
+            }
         });
-        let mut ends = stream::iter(ends).buffer_unordered(AGAIN_IN_FLIGHT);
         let mut written = Vec::new();
-        while let Some((placed, proofs)) = ends.next().await {
+        for (placed, proofs) in join_all(ends).await {
             match proofs {
                 Ok(proofs) => written.push((placed, proofs)),
                 Err(error) => answers.push((placed.n, Err(error))),

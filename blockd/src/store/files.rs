@@ -1,9 +1,11 @@
 //! A file of a disk: positioned reads and writes that do all or fail, and faults on demand for tests.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::fs::{self as rfs, FallocateFlags};
@@ -63,17 +65,41 @@ impl Faults {
     }
 }
 
+/// The writes and syncs of a disk that are under way.
+#[derive(Debug, Default)]
+pub struct Underway {
+    begun: Mutex<BTreeSet<(Instant, u64)>>,
+    next: AtomicU64,
+}
+
+impl Underway {
+    /// How long the oldest has been going on; none is under way: no time at all.
+    pub fn oldest(&self) -> Duration {
+        lock(&self.begun).first().map_or(Duration::ZERO, |(since, _)| since.elapsed())
+    }
+
+    fn during<R>(&self, work: impl FnOnce() -> R) -> R {
+        let key = (Instant::now(), self.next.fetch_add(1, Ordering::Relaxed));
+        lock(&self.begun).insert(key);
+        let result = work();
+        lock(&self.begun).remove(&key);
+        result
+    }
+}
+
 /// An open file.
 #[derive(Debug)]
 pub struct DiskFile {
     fd: OwnedFd,
     name: String,
+    underway: Arc<Underway>,
     faults: Option<Arc<Faults>>,
 }
 
 impl DiskFile {
-    pub fn new(fd: OwnedFd, name: String, faults: Option<Arc<Faults>>) -> DiskFile {
-        DiskFile { fd, name, faults }
+    /// A file of the disk whose writes and syncs `underway` counts.
+    pub fn new(fd: OwnedFd, name: String, underway: Arc<Underway>, faults: Option<Arc<Faults>>) -> DiskFile {
+        DiskFile { fd, name, underway, faults }
     }
 
     pub fn name(&self) -> &str {
@@ -123,16 +149,18 @@ impl DiskFile {
     /// # Errors
     /// The disk's; a part may be written then.
     pub fn write_all(&self, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
-        self.meet(Doing::Write)?;
-        while !bytes.is_empty() {
-            let written = retry_on_intr(|| rustix::io::pwrite(&self.fd, bytes, at))?;
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
+        self.underway.during(|| {
+            self.meet(Doing::Write)?;
+            while !bytes.is_empty() {
+                let written = retry_on_intr(|| rustix::io::pwrite(&self.fd, bytes, at))?;
+                if written == 0 {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+                bytes = &bytes[written..];
+                at += written as u64;
             }
-            bytes = &bytes[written..];
-            at += written as u64;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Makes what was written durable, and the length that goes with it.
@@ -140,8 +168,10 @@ impl DiskFile {
     /// # Errors
     /// The disk's. What was not durable before may be lost then, whatever a later call says.
     pub fn sync(&self) -> io::Result<()> {
-        self.meet(Doing::Sync)?;
-        Ok(retry_on_intr(|| rfs::fdatasync(&self.fd))?)
+        self.underway.during(|| {
+            self.meet(Doing::Sync)?;
+            Ok(retry_on_intr(|| rfs::fdatasync(&self.fd))?)
+        })
     }
 
     /// Takes room; beyond its end too when the length is to stay.

@@ -40,6 +40,7 @@ use rustix::fs::{self as rfs, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use books::Books;
+use files::Underway;
 use segment::{Lane, Segment};
 
 pub use books::JOURNAL;
@@ -147,6 +148,7 @@ pub struct Store {
     /// Device and inode of the disk's folder.
     place: (u64, u64),
     options: Options,
+    underway: Arc<Underway>,
     /// It was mounted read-only when it was opened: nothing is written to it.
     read_only: bool,
     segment_bytes: u32,
@@ -205,6 +207,11 @@ impl Store {
     /// It takes no writes: its file system was mounted read-only when it was opened.
     pub fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// How long the oldest write or sync that has not ended has been going on.
+    pub fn underway(&self) -> Duration {
+        self.underway.oldest()
     }
 
     /// Whether the disk is still where and what it was.
@@ -417,7 +424,7 @@ impl Store {
     }
 
     fn file(&self, fd: OwnedFd, name: &str) -> DiskFile {
-        DiskFile::new(fd, name.to_owned(), self.options.faults.clone())
+        DiskFile::new(fd, name.to_owned(), Arc::clone(&self.underway), self.options.faults.clone())
     }
 
     /// An open segment; `None` when there is no such file.

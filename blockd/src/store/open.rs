@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use eggs_blockd_core::index::BLOCKS_PER_DISK_MAX;
 use eggs_blockd_core::journal::{self, ENTRY_BYTES, End, Entry};
@@ -45,6 +46,8 @@ pub struct Options {
     pub faults: Option<Arc<Faults>>,
     /// Length at which a segment is full.
     pub segment_bytes: Option<u32>,
+    /// A write or sync that takes longer hangs.
+    pub underway_max: Option<Duration>,
 }
 
 impl Store {
@@ -90,6 +93,7 @@ fn open(path: &Path, cluster: ClusterId, options: Options) -> Result<Arc<Store>,
         options,
         read_only,
         books: Mutex::new(Books::new(Index::default(), None, 1)),
+        underway: Arc::default(),
         totals: Mutex::default(),
         small: Lane::default(),
         large: Lane::default(),

@@ -233,7 +233,7 @@ fn places_that_cannot_be_read_cost_only_their_blocks() {
     let faults = Arc::new(Faults::default());
     faults.set(eio(u32::MAX));
     fs::remove_file(journal(folder.path())).unwrap();
-    let options = Options { segment_bytes: None, faults: Some(faults) };
+    let options = Options { faults: Some(faults), ..Options::default() };
     let refused = Store::open(folder.path(), CLUSTER, options);
     assert!(refused.unwrap_err().problem.is_loss());
     assert_eq!(listed(&open(folder.path())).len(), 3);

@@ -57,12 +57,12 @@ fn open_with(path: &Path, options: Options) -> Arc<Store> {
 
 /// With segments of 1 MiB.
 fn open_small(path: &Path) -> Arc<Store> {
-    open_with(path, Options { segment_bytes: Some(1 << 20), faults: None })
+    open_with(path, Options { segment_bytes: Some(1 << 20), ..Options::default() })
 }
 
 fn open_faulty(path: &Path) -> (Arc<Store>, Arc<Faults>) {
     let faults = Arc::new(Faults::default());
-    let options = Options { segment_bytes: None, faults: Some(Arc::clone(&faults)) };
+    let options = Options { faults: Some(Arc::clone(&faults)), ..Options::default() };
     (open_with(path, options), faults)
 }
 

@@ -11,7 +11,7 @@ fn fault(on: Doing, file: &'static str, error: Option<Errno>, times: u32) -> Fau
 fn try_open(path: &Path, faults: Vec<Fault>) -> Result<Arc<Store>, OpenError> {
     let ordered = Arc::new(Faults::default());
     ordered.set(faults);
-    let options = Options { segment_bytes: Some(1 << 20), faults: Some(ordered) };
+    let options = Options { segment_bytes: Some(1 << 20), faults: Some(ordered), ..Options::default() };
     Store::open(path, CLUSTER, options)
 }
 
@@ -146,7 +146,7 @@ fn a_read_that_fails_while_a_disk_opens_erases_nothing() {
         let fine = fault(Doing::Read, ".seg", None, reads);
         let faults = Arc::new(Faults::default());
         faults.set(vec![fine, fault(Doing::Read, ".seg", Some(Errno::IO), 1)]);
-        let options = Options { segment_bytes: None, faults: Some(Arc::clone(&faults)) };
+        let options = Options { faults: Some(Arc::clone(&faults)), ..Options::default() };
         let result = Store::open(copy.path(), CLUSTER, options);
         opened += u32::from(result.is_ok());
         drop(result);
@@ -223,7 +223,8 @@ fn a_large_block_that_cannot_be_read_does_not_keep_the_others_from_being_moved()
     let (folder, store) = disk();
     drop(store);
     let faults = Arc::new(Faults::default());
-    let options = Options { segment_bytes: Some(1 << 20), faults: Some(Arc::clone(&faults)) };
+    let options =
+        Options { segment_bytes: Some(1 << 20), faults: Some(Arc::clone(&faults)), ..Options::default() };
     let store = open_with(folder.path(), options);
     let all = blocks(&[500_000, 600_000, 300_000]);
     for (id, bytes) in &all {
@@ -290,7 +291,7 @@ fn a_dying_disk_is_given_up_soon() {
     fs::remove_file(copy.path().join("journal")).unwrap();
     let faults = Arc::new(Faults::default());
     faults.set(vec![fault(Doing::Read, ".seg", Some(Errno::IO), 1000)]);
-    let options = Options { segment_bytes: None, faults: Some(Arc::clone(&faults)) };
+    let options = Options { faults: Some(Arc::clone(&faults)), ..Options::default() };
     assert!(Store::open(copy.path(), CLUSTER, options).unwrap_err().problem.is_loss());
     assert!(faults.are_left());
 }
