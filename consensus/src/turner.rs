@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use eggs_consensus_core::{
-    Answer, Grant, GroupId, HostError, Now, Proposal, ProposalId, ProposeError, ReadTicket, Role, TICK, Turn,
+    Answer, Grant, GroupId, HostError, Now, Proposal, ProposalId, ProposeError, ReadTicket, Role, Ticks, Turn,
 };
 use eggs_machine::Machine;
 use eggs_machine::group::{self, Applied as GroupApplied};
@@ -46,9 +46,8 @@ pub(crate) struct Turner<M: Machine, F> {
     shared: Arc<Shared>,
     outbox: Outbox,
     started: Instant,
-    next_tick: Instant,
-    /// So many ticks have passed by then: more than one at rest.
-    ticks: u64,
+    /// Since it was started.
+    ticks: Ticks,
     /// Taken out of the inbox, not yet looked at.
     requests: VecDeque<Message>,
     mail: VecDeque<Mail>,
@@ -81,8 +80,7 @@ where
             outbox: Outbox::new(Arc::clone(&shared), runtime),
             shared,
             started: Instant::now(),
-            next_tick: Instant::now() + TICK,
-            ticks: 1,
+            ticks: Ticks::new(Duration::ZERO),
             requests: VecDeque::new(),
             mail: VecDeque::new(),
             waiting: BTreeMap::new(),
@@ -109,7 +107,7 @@ where
             self.requests = requests;
             let stop = news.stop;
             let mut busy = !news.is_empty();
-            self.rest();
+            self.host.pass(self.ticks.gone_by(self.started.elapsed()));
             self.take_news(news)?;
             busy |= self.take_mail()?;
             busy |= self.tick()?;
@@ -142,12 +140,8 @@ where
         if self.host.has_work() || !self.requests.is_empty() || !self.mail.is_empty() {
             return Some(Instant::now());
         }
-        let rest = self.host.rest_ticks();
-        if rest > 1 && self.ticks == 1 {
-            self.ticks = rest;
-            self.next_tick += TICK * u32::try_from(rest - 1).unwrap_or(0);
-        }
-        let tick = self.host.needs_ticks().then_some(self.next_tick);
+        self.ticks.plan(self.host.rest_ticks());
+        let tick = self.host.needs_ticks().then(|| self.started + self.ticks.next());
         [tick, stop_at, self.host.state().due()].into_iter().flatten().min()
     }
 
@@ -188,31 +182,19 @@ where
         Ok(some)
     }
 
-    /// The ticks slept through. What came meanwhile is younger than they are: else who was just heard of would seem silent,
-    /// and a leader's lease over before its time.
-    fn rest(&mut self) {
-        if self.ticks > 1 && Instant::now() >= self.next_tick {
-            self.host.pass(self.ticks - 1);
-            self.ticks = 1;
-        }
-    }
-
     /// Once per tick of real time: a thread that stood still ticks once, not for the time it missed.
     fn tick(&mut self) -> Result<bool, HostError> {
-        let now = Instant::now();
+        let now = self.started.elapsed();
         if !self.host.needs_ticks() {
-            (self.next_tick, self.ticks) = (now + TICK, 1);
+            self.ticks = Ticks::new(now);
             return Ok(false);
         }
-        if self.ticks > 1 && self.host.rest_ticks() == 1 {
-            // Woken: time counts again.
-            (self.next_tick, self.ticks) = (self.next_tick.min(now + TICK), 1);
-        }
-        if now < self.next_tick {
+        self.ticks.plan(self.host.rest_ticks());
+        if !self.ticks.is_due(now) {
             return Ok(false);
         }
         self.host.tick()?;
-        (self.next_tick, self.ticks) = (now + TICK, 1);
+        self.ticks = Ticks::new(now);
         self.shared.set_clock_offset(self.host.clock_offset());
         Ok(true)
     }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::time::Duration;
 
 use bytes::Bytes;
 use eggs_consensus_core::PeerBatch;
@@ -129,8 +130,8 @@ impl PeerEnvelope {
 pub(crate) enum Timer {
     /// A replica's next turn.
     Turn,
-    /// [`eggs_consensus_core::TICK`] has passed on the node's own clock.
-    RaftTick,
+    /// A tick: the node's own clock is there.
+    RaftTick(Duration),
     /// The coordinator's driver, the registry's health, a daemon's heartbeat.
     Tick,
     Heartbeat,

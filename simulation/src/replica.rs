@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use eggs_consensus_core::memory::{MemoryLog, MemorySnapshots, MemoryState};
 use eggs_consensus_core::{
-    Answer, Grant, GroupId, Host, HostOptions, LogStore, Membership, PeerBatch, Proposal, ProposalId,
-    ProposeError, ReadTicket, Role, Wanted,
+    Answer, Grant, GroupId, Host, HostOptions, LogStore, Membership, Now, PeerBatch, Proposal, ProposalId,
+    ProposeError, ReadTicket, Role, Ticks, Wanted,
 };
 use eggs_machine::hash::StateHash;
 use eggs_machine::{Machine, MemoryTable, Table, group};
@@ -54,7 +55,11 @@ pub(crate) struct Replica<M: Machine> {
     /// Where the other stores are: as a daemon keeps it, also over a restart.
     pub addresses: BTreeMap<StoreId, NodeId>,
     turn_due: bool,
-    ticks_due: u64,
+    ticks: Ticks,
+    /// The instant of the timer that counts; others are of rests broken off.
+    timer_at: Option<Duration>,
+    /// Heartbeats alone wait for the next tick.
+    heartbeats: Vec<(StoreId, PeerBatch, Now)>,
     /// A turn is due after a tick, whatever there is to do: heartbeats go out with it.
     ticked: bool,
     /// Bits of its log were flipped.
@@ -132,7 +137,9 @@ impl<M: Machine + Clone + 'static> Replica<M> {
             addresses: BTreeMap::new(),
             turn_due: false,
             ticked: false,
-            ticks_due: 0,
+            ticks: Ticks::new(Duration::ZERO),
+            timer_at: None,
+            heartbeats: Vec::new(),
             spoiled: false,
             put_aside: Vec::new(),
         }
@@ -150,7 +157,9 @@ impl<M: Machine + Clone + 'static> Replica<M> {
             lease: self.lease,
             snapshot_bytes_per_second: SNAPSHOT_RATE,
         };
-        (self.turn_due, self.ticks_due) = (false, 0);
+        (self.turn_due, self.timer_at) = (false, None);
+        self.ticks = Ticks::new(me.now(kernel).monotonic);
+        self.heartbeats.clear();
         self.clock = HybridClock::default();
         self.clock.now(me.wall(kernel));
         let opened = Host::open(options, move |id| machine_of(id), log, state, snapshots);
@@ -317,19 +326,40 @@ impl<M: Machine + Clone + 'static> Replica<M> {
             let delay = turn_delay(kernel, me.id);
             me.timer(kernel, delay, Timer::Turn);
         }
-        if host.needs_ticks() && self.ticks_due == 0 && !self.turn_due {
-            self.ticks_due = host.rest_ticks();
-            me.raft_ticks(kernel, self.ticks_due);
+        if !host.needs_ticks() {
+            self.ticks = Ticks::new(me.now(kernel).monotonic);
+            self.timer_at = None;
+        } else if !self.turn_due {
+            self.ticks.plan(host.rest_ticks());
+            let at = self.ticks.next();
+            if self.timer_at.replace(at) != Some(at) {
+                me.raft_tick(kernel, at);
+            }
         }
     }
 
+    /// What has gone by of a rest, and the heartbeats that came in it.
+    fn rest(&mut self, now: Now) -> Result<(), String> {
+        let Some(host) = &mut self.host else { return Ok(()) };
+        host.pass(self.ticks.gone_by(now.monotonic));
+        for (from, batch, came) in self.heartbeats.drain(..) {
+            host.receive(from, batch, came).map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
     /// A tick has passed, or at rest several. Now and then the logs are looked into.
-    pub fn tick(&mut self, kernel: &mut Kernel, me: &Me) -> Result<(), String> {
-        let ticks = std::mem::take(&mut self.ticks_due);
+    pub fn tick(&mut self, kernel: &mut Kernel, me: &Me, at: Duration) -> Result<(), String> {
+        if self.timer_at != Some(at) {
+            return Ok(());
+        }
+        // Its clock may be a nanosecond behind the timer.
+        let now = Now { monotonic: me.now(kernel).monotonic.max(at), ..me.now(kernel) };
+        self.rest(now)?;
         if let Some(host) = &mut self.host {
-            host.pass(ticks.saturating_sub(1));
             host.tick().map_err(|error| error.to_string())?;
         }
+        (self.ticks, self.timer_at) = (Ticks::new(now.monotonic), None);
         self.observe_logs(kernel)?;
         self.ticked = true;
         self.go_on(kernel, me);
@@ -341,9 +371,14 @@ impl<M: Machine + Clone + 'static> Replica<M> {
         if envelope.to_store != self.store {
             return Ok(());
         }
+        let now = me.now(kernel);
+        if envelope.batch.messages.is_empty() && self.timer_at.is_some() {
+            self.heartbeats.push((envelope.from_store, envelope.batch, now));
+            return Ok(());
+        }
+        self.rest(now)?;
         if let Some(host) = &mut self.host {
-            host.receive(envelope.from_store, envelope.batch, me.now(kernel))
-                .map_err(|error| error.to_string())?;
+            host.receive(envelope.from_store, envelope.batch, now).map_err(|error| error.to_string())?;
         }
         self.go_on(kernel, me);
         Ok(())
@@ -444,6 +479,7 @@ impl<M: Machine + Clone + 'static> Replica<M> {
     /// One turn; what it says to others is sent, answers come with who waits for them.
     pub fn turn(&mut self, kernel: &mut Kernel, me: &Me) -> Result<Turned<M::Effect>, String> {
         (self.turn_due, self.ticked) = (false, false);
+        self.rest(me.now(kernel))?;
         let Some(host) = &mut self.host else { return Ok(Turned::default()) };
         if self.bug == Some(Bug::SkipFsync) && kernel.chance(100) {
             host.log().sync_now();

@@ -45,6 +45,7 @@ mod replica;
 mod snapshots;
 pub mod storage;
 mod taking;
+mod ticks;
 mod transfers;
 mod turn;
 mod wanted;
@@ -60,4 +61,5 @@ pub use storage::{
     AppliedRow, GroupCommit, GroupId, LogChange, LogState, LogStore, LogWrite, Piece, SnapshotMeta,
     SnapshotStore, StateStore, StorageError,
 };
+pub use ticks::Ticks;
 pub use wanted::Wanted;

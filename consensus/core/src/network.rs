@@ -393,10 +393,11 @@ where
                 self.awake.insert(id);
             }
         }
-        for (&id, replica) in self.replicas.iter_mut().filter(|(_, replica)| replica.asleep) {
+        for (&id, replica) in &mut self.replicas {
             if replica.leader() == Some(store) {
+                // Awake too: another may have asked for its vote already, and was not given it.
                 replica.leader_is_gone();
-            } else if !(replica.is_raft_leader() && replica.membership().contains(store)) {
+            } else if !(replica.asleep && replica.is_raft_leader() && replica.membership().contains(store)) {
                 continue;
             }
             replica.busy();

@@ -12,7 +12,7 @@ pub(crate) mod shards;
 use std::time::Duration;
 
 use bytes::Bytes;
-use eggs_consensus_core::{Now, TICK};
+use eggs_consensus_core::Now;
 use eggs_proto::limits::PROTOCOL_VERSION;
 use eggs_proto::{ClusterId, RegistryError, ServiceError, StoreId, Time, pb};
 use prost::Message;
@@ -77,10 +77,11 @@ impl Me {
     }
 
     /// The end of so many ticks of raft, by its own clock.
-    pub fn raft_ticks(&self, kernel: &mut Kernel, ticks: u64) {
-        let tick = TICK.as_nanos() as i64 * i64::try_from(ticks).unwrap_or(1);
-        let delay = tick - tick * self.drift / 1_000_000;
-        self.timer(kernel, delay.unsigned_abs(), Timer::RaftTick);
+    /// A tick when its own clock is there.
+    pub fn raft_tick(&self, kernel: &mut Kernel, at: Duration) {
+        let delay = at.saturating_sub(self.now(kernel).monotonic).as_nanos() as i64;
+        let delay = delay - delay * self.drift / 1_000_000;
+        self.timer(kernel, delay.unsigned_abs(), Timer::RaftTick(at));
     }
 
     pub fn timer(&self, kernel: &mut Kernel, delay: u64, timer: Timer) {

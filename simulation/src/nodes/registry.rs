@@ -209,7 +209,7 @@ impl Daemon for Registry {
     fn on_timer(&mut self, kernel: &mut Kernel, timer: Timer) -> Result<(), Stop> {
         match timer {
             Timer::Turn => self.turn(kernel)?,
-            Timer::RaftTick => self.replica.tick(kernel, &self.me).map_err(Stop::Storage)?,
+            Timer::RaftTick(at) => self.replica.tick(kernel, &self.me, at).map_err(Stop::Storage)?,
             Timer::Heartbeat => self.heartbeat(kernel),
             Timer::Tick if self.health.is_some() => {
                 self.plan(kernel)?;
