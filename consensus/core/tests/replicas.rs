@@ -326,6 +326,30 @@ fn at_rest_time_passes_in_steps_from_heartbeat_to_heartbeat() {
 }
 
 #[test]
+fn who_was_asked_for_a_vote_before_it_noticed_that_the_leader_is_dead_stands_in_its_turn() {
+    let groups: Vec<GroupId> = (0..32).map(GroupId).collect();
+    let mut net = Net::new(&[1, 2, 3], &groups, false);
+    net.ticks(60);
+    let led: Vec<GroupId> = groups.into_iter().filter(|&id| net.leader_of(id) == Some(1)).collect();
+    assert!(led.len() > 4, "{led:?}");
+    assert!(net.hosts.values().all(|host| led.iter().all(|&id| host.status(id).unwrap().asleep)));
+    net.crash(1);
+    // At rest one may notice three ticks before the other.
+    for _ in 0..3 {
+        net.host(2).tick().unwrap();
+        net.turn(2);
+        net.settle();
+    }
+    let mut passed = 0;
+    while led.iter().all(|&id| net.leader_of(id).is_none()) {
+        net.tick();
+        passed += 1;
+        // Seven of silence.
+        assert!(passed <= 7, "it was woken, and does not know what for");
+    }
+}
+
+#[test]
 fn a_lease_ends_before_another_can_lead() {
     let mut net = Net::new(&[1, 2, 3], &[GROUP], true);
     let leader = net.elect();
