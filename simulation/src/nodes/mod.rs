@@ -176,11 +176,17 @@ pub(crate) fn decode<M: Message + Default>(parts: &[Bytes]) -> Option<M> {
     M::decode(parts.first()?.clone()).ok()
 }
 
+/// Hints in a row that a daemon follows.
+const HINTS_MAX: usize = 3;
+
 /// A daemon's way to the registry: one of its addresses after the other, until one leads.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RegistryLine {
     /// Which of the addresses is asked.
     at: usize,
+    /// Which was asked last without being hinted at, and hints followed since: two that know nothing may name each other.
+    turn: usize,
+    hints: usize,
     /// Asked, and nothing came back yet.
     waiting: bool,
     /// The last answer was one.
@@ -198,8 +204,7 @@ impl RegistryLine {
         ops: Vec<pb::registry_request::Op>,
     ) {
         if std::mem::replace(&mut self.waiting, true) {
-            self.at += 1;
-            self.good = false;
+            self.next();
         }
         let to = cluster.registries[self.at % cluster.registries.len()];
         for op in ops {
@@ -217,7 +222,7 @@ impl RegistryLine {
         let time = Time(message.header.map_or(0, |header| header.time));
         match message.result? {
             pb::registry_reply::Result::Map(map) => {
-                self.good = true;
+                (self.good, self.hints) = (true, 0);
                 Some((time, map))
             }
             pb::registry_reply::Result::Error(error) => {
@@ -225,15 +230,25 @@ impl RegistryLine {
                 let not_leader = RegistryError::from_code(error.code) == Some(RegistryError::NotLeader);
                 // Of several answers of one registry the first counts.
                 if not_leader && reply.from == asked {
-                    self.good = false;
                     let hint = node_at(&error.leader);
                     let at = hint.and_then(|node| cluster.registries.iter().position(|&other| other == node));
-                    self.at = at.unwrap_or(self.at + 1);
+                    match at {
+                        Some(at) if self.hints < HINTS_MAX => {
+                            (self.good, self.at) = (false, at);
+                            self.hints += 1;
+                        }
+                        _ => self.next(),
+                    }
                 }
                 None
             }
             _ => None,
         }
+    }
+
+    fn next(&mut self) {
+        self.turn += 1;
+        (self.good, self.at, self.hints) = (false, self.turn, 0);
     }
 
     /// How long until the next heartbeat.
