@@ -60,7 +60,7 @@ pub(crate) struct Found {
     pub lost: usize,
     /// Blocks to be erased.
     pub garbage: usize,
-    /// Shards and block services that did not answer.
+    /// Shards that did not answer, and blocks that were to be looked at and nobody looked at.
     pub silent: usize,
 }
 
@@ -123,7 +123,7 @@ impl Janitor {
         let mut living = BTreeSet::new();
         for shard in (0..self.common.shards).map(|shard| ShardId(shard as u8)) {
             match self.look_at(shard, &mut queue, &mut living).await {
-                Ok(()) => {}
+                Ok(silent) => found.silent += silent,
                 Err(FileError::Wrong(what)) => self.common.history.borrow_mut().fail(what),
                 Err(_) => found.silent += 1,
             }
@@ -159,22 +159,24 @@ impl Janitor {
         }
     }
 
-    /// Every span of a shard: what needs repair goes to the queue.
+    /// Every span of a shard: what needs repair goes to the queue. How many blocks were to be looked at and were not: a
+    /// registry whose leader is new believes that a disk is there which it has not heard of yet, and the disk knows better.
     async fn look_at(
         &mut self,
         shard: ShardId,
         queue: &mut Queue,
         living: &mut BTreeSet<Place>,
-    ) -> Result<(), FileError> {
-        let mut after = 0;
+    ) -> Result<usize, FileError> {
+        let (mut after, mut silent) = (0, 0);
         loop {
             let page = self.calls.files_after(shard, after, 50, self.until()).await?;
-            let Some(last) = page.files.last() else { return Ok(()) };
+            let Some(last) = page.files.last() else { return Ok(silent) };
             after = last.file;
             let ids: Vec<u64> = page.files.iter().map(|file| file.file).collect();
             let opened = self.open_all(shard, ids).await?;
             if self.thorough || self.rounds.is_multiple_of(SCRUB_EVERY) {
-                let right = self.check(&opened).await;
+                let (right, unseen) = self.check(&opened).await;
+                silent += unseen;
                 let scrubbed = pb::RecordScrub { files: right };
                 if !scrubbed.files.is_empty() {
                     self.calls.write(shard, vec![Op::RecordScrub(scrubbed)], self.until()).await?;
@@ -193,7 +195,7 @@ impl Janitor {
                 }
             }
             if !page.more {
-                return Ok(());
+                return Ok(silent);
             }
         }
     }
@@ -224,8 +226,9 @@ impl Janitor {
         Ok(all)
     }
 
-    /// Has every block looked at where it is; the files all of whose blocks are right.
-    async fn check(&mut self, opened: &[(u64, Vec<pb::Span>)]) -> Vec<u64> {
+    /// Has every block looked at where it is; the files all of whose blocks are right, and how many blocks nobody can say
+    /// anything of.
+    async fn check(&mut self, opened: &[(u64, Vec<pb::Span>)]) -> (Vec<u64>, usize) {
         let mut by_host: BTreeMap<NodeId, Vec<pb::ExpectedBlock>> = BTreeMap::new();
         let mut unseen: BTreeSet<Place> = BTreeSet::new();
         for span in opened.iter().flat_map(|(_, spans)| spans) {
@@ -270,7 +273,8 @@ impl Janitor {
         }
         let is_right =
             |spans: &[pb::Span]| !spans.iter().flat_map(blocks_of).any(|b| unseen.contains(&place(b)));
-        opened.iter().filter(|(_, spans)| is_right(spans)).map(|(file, _)| *file).collect()
+        let right = opened.iter().filter(|(_, spans)| is_right(spans)).map(|(file, _)| *file).collect();
+        (right, unseen.iter().filter(|place| !self.bad.contains_key(place)).count())
     }
 
     fn host_of(&self, service: u64) -> Option<NodeId> {
