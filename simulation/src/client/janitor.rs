@@ -307,7 +307,7 @@ impl Janitor {
             common.missing.borrow_mut().extend(missing);
         };
         let until = self.until();
-        self.calls.replace_blocks(file, &span, &indexes, until, placed).await?;
+        self.calls.replace_blocks(file, &span, &indexes, until, placed, None).await?;
         if !self.common.janitor_rests.get() {
             self.common.repaired.set(self.common.repaired.get() + 1);
         }

@@ -23,7 +23,8 @@ use crate::nodes::decode;
 
 impl Calls {
     /// Replaces blocks of a published span by copies elsewhere. The answer of PlaceReplacements comes first, so whoever
-    /// gets that far knows that the blocks were the span's then: `placed` is called.
+    /// gets that far knows that the blocks were the span's then: `placed` is called. `outrun`: the file's contents may be swapped
+    /// between the copying and its end.
     pub async fn replace_blocks(
         &self,
         file: InodeId,
@@ -31,6 +32,7 @@ impl Calls {
         indexes: &[u32],
         until: u64,
         placed: impl FnOnce(),
+        outrun: Option<&pb::StoredFile>,
     ) -> Result<(), FileError> {
         let wrong = |error: &dyn std::fmt::Display| FileError::Wrong(format!("span of {file}: {error}"));
         let stored = Arc::new(StoredSpan::from_wire(span.clone()).map_err(|error| wrong(&error))?);
@@ -51,6 +53,12 @@ impl Calls {
                 // Who repairs may stand still, and come back as if nothing had been.
                 if self.port.chance(25) {
                     self.port.sleep(self.port.below(2000) as u64 * MILLISECOND).await;
+                }
+                if let Some(stored) = outrun
+                    && self.port.chance(40)
+                    && let Err(error @ FileError::Wrong(_)) = self.replace_contents(stored, until).await
+                {
+                    return Err(error);
                 }
                 let swap = pb::SwapBlocks { eden: eden.file, cookie: eden.cookie, proofs };
                 let result = one(self.write(file.shard(), vec![Op::SwapBlocks(swap)], until).await?)?;
@@ -188,7 +196,7 @@ impl Workload {
             indexes.push((first + 1) % blocks);
         }
         self.common.moving.borrow_mut().push(inode);
-        let moved = calls.replace_blocks(inode, span, &indexes, until, || {}).await;
+        let moved = calls.replace_blocks(inode, span, &indexes, until, || {}, Some(&file)).await;
         self.common.moving.borrow_mut().retain(|other| *other != inode);
         moved
     }
