@@ -67,7 +67,12 @@ impl Redundancy {
         // What is not written yet is not lost.
         let may_come = |block: &pb::Block| {
             let disk = disks.get(&block.block_service).filter(|disk| !disk.lost);
-            disk.is_some_and(|disk| !disk.holds(BlockId(block.block)) || is_right(block))
+            let to_come = |disk: &Disk| {
+                let block = BlockId(block.block);
+                // What was written and is damaged may be found to be none when its disk starts again.
+                !disk.holds(block) && !disk.damaged.contains(&block)
+            };
+            disk.is_some_and(|disk| to_come(disk) || is_right(block))
         };
         let mut edens = BTreeMap::new();
         let mut spans = BTreeMap::new();
