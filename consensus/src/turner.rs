@@ -6,7 +6,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use eggs_consensus_core::{
-    Answer, Grant, GroupId, HostError, Now, Proposal, ProposalId, ProposeError, ReadTicket, Role, Ticks, Turn,
+    Answer, Grant, GroupId, HostError, Now, PeerBatch, Proposal, ProposalId, ProposeError, ReadTicket, Role,
+    Ticks, Turn,
 };
 use eggs_machine::Machine;
 use eggs_machine::group::{self, Applied as GroupApplied};
@@ -329,24 +330,23 @@ where
     fn turn(&mut self) -> Result<usize, HostError> {
         let started = Instant::now();
         let (now, truncations) = (self.now(), self.host.truncations());
-        let (outbox, unsent) = (&mut self.outbox, &mut self.unsent);
-        let turn = self.host.turn(now, &mut |store, batch| {
-            if !outbox.send(store, batch) {
-                unsent.insert(store);
-            }
-        })?;
+        let (begun, in_turn) = self.host.begin_turn(now, &mut sending(&mut self.outbox, &mut self.unsent))?;
+        let early = begun.answers.len();
+        self.catch_up(&begun.answers)?;
+        // Before this turn's write: it was decided before.
+        self.tell(begun);
+        let turn = self.host.end_turn(in_turn, now, &mut sending(&mut self.outbox, &mut self.unsent))?;
         if let Some(error) = self.host.take_snapshot_failure() {
             tracing::warn!(host = self.name, %error, "a snapshot could not be taken or installed: it is tried again, and the log keeps growing until then");
         }
         self.catch_up(&turn.answers)?;
-        if !turn.answers.is_empty() {
+        let applied = early + turn.answers.len();
+        if applied > 0 {
             metrics::counter!("eggs_consensus_turns_total", "host" => self.name).increment(1);
-            metrics::counter!("eggs_consensus_commands_total", "host" => self.name)
-                .increment(turn.answers.len() as u64);
+            metrics::counter!("eggs_consensus_commands_total", "host" => self.name).increment(applied as u64);
             metrics::histogram!("eggs_consensus_turn_seconds", "host" => self.name)
                 .record(started.elapsed().as_secs_f64());
         }
-        let applied = turn.answers.len();
         self.tell(turn);
         if self.host.truncations() > truncations {
             self.purge();
@@ -354,7 +354,7 @@ where
         Ok(applied)
     }
 
-    /// Roles first: a new leader learns what is to be done from the state, and whoever does not lead has nothing to do.
+    /// What half a turn came to. Roles first: a new leader learns what is to be done from the state, and whoever does not lead has nothing to do.
     fn tell(&mut self, turn: Turn<M::Effect>) {
         let changed: BTreeSet<GroupId> = turn.roles.iter().map(|&(group, _)| group).collect();
         for (group, role) in turn.roles {
@@ -500,5 +500,17 @@ where
         }
         let (_, state, _) = self.host.into_stores();
         state.close().map_err(|error| HostError { group: GroupId(0), error })
+    }
+}
+
+/// Puts what is to be sent into the outbox; `unsent`: the stores it has no room for.
+fn sending<'a>(
+    outbox: &'a mut Outbox,
+    unsent: &'a mut BTreeSet<StoreId>,
+) -> impl FnMut(StoreId, PeerBatch) + 'a {
+    |store, batch| {
+        if !outbox.send(store, batch) {
+            unsent.insert(store);
+        }
     }
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use eggs_consensus_core::memory::{MemoryLog, MemorySnapshots, MemoryState};
 use eggs_consensus_core::{
     Answer, Grant, GroupId, Host, HostOptions, LogStore, Membership, Now, PeerBatch, Proposal, ProposalId,
-    ProposeError, ReadTicket, Role, Ticks, Wanted,
+    ProposeError, ReadTicket, Role, Ticks, Turn, Wanted,
 };
 use eggs_machine::hash::StateHash;
 use eggs_machine::{Machine, MemoryTable, Table, group};
@@ -476,26 +476,51 @@ impl<M: Machine + Clone + 'static> Replica<M> {
         Ok(self.clock.now(wall))
     }
 
-    /// One turn; what it says to others is sent, answers come with who waits for them.
-    pub fn turn(&mut self, kernel: &mut Kernel, me: &Me) -> Result<Turned<M::Effect>, String> {
+    /// Both halves of a turn: what was told before its write, and what came of the rest. What it says to others is sent,
+    /// answers come with who waits for them.
+    pub fn turn(
+        &mut self,
+        kernel: &mut Kernel,
+        me: &Me,
+    ) -> Result<(Turned<M::Effect>, Result<Turned<M::Effect>, String>), String> {
         (self.turn_due, self.ticked) = (false, false);
         self.rest(me.now(kernel))?;
-        let Some(host) = &mut self.host else { return Ok(Turned::default()) };
+        let Some(host) = &mut self.host else { return Ok((Turned::default(), Ok(Turned::default()))) };
         if self.bug == Some(Bug::SkipFsync) && kernel.chance(100) {
             host.log().sync_now();
         }
         let mut mail: Vec<(StoreId, PeerBatch)> = Vec::new();
-        let result = host.turn(me.now(kernel), &mut |to, batch| mail.push((to, batch)));
+        let begun = host.begin_turn(me.now(kernel), &mut |to, batch| mail.push((to, batch)));
+        self.send(kernel, me, std::mem::take(&mut mail));
+        let (turn, begun) = begun.map_err(|error| error.to_string())?;
+        let early = self.turned(kernel, me, turn)?;
+        let Some(host) = &mut self.host else { return Ok((early, Ok(Turned::default()))) };
+        let ended = host.end_turn(begun, me.now(kernel), &mut |to, batch| mail.push((to, batch)));
         // What was sent before the disk failed is sent.
+        self.send(kernel, me, mail);
+        let rest = ended.map_err(|error| error.to_string()).and_then(|turn| self.turned(kernel, me, turn));
+        self.go_on(kernel, me);
+        Ok((early, rest))
+    }
+
+    fn send(&mut self, kernel: &mut Kernel, me: &Me, mail: Vec<(StoreId, PeerBatch)>) {
         for (to, batch) in mail {
             kernel.oracle.sends(self.store, &batch);
             let node = self.addresses.get(&to).copied();
             let sent = node.is_some_and(|node| kernel.send_peer((me.id, self.store), (node, to), batch));
-            if !sent {
+            if !sent && let Some(host) = &mut self.host {
                 host.unreachable(to);
             }
         }
-        let turn = result.map_err(|error| error.to_string())?;
+    }
+
+    fn turned(
+        &mut self,
+        kernel: &mut Kernel,
+        me: &Me,
+        turn: Turn<M::Effect>,
+    ) -> Result<Turned<M::Effect>, String> {
+        let Some(host) = &mut self.host else { return Ok(Turned::default()) };
         for &(group, role) in &turn.roles {
             kernel.note(format_args!("{} {group}: {role:?}", me.id));
             if let Role::Leader { term } = role {
@@ -519,7 +544,6 @@ impl<M: Machine + Clone + 'static> Replica<M> {
             .map(|answer| (answer.proposal.and_then(|proposal| waiting.remove(&proposal)), answer))
             .collect();
         let (confirmed, lost, roles) = (turn.confirmed, turn.lost, turn.roles);
-        self.go_on(kernel, me);
         Ok(Turned { answers, dropped, confirmed, lost, roles })
     }
 

@@ -122,7 +122,7 @@ pub enum Role {
     Removed,
 }
 
-/// What a turn came to.
+/// What a turn, or one half of it, came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Turn<E> {
     pub answers: Vec<Answer<E>>,
@@ -134,6 +134,18 @@ pub struct Turn<E> {
     pub lost: Vec<ReadTicket>,
     /// Changes since the last turn.
     pub roles: Vec<(GroupId, Role)>,
+}
+
+impl<E> Default for Turn<E> {
+    fn default() -> Self {
+        Turn {
+            answers: Vec::new(),
+            dropped: Vec::new(),
+            confirmed: Vec::new(),
+            lost: Vec::new(),
+            roles: Vec::new(),
+        }
+    }
 }
 
 /// Storage failed: the host must be dropped and opened again.

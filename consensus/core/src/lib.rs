@@ -62,4 +62,5 @@ pub use storage::{
     SnapshotStore, StateStore, StorageError,
 };
 pub use ticks::Ticks;
+pub use turn::BegunTurn;
 pub use wanted::Wanted;

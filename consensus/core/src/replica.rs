@@ -157,6 +157,11 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
         self.is_raft_leader() && self.applied.term == self.node.raft.term && self.is_member()
     }
 
+    /// Leader, and those who ask it know.
+    pub(crate) fn leads_as_told(&self) -> bool {
+        self.leads() && self.role == Role::Leader { term: self.node.raft.term }
+    }
+
     pub(crate) fn is_member(&self) -> bool {
         self.membership().contains(self.me)
     }

@@ -1,19 +1,39 @@
 //! One turn of a host: send, persist with one fsync, apply as one change, answer.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use eggs_machine::Machine;
 use eggs_proto::StoreId;
+use raft::Ready;
 use raft::eraftpb::{self, Entry, EntryType, MessageType};
 
 use crate::host::{Answer, Host, HostError, Role, Told, Turn};
 use crate::peer::{Now, PeerBatch, PeerMessage};
 use crate::peers::Peers;
+use crate::replica::Replica;
 use crate::storage::{GroupId, LogChange, LogStore, LogWrite, SnapshotStore, StateStore};
 use crate::transfers::Transfers;
 
 /// What an entry costs in the log besides its data.
 const ENTRY_OVERHEAD_BYTES: u64 = 48;
+
+/// A turn between its halves: what it has to write, and what is said and applied after that.
+#[must_use = "a turn that was begun has to be ended"]
+pub struct BegunTurn {
+    dirty: BTreeSet<GroupId>,
+    writes: Vec<LogWrite>,
+    /// With the messages that wait for the write.
+    readies: Vec<(GroupId, Ready, Vec<eraftpb::Message>)>,
+    committed: Vec<(GroupId, Vec<Entry>)>,
+    members_change: bool,
+}
+
+impl fmt::Debug for BegunTurn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BegunTurn").field("groups", &self.readies.len()).finish_non_exhaustive()
+    }
+}
 
 impl<M, L, S, P> Host<M, L, S, P>
 where
@@ -22,21 +42,67 @@ where
     S: StateStore,
     P: SnapshotStore,
 {
-    /// One turn: send what can be sent, persist what every group has to persist (one fsync), apply what is
-    /// committed (one batch), and one step of a snapshot.
+    /// A turn: [`Host::begin_turn`] and [`Host::end_turn`], for who has nobody to answer in between.
     pub fn turn(
         &mut self,
         now: Now,
         send: &mut dyn FnMut(StoreId, PeerBatch),
     ) -> Result<Turn<M::Effect>, HostError> {
+        let (mut turn, begun) = self.begin_turn(now, send)?;
+        let rest = self.end_turn(begun, now, send)?;
+        turn.answers.extend(rest.answers);
+        turn.dropped.extend(rest.dropped);
+        turn.confirmed.extend(rest.confirmed);
+        turn.lost.extend(rest.lost);
+        turn.roles.extend(rest.roles);
+        Ok(turn)
+    }
+
+    /// Sends what need not be durable here first, and applies what was decided before in the groups this store leads: who
+    /// waits for that does not wait for the write of what came since. Nothing but reads may be asked of the host until
+    /// [`Host::end_turn`].
+    pub fn begin_turn(
+        &mut self,
+        now: Now,
+        send: &mut dyn FnMut(StoreId, PeerBatch),
+    ) -> Result<(Turn<M::Effect>, BegunTurn), HostError> {
         let dirty = std::mem::take(&mut self.dirty);
         for id in &dirty {
             if let Some(replica) = self.replicas.get_mut(id) {
                 replica.begin_reads(now.monotonic);
             }
         }
-        let mut committed = Vec::new();
-        self.persist(&dirty, &mut committed, now, send)?;
+        let mut begun = self.take_readies(dirty);
+        if !begun.members_change {
+            self.peers.flush(self.ticks, now, send);
+        }
+        let replicas = &self.replicas;
+        let is_led = |id: &GroupId| replicas.get(id).is_some_and(Replica::leads_as_told);
+        let awaited = |(id, entries): &mut (GroupId, Vec<Entry>)| {
+            is_led(id) && !entries.is_empty() && !entries.iter().any(changes_members)
+        };
+        let decided: Vec<_> = begun.committed.extract_if(.., awaited).collect();
+        let led: Vec<GroupId> = decided.iter().map(|(id, _)| *id).collect();
+        let answers = self.apply(decided)?;
+        for id in led {
+            if let Some(replica) = self.replicas.get_mut(&id) {
+                replica.take_readable(&mut self.told.confirmed);
+            }
+        }
+        let confirmed = std::mem::take(&mut self.told.confirmed);
+        Ok((Turn { answers, confirmed, ..Turn::default() }, begun))
+    }
+
+    /// Persists what every group has to persist (one fsync), says what could not be said before, applies the rest of what is
+    /// decided (one batch), and does one step of a snapshot.
+    pub fn end_turn(
+        &mut self,
+        begun: BegunTurn,
+        now: Now,
+        send: &mut dyn FnMut(StoreId, PeerBatch),
+    ) -> Result<Turn<M::Effect>, HostError> {
+        let BegunTurn { dirty, writes, readies, mut committed, members_change: _ } = begun;
+        self.persist(writes, readies, &mut committed)?;
         // The others need not wait until it is applied here.
         self.peers.flush(self.ticks, now, send);
         let answers = self.apply(committed)?;
@@ -49,16 +115,11 @@ where
         Ok(Turn { answers, dropped, confirmed, lost, roles })
     }
 
-    fn persist(
-        &mut self,
-        dirty: &BTreeSet<GroupId>,
-        committed: &mut Vec<(GroupId, Vec<Entry>)>,
-        now: Now,
-        send: &mut dyn FnMut(StoreId, PeerBatch),
-    ) -> Result<(), HostError> {
-        let (mut writes, mut readies) = (Vec::new(), Vec::new());
+    /// What raft has to say, to write and to apply.
+    fn take_readies(&mut self, dirty: BTreeSet<GroupId>) -> BegunTurn {
+        let (mut writes, mut readies, mut committed) = (Vec::new(), Vec::new(), Vec::new());
         let mut members_change = false;
-        for &id in dirty {
+        for &id in &dirty {
             let Some(replica) = self.replicas.get_mut(&id).filter(|replica| replica.node.has_ready()) else {
                 continue;
             };
@@ -105,9 +166,15 @@ where
             committed.push((id, decided));
             readies.push((id, ready, late));
         }
-        if !members_change {
-            self.peers.flush(self.ticks, now, send);
-        }
+        BegunTurn { dirty, writes, readies, committed, members_change }
+    }
+
+    fn persist(
+        &mut self,
+        writes: Vec<LogWrite>,
+        readies: Vec<(GroupId, Ready, Vec<eraftpb::Message>)>,
+        committed: &mut Vec<(GroupId, Vec<Entry>)>,
+    ) -> Result<(), HostError> {
         self.write_log(writes)?;
         // Everything above is durable from here on (CO-1).
         let mut decided_now = Vec::new();

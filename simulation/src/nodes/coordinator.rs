@@ -23,7 +23,7 @@ use super::{
 };
 use crate::bug::Bug;
 use crate::kernel::{Envelope, Kernel, MILLISECOND, NodeId, PeerEnvelope, Rpc, SECOND, Timer};
-use crate::replica::{Offered, Replica, Waiter};
+use crate::replica::{Offered, Replica, Turned, Waiter};
 
 pub(crate) const GROUP: GroupId = GroupId::CROSSDIR;
 /// A step not answered by then is lost.
@@ -169,7 +169,13 @@ impl Coordinator {
     }
 
     fn turn(&mut self, kernel: &mut Kernel) -> Result<(), Stop> {
-        let turned = self.replica.turn(kernel, &self.me).map_err(Stop::Storage)?;
+        let (early, rest) = self.replica.turn(kernel, &self.me).map_err(Stop::Storage)?;
+        self.told(kernel, early)?;
+        self.told(kernel, rest.map_err(Stop::Storage)?)
+    }
+
+    /// What half a turn came to.
+    fn told(&mut self, kernel: &mut Kernel, turned: Turned<Effect>) -> Result<(), Stop> {
         if let Some((_, role)) = turned.roles.last() {
             self.resign(kernel);
             if matches!(role, Role::Leader { .. }) {

@@ -1,5 +1,6 @@
 //! A store of the registry, as `eggs-shuckle` is.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use eggs_consensus_core::{GroupId, Role};
@@ -14,7 +15,7 @@ use prost::Message;
 
 use super::{Cluster, Daemon, Me, RegistryLine, Stop, decode, encode, register, reply_header};
 use crate::kernel::{Envelope, Kernel, PeerEnvelope, Rpc, SECOND, Timer};
-use crate::replica::{Offered, Replica, Waiter};
+use crate::replica::{Offered, Replica, Turned, Waiter};
 
 pub(crate) const GROUP: GroupId = GroupId::SHUCKLE;
 
@@ -45,7 +46,8 @@ impl Registry {
         let found = pb::FoundCluster { cluster_id, replicas: self.cluster.replicas };
         let mut proposed = false;
         for _ in 0..TURNS_MAX {
-            self.replica.turn(kernel, &self.me)?;
+            let (_, rest) = self.replica.turn(kernel, &self.me)?;
+            rest?;
             if self.replica.view(GROUP).is_some() && !proposed {
                 proposed = true;
                 self.log(kernel, Command::Found(found.clone()), None)?;
@@ -145,7 +147,13 @@ impl Registry {
     }
 
     fn turn(&mut self, kernel: &mut Kernel) -> Result<(), Stop> {
-        let turned = self.replica.turn(kernel, &self.me).map_err(Stop::Storage)?;
+        let (early, rest) = self.replica.turn(kernel, &self.me).map_err(Stop::Storage)?;
+        self.told(kernel, early)?;
+        self.told(kernel, rest.map_err(Stop::Storage)?)
+    }
+
+    /// What half a turn came to.
+    fn told(&mut self, kernel: &mut Kernel, turned: Turned<Infallible>) -> Result<(), Stop> {
         for (waiter, answer) in turned.answers {
             let (Some(waiter), Applied::Ran(outcome)) = (waiter, answer.applied) else { continue };
             let reply = pb::RegistryReply::decode(outcome.reply).ok().and_then(|reply| reply.result);

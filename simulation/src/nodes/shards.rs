@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 
 use eggs_consensus_core::{Grant, GroupId, ReadTicket, Role};
 use eggs_machine::group::{self, Applied};
@@ -18,7 +19,7 @@ use rand::RngCore;
 use super::{Cluster, Daemon, Me, RegistryLine, Stop, decode, encode, register, reply_header};
 use crate::bug::{Bug, BuggyShard};
 use crate::kernel::{Envelope, Kernel, MILLISECOND, PeerEnvelope, Rpc, Timer};
-use crate::replica::{Offered, Replica, Waiter};
+use crate::replica::{Offered, Replica, Turned, Waiter};
 
 pub(crate) struct ShardHost {
     pub me: Me,
@@ -383,7 +384,19 @@ impl ShardHost {
         if std::mem::take(&mut self.fail_next_write) {
             self.replica.fail_next_write(kernel);
         }
-        let turned = self.replica.turn(kernel, &self.me).map_err(Stop::Storage)?;
+        let (early, rest) = self.replica.turn(kernel, &self.me).map_err(Stop::Storage)?;
+        self.told(kernel, early)?;
+        self.told(kernel, rest.map_err(Stop::Storage)?)?;
+        for (waiter, request) in std::mem::take(&mut self.parked) {
+            if let Some(answer) = self.take(kernel, waiter, request)? {
+                self.answer(kernel, waiter, answer);
+            }
+        }
+        Ok(())
+    }
+
+    /// What half a turn came to.
+    fn told(&mut self, kernel: &mut Kernel, turned: Turned<Infallible>) -> Result<(), Stop> {
         for (waiter, answer) in turned.answers {
             self.settling.remove(&answer.group);
             let Some(waiter) = waiter else { continue };
@@ -406,13 +419,7 @@ impl ShardHost {
             }
         }
         self.lost(kernel, &turned.lost);
-        self.confirmed(kernel, &turned.confirmed)?;
-        for (waiter, request) in std::mem::take(&mut self.parked) {
-            if let Some(answer) = self.take(kernel, waiter, request)? {
-                self.answer(kernel, waiter, answer);
-            }
-        }
-        Ok(())
+        self.confirmed(kernel, &turned.confirmed)
     }
 
     /// As the daemon's housekeeping: files whose writers are gone.
