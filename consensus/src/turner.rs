@@ -28,7 +28,10 @@ const REQUESTS_PER_TURN: usize = 512;
 const BYTES_PER_TURN: usize = 64 << 20;
 /// Proposed and not yet answered, of all groups; more are answered `Busy`. Without a quorum they pile up.
 const PROPOSED_BYTES_MAX: usize = 256 << 20;
-/// After a turn that had so many commands to apply …
+/// After a turn that had so many commands to apply those who have something to bring for the next go first, if they wait for
+/// a core …
+const SHARED_COMMANDS: usize = 2;
+/// … and after one that had so many …
 const PACED_COMMANDS: usize = 5;
 /// … the next begins no sooner than this after it began, where other hosts have a part in it: what comes in meanwhile
 /// shares its messages, and its fsyncs on all of them.
@@ -117,11 +120,15 @@ where
                 // Another thread syncs the snapshot; nothing else is to be done.
                 std::thread::sleep(SEALING_PAUSE);
             }
-            if busy || self.host.has_work() {
+            let held = self.host.held_until().is_some_and(|at| at <= self.started.elapsed());
+            if busy || held || self.host.has_work() {
                 let begun = Instant::now();
                 let applied = self.turn()?;
-                if applied >= PACED_COMMANDS && self.outbox.has_peers() {
-                    std::thread::sleep(PACE.saturating_sub(begun.elapsed()));
+                match applied {
+                    _ if !self.outbox.has_peers() => {}
+                    PACED_COMMANDS.. => std::thread::sleep(PACE.saturating_sub(begun.elapsed())),
+                    SHARED_COMMANDS.. => std::thread::yield_now(),
+                    _ => {}
                 }
             }
             self.write_state()?;
@@ -143,7 +150,8 @@ where
         }
         self.ticks.plan(self.host.rest_ticks());
         let tick = self.host.needs_ticks().then(|| self.started + self.ticks.next());
-        [tick, stop_at, self.host.state().due()].into_iter().flatten().min()
+        let held = self.host.held_until().map(|at| self.started + at);
+        [tick, held, stop_at, self.host.state().due()].into_iter().flatten().min()
     }
 
     fn now(&self) -> Now {

@@ -130,6 +130,8 @@ impl PeerEnvelope {
 pub(crate) enum Timer {
     /// A replica's next turn.
     Turn,
+    /// A replica has held something long enough.
+    Held,
     /// A tick: the node's own clock is there.
     RaftTick(Duration),
     /// The coordinator's driver, the registry's health, a daemon's heartbeat.

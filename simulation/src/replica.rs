@@ -58,6 +58,8 @@ pub(crate) struct Replica<M: Machine> {
     ticks: Ticks,
     /// The instant of the timer that counts; others are of rests broken off.
     timer_at: Option<Duration>,
+    /// Then something is due to be sent that was held.
+    held_timer: Option<Duration>,
     /// Heartbeats alone wait for the next tick.
     heartbeats: Vec<(StoreId, PeerBatch, Now)>,
     /// A turn is due after a tick, whatever there is to do: heartbeats go out with it.
@@ -139,6 +141,7 @@ impl<M: Machine + Clone + 'static> Replica<M> {
             ticked: false,
             ticks: Ticks::new(Duration::ZERO),
             timer_at: None,
+            held_timer: None,
             heartbeats: Vec::new(),
             spoiled: false,
             put_aside: Vec::new(),
@@ -157,7 +160,7 @@ impl<M: Machine + Clone + 'static> Replica<M> {
             lease: self.lease,
             snapshot_bytes_per_second: SNAPSHOT_RATE,
         };
-        (self.turn_due, self.timer_at) = (false, None);
+        (self.turn_due, self.timer_at, self.held_timer) = (false, None, None);
         self.ticks = Ticks::new(me.now(kernel).monotonic);
         self.heartbeats.clear();
         self.clock = HybridClock::default();
@@ -321,10 +324,18 @@ impl<M: Machine + Clone + 'static> Replica<M> {
     /// What was asked of the host may need a turn, and time.
     pub fn go_on(&mut self, kernel: &mut Kernel, me: &Me) {
         let Some(host) = &self.host else { return };
-        if (host.has_work() || self.ticked) && !self.turn_due {
+        let held = host.held_until();
+        let held_is_due = held.is_some_and(|at| at <= me.now(kernel).monotonic);
+        if (host.has_work() || self.ticked || held_is_due) && !self.turn_due {
             self.turn_due = true;
             let delay = turn_delay(kernel, me.id);
             me.timer(kernel, delay, Timer::Turn);
+        }
+        if let Some(at) = held.filter(|_| !self.turn_due)
+            && self.held_timer.replace(at) != Some(at)
+        {
+            // Its clock may be a nanosecond behind the timer.
+            me.timer_at(kernel, at + Duration::from_micros(1), Timer::Held);
         }
         if !host.needs_ticks() {
             self.ticks = Ticks::new(me.now(kernel).monotonic);

@@ -384,6 +384,11 @@ where
             || !self.told.roles.is_empty()
     }
 
+    /// A turn is due by then, by the monotonic clock: something that is to be said together is held.
+    pub fn held_until(&self) -> Option<Duration> {
+        self.peers.held_until()
+    }
+
     /// Whether the only work is a snapshot that is being made durable.
     pub fn is_sealing(&self) -> bool {
         let taking = self.taking.as_ref();

@@ -17,6 +17,11 @@ const STRANGERS_MAX: usize = 64;
 /// Ticks after which a measured offset is not the best any more, however short its round trip.
 const OFFSET_TICKS: u64 = 100;
 
+/// Entries that are decided without their receiver wait so long for others, or for anything else that is said to it …
+const HELD_MAX: Duration = Duration::from_millis(5);
+/// … and no longer when they are as many bytes.
+const HELD_BYTES_MAX: usize = 256 << 10;
+
 /// What news of a peer means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Heard {
@@ -56,6 +61,22 @@ pub(crate) struct Peers {
     leaving: bool,
     peers: BTreeMap<StoreId, Peer>,
     outbox: BTreeMap<StoreId, Vec<(GroupId, PeerMessage)>>,
+    held: BTreeMap<StoreId, Held>,
+}
+
+/// What is said to a peer together.
+#[derive(Debug)]
+struct Held {
+    /// Of the first, by our monotonic clock.
+    since: Duration,
+    bytes: usize,
+    messages: Vec<(GroupId, PeerMessage)>,
+}
+
+impl Held {
+    fn until(&self) -> Duration {
+        if self.bytes >= HELD_BYTES_MAX { Duration::ZERO } else { self.since + HELD_MAX }
+    }
 }
 
 impl Peers {
@@ -68,7 +89,12 @@ impl Peers {
     }
 
     pub(crate) fn has_mail(&self) -> bool {
-        !self.outbox.is_empty()
+        !self.outbox.is_empty() || self.held_until() == Some(Duration::ZERO)
+    }
+
+    /// When what is held is to be sent at the latest, by our monotonic clock.
+    pub(crate) fn held_until(&self) -> Option<Duration> {
+        self.held.values().map(Held::until).min()
     }
 
     /// From now on these are the peers.
@@ -83,6 +109,26 @@ impl Peers {
 
     pub(crate) fn post(&mut self, to: StoreId, group: GroupId, message: PeerMessage) {
         self.outbox.entry(to).or_default().push((group, message));
+    }
+
+    /// What need not be said at once: `bytes` of entries.
+    pub(crate) fn hold(&mut self, to: StoreId, group: GroupId, message: PeerMessage, bytes: usize, now: Now) {
+        let held = Held { since: now.monotonic, bytes: 0, messages: Vec::new() };
+        let held = self.held.entry(to).or_insert(held);
+        held.bytes += bytes;
+        held.messages.push((group, message));
+    }
+
+    /// What was held goes before what came after it.
+    fn release(&mut self, now: Now) {
+        let outbox = &self.outbox;
+        let due = |to: &StoreId, held: &mut Held| held.until() <= now.monotonic || outbox.contains_key(to);
+        let due: Vec<_> = self.held.extract_if(.., due).collect();
+        for (to, held) in due {
+            let messages = self.outbox.entry(to).or_default();
+            let later = std::mem::replace(messages, held.messages);
+            messages.extend(later);
+        }
     }
 
     /// Takes in a heartbeat.
@@ -182,8 +228,9 @@ impl Peers {
         due.min().unwrap_or(HEARTBEAT_TICKS)
     }
 
-    /// Sends what is posted, and heartbeats to those that have heard nothing for a while.
+    /// Sends what is posted, what was held for long enough, and heartbeats to those that have heard nothing for a while.
     pub(crate) fn flush(&mut self, tick: u64, now: Now, send: &mut dyn FnMut(StoreId, PeerBatch)) {
+        self.release(now);
         for (store, messages) in std::mem::take(&mut self.outbox) {
             let heartbeat = match self.peers.get_mut(&store) {
                 Some(peer) => peer.heartbeat((self.boot, self.leaving), tick, now),

@@ -8,7 +8,7 @@ use eggs_machine::hash::StateHash;
 use eggs_machine::{Machine, Table, Tx};
 use eggs_proto::StoreId;
 use protobuf::Message as _;
-use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, EntryType};
+use raft::eraftpb::{self, ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, EntryType, MessageType};
 use raft::{ProgressState, RawNode, StateRole};
 
 use crate::group_log::GroupLog;
@@ -23,6 +23,8 @@ use crate::wanted::Change;
 
 /// Entries a follower may lack and count as caught up: they are on their way to it.
 const CAUGHT_UP_ENTRIES: u64 = 256;
+/// Entries a follower may be behind another and still be the one that is hurried for.
+const LAG_MAX: u64 = 16;
 /// A replica that should not lead stands for election when for this long nobody else was elected.
 const LAST_RESORT_TICKS: usize = 10 * ELECTION_TICKS;
 /// Looks without an answer after which a learner counts as lost.
@@ -264,6 +266,33 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
         self.asleep = false;
         self.idle_ticks = 0;
         self.sleep_offer = None;
+    }
+
+    // ---- entries for the others ----
+
+    /// Whether a message of this leader is entries for a voter that they are decided without: enough others get them at
+    /// once, and take them. Those are the next voters after this one, so that each store has the same few to hurry for.
+    pub(crate) fn decides_without(&self, message: &eraftpb::Message, peers: &Peers) -> bool {
+        let raft = &self.node.raft;
+        let entries = message.get_msg_type() == MessageType::MsgAppend && !message.entries.is_empty();
+        if !entries || raft.lead_transferee.is_some() {
+            return false;
+        }
+        let voters = &self.membership().voters;
+        let Some(me) = voters.iter().position(|&store| store == self.me) else { return false };
+        let matched = |store: StoreId| {
+            let progress = raft.prs().get(store.0).filter(|it| it.state == ProgressState::Replicate)?;
+            (!peers.is_silent(store)).then_some(progress.matched)
+        };
+        let others = || (1..voters.len()).map(|step| voters[(me + step) % voters.len()]);
+        let best = others().filter_map(matched).max().unwrap_or(0);
+        let keeps_up = |&store: &StoreId| matched(store).is_some_and(|at| at + LAG_MAX >= best);
+        let hurried: Vec<StoreId> = others().filter(keeps_up).take(self.membership().quorum() - 1).collect();
+        let to = StoreId(message.to);
+        hurried.len() + 1 == self.membership().quorum()
+            && !hurried.contains(&to)
+            && voters.contains(&to)
+            && matched(to).is_some()
     }
 
     // ---- sleep ----

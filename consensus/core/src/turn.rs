@@ -72,7 +72,7 @@ where
                 replica.begin_reads(now.monotonic);
             }
         }
-        let mut begun = self.take_readies(dirty);
+        let mut begun = self.take_readies(dirty, now);
         if !begun.members_change {
             self.peers.flush(self.ticks, now, send);
         }
@@ -102,7 +102,7 @@ where
         send: &mut dyn FnMut(StoreId, PeerBatch),
     ) -> Result<Turn<M::Effect>, HostError> {
         let BegunTurn { dirty, writes, readies, mut committed, members_change: _ } = begun;
-        self.persist(writes, readies, &mut committed)?;
+        self.persist(writes, readies, &mut committed, now)?;
         // The others need not wait until it is applied here.
         self.peers.flush(self.ticks, now, send);
         let answers = self.apply(committed)?;
@@ -116,7 +116,7 @@ where
     }
 
     /// What raft has to say, to write and to apply.
-    fn take_readies(&mut self, dirty: BTreeSet<GroupId>) -> BegunTurn {
+    fn take_readies(&mut self, dirty: BTreeSet<GroupId>, now: Now) -> BegunTurn {
         let (mut writes, mut readies, mut committed) = (Vec::new(), Vec::new(), Vec::new());
         let mut members_change = false;
         for &id in &dirty {
@@ -129,7 +129,10 @@ where
             }
             // A leader's appends go out while its own disk works.
             for message in ready.take_messages() {
-                post(&mut self.peers, &mut self.transfers, self.ticks, id, message);
+                match replica.decides_without(&message, &self.peers) {
+                    true => hold(&mut self.peers, now, id, message),
+                    false => post(&mut self.peers, &mut self.transfers, self.ticks, id, message),
+                }
             }
             let late = ready.take_persisted_messages();
             let entries = ready.take_entries();
@@ -174,6 +177,7 @@ where
         writes: Vec<LogWrite>,
         readies: Vec<(GroupId, Ready, Vec<eraftpb::Message>)>,
         committed: &mut Vec<(GroupId, Vec<Entry>)>,
+        now: Now,
     ) -> Result<(), HostError> {
         self.write_log(writes)?;
         // Everything above is durable from here on (CO-1).
@@ -193,7 +197,10 @@ where
                 replica.node.advance_apply_to(restored.0);
             }
             for message in light.take_messages() {
-                post(&mut self.peers, &mut self.transfers, self.ticks, id, message);
+                match replica.decides_without(&message, &self.peers) {
+                    true => hold(&mut self.peers, now, id, message),
+                    false => post(&mut self.peers, &mut self.transfers, self.ticks, id, message),
+                }
             }
             let decided = light.take_committed_entries();
             if decided.iter().any(changes_members) {
@@ -334,6 +341,12 @@ fn post(peers: &mut Peers, transfers: &mut Transfers, tick: u64, id: GroupId, me
         transfers.announced(id, to, tick);
     }
     peers.post(to, id, PeerMessage::Raft(message));
+}
+
+/// A message of raft whose entries need not be there at once.
+fn hold(peers: &mut Peers, now: Now, id: GroupId, message: eraftpb::Message) {
+    let bytes = message.entries.iter().map(|entry| entry.data.len()).sum();
+    peers.hold(StoreId(message.to), id, PeerMessage::Raft(message), bytes, now);
 }
 
 fn changes_members(entry: &Entry) -> bool {

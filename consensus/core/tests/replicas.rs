@@ -112,8 +112,19 @@ impl Net {
         self.hosts.get_mut(&id).unwrap()
     }
 
-    /// Turns and mail until nothing moves.
+    /// Turns and mail until nothing moves, and nothing is held any more.
     fn settle(&mut self) {
+        loop {
+            self.exchange();
+            let held = self.hosts.iter().filter_map(|(&id, host)| Some((host.held_until()?, id)));
+            let Some((at, id)) = held.min() else { return };
+            self.now = self.now.max(at.as_nanos() as u64);
+            self.turn(id);
+        }
+    }
+
+    /// Turns and mail until nothing moves.
+    fn exchange(&mut self) {
         loop {
             let mut moved = false;
             for id in self.hosts.keys().copied().collect::<Vec<_>>() {
@@ -261,6 +272,59 @@ fn a_leader_that_is_cut_off_answers_nothing_and_gives_up() {
     net.same_everywhere(&[1, 2, 3]);
     let stored = net.hosts[&leader].local_view(GROUP).unwrap().get(b"a").unwrap().unwrap();
     assert_eq!(stored, "=kept");
+}
+
+/// A group at rest with a leader; the follower that is hurried for, and the other.
+fn led() -> (Net, u64, u64, u64) {
+    let mut net = Net::new(&[1, 2, 3], &[GROUP], false);
+    let leader = net.elect();
+    net.write(leader, 1, "a=1");
+    (net, leader, leader % 3 + 1, (leader + 1) % 3 + 1)
+}
+
+fn last_in_log(net: &Net, id: u64) -> u64 {
+    net.hosts[&id].log().ends(GROUP).unwrap().1
+}
+
+#[test]
+fn what_a_quorum_decides_comes_to_the_others_a_little_later_and_together() {
+    let (mut net, leader, hurried, other) = led();
+    let before = last_in_log(&net, other);
+    let began = net.now;
+    for sequence in 2..5 {
+        let proposal = net.propose(leader, sequence, "a=2");
+        net.exchange();
+        assert!(net.answered.contains_key(&(leader, proposal)), "decided by two");
+    }
+    assert_eq!((last_in_log(&net, hurried), last_in_log(&net, other)), (before + 3, before));
+    assert!(net.now - began < 5_000_000);
+    let sent = net.sent;
+    let due = net.hosts[&leader].held_until().unwrap();
+    assert!(due.as_nanos() as u64 <= began + 6_000_000);
+    net.now = due.as_nanos() as u64;
+    net.turn(leader);
+    assert_eq!(net.sent, sent + 1, "all in one batch");
+    net.exchange();
+    assert_eq!(last_in_log(&net, other), before + 3);
+}
+
+#[test]
+fn without_the_one_it_hurries_for_a_leader_decides_with_the_other() {
+    let (mut net, leader, hurried, other) = led();
+    net.cut.extend([(leader, hurried), (hurried, leader)]);
+    for sequence in 2..30 {
+        let began = net.now;
+        net.write(leader, sequence, "a=2");
+        assert!(net.now - began < 6_000_000, "{sequence}");
+    }
+    // By now it is the other that is hurried for.
+    let proposal = net.propose(leader, 30, "a=3");
+    net.exchange();
+    assert!(net.answered.contains_key(&(leader, proposal)));
+    assert_eq!(last_in_log(&net, other), last_in_log(&net, leader));
+    net.cut.clear();
+    net.ticks(30);
+    net.same_everywhere(&[1, 2, 3]);
 }
 
 #[test]

@@ -344,7 +344,7 @@ impl Daemon for BlockHost {
         match timer {
             Timer::Disk(number) => self.go_on(kernel, number),
             Timer::Heartbeat => self.heartbeat(kernel),
-            Timer::Turn | Timer::RaftTick(_) | Timer::Tick | Timer::Expired(_) => {}
+            Timer::Turn | Timer::Held | Timer::RaftTick(_) | Timer::Tick | Timer::Expired(_) => {}
         }
         Ok(())
     }

@@ -76,12 +76,16 @@ impl Me {
         format!("host{}", self.machine)
     }
 
-    /// The end of so many ticks of raft, by its own clock.
     /// A tick when its own clock is there.
     pub fn raft_tick(&self, kernel: &mut Kernel, at: Duration) {
+        self.timer_at(kernel, at, Timer::RaftTick(at));
+    }
+
+    /// When its own clock is there, within a nanosecond.
+    pub fn timer_at(&self, kernel: &mut Kernel, at: Duration, timer: Timer) {
         let delay = at.saturating_sub(self.now(kernel).monotonic).as_nanos() as i64;
         let delay = delay - delay * self.drift / 1_000_000;
-        self.timer(kernel, delay.unsigned_abs(), Timer::RaftTick(at));
+        self.timer(kernel, delay.unsigned_abs(), timer);
     }
 
     pub fn timer(&self, kernel: &mut Kernel, delay: u64, timer: Timer) {

@@ -217,6 +217,7 @@ impl Daemon for Registry {
     fn on_timer(&mut self, kernel: &mut Kernel, timer: Timer) -> Result<(), Stop> {
         match timer {
             Timer::Turn => self.turn(kernel)?,
+            Timer::Held => self.replica.go_on(kernel, &self.me),
             Timer::RaftTick(at) => self.replica.tick(kernel, &self.me, at).map_err(Stop::Storage)?,
             Timer::Heartbeat => self.heartbeat(kernel),
             Timer::Tick if self.health.is_some() => {

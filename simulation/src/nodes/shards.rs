@@ -499,6 +499,7 @@ impl Daemon for ShardHost {
     fn on_timer(&mut self, kernel: &mut Kernel, timer: Timer) -> Result<(), Stop> {
         match timer {
             Timer::Turn => self.turn(kernel)?,
+            Timer::Held => self.replica.go_on(kernel, &self.me),
             Timer::RaftTick(at) => self.replica.tick(kernel, &self.me, at).map_err(Stop::Storage)?,
             Timer::Heartbeat => {
                 self.expire(kernel)?;
