@@ -502,27 +502,35 @@ impl<M: Machine + Clone + 'static> Replica<M> {
         }
         let mut mail: Vec<(StoreId, PeerBatch)> = Vec::new();
         let begun = host.begin_turn(me.now(kernel), &mut |to, batch| mail.push((to, batch)));
-        self.send(kernel, me, std::mem::take(&mut mail));
+        let mut unsent = self.send(kernel, me, std::mem::take(&mut mail));
         let (turn, begun) = begun.map_err(|error| error.to_string())?;
         let early = self.turned(kernel, me, turn)?;
         let Some(host) = &mut self.host else { return Ok((early, Ok(Turned::default()))) };
         let ended = host.end_turn(begun, me.now(kernel), &mut |to, batch| mail.push((to, batch)));
         // What was sent before the disk failed is sent.
-        self.send(kernel, me, mail);
+        unsent.extend(self.send(kernel, me, mail));
+        // Between the halves of a turn raft is told nothing.
+        for store in unsent {
+            if let Some(host) = &mut self.host {
+                host.unreachable(store);
+            }
+        }
         let rest = ended.map_err(|error| error.to_string()).and_then(|turn| self.turned(kernel, me, turn));
         self.go_on(kernel, me);
         Ok((early, rest))
     }
 
-    fn send(&mut self, kernel: &mut Kernel, me: &Me, mail: Vec<(StoreId, PeerBatch)>) {
+    /// Answers to whom it could not be sent.
+    fn send(&self, kernel: &mut Kernel, me: &Me, mail: Vec<(StoreId, PeerBatch)>) -> Vec<StoreId> {
+        let mut unsent = Vec::new();
         for (to, batch) in mail {
             kernel.oracle.sends(self.store, &batch);
             let node = self.addresses.get(&to).copied();
-            let sent = node.is_some_and(|node| kernel.send_peer((me.id, self.store), (node, to), batch));
-            if !sent && let Some(host) = &mut self.host {
-                host.unreachable(to);
+            if !node.is_some_and(|node| kernel.send_peer((me.id, self.store), (node, to), batch)) {
+                unsent.push(to);
             }
         }
+        unsent
     }
 
     fn turned(

@@ -1,8 +1,8 @@
 //! Many raft groups in one deterministic, clockless loop.
 //!
 //! [`Host`] owns a [`raft::RawNode`] per group and does for all of them together, in each
-//! [`Host::turn`]: collect every group's `Ready` → **one** log write and **one** fsync → apply in one
-//! batch → answers. Group commit is the design, not an optimisation. It has no threads, clock or
+//! [`Host::turn`]: collect every group's `Ready` → apply and answer what was decided before, where it leads → **one** log
+//! write and **one** fsync → apply and answer the rest. Group commit is the design, not an optimisation. It has no threads, clock or
 //! sockets: the shell (`eggs-consensus`) and the simulation drive it over the traits of [`storage`].
 //!
 //! Truth is the snapshot file plus the log; the state store holds what those two make.
@@ -11,7 +11,7 @@
 //! - **CO-1** An answer leaves only after the entry it answers is durable on a quorum and applied; a vote or
 //!   an acknowledgement leaves only after what it promises is durable here.
 //! - **CO-2** State rows, applied index, members and state hash of a group change together: after a crash all
-//!   changes of a turn are there, or none.
+//!   that was applied of it at once is there, or nothing of that.
 //! - **CO-3** A group's log is truncated only up to a snapshot of it that is durable and whose rows
 //!   were found to have the state hash they should.
 //! - **CO-4** State that was not stopped cleanly is used only after its rows were found to have its

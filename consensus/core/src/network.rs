@@ -161,8 +161,12 @@ where
             MessageType::MsgAppendResponse => !message.reject,
             _ => false,
         };
+        let decided = replica.node.raft.raft_log.committed;
         // From somebody raft does not know any more, or does not know yet: nothing to it.
         let _ = replica.node.step(message);
+        if kind == MessageType::MsgAppendResponse && replica.node.raft.raft_log.committed > decided {
+            replica.decided_with(from, &self.peers);
+        }
         replica.set_timeout();
         self.dirty.insert(id);
         if !answer {

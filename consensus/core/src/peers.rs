@@ -17,7 +17,7 @@ const STRANGERS_MAX: usize = 64;
 /// Ticks after which a measured offset is not the best any more, however short its round trip.
 const OFFSET_TICKS: u64 = 100;
 
-/// Entries that are decided without their receiver wait so long for others, or for anything else that is said to it …
+/// Entries that are decided without their receiver wait so long for others, or for any other message to it …
 const HELD_MAX: Duration = Duration::from_millis(5);
 /// … and no longer when they are as many bytes.
 const HELD_BYTES_MAX: usize = 256 << 10;

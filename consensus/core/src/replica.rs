@@ -23,8 +23,8 @@ use crate::wanted::Change;
 
 /// Entries a follower may lack and count as caught up: they are on their way to it.
 const CAUGHT_UP_ENTRIES: u64 = 256;
-/// Entries a follower may be behind another and still be the one that is hurried for.
-const LAG_MAX: u64 = 16;
+/// Times in turn that something is decided by those who get it later, until they get it at once.
+const OVERTAKEN_MAX: u32 = 3;
 /// A replica that should not lead stands for election when for this long nobody else was elected.
 const LAST_RESORT_TICKS: usize = 10 * ELECTION_TICKS;
 /// Looks without an answer after which a learner counts as lost.
@@ -67,6 +67,9 @@ pub(crate) struct Replica<M, L: LogStore> {
     pub(crate) restored: Option<AppliedRow>,
     pub(crate) asleep: bool,
     idle_ticks: u64,
+    /// Voters that decided before those that were hurried for, the last one first; and how often in turn that was seen.
+    quicker: Vec<StoreId>,
+    overtaken: u32,
     /// The leader sleeps at (term, index, hash): so does this replica, once it is there.
     pub(crate) sleep_offer: Option<(u64, u64, StateHash)>,
 }
@@ -124,6 +127,8 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
             restored: None,
             asleep: false,
             idle_ticks: 0,
+            quicker: Vec::new(),
+            overtaken: 0,
             sleep_offer: None,
         };
         replica.set_timeout();
@@ -270,29 +275,60 @@ impl<M: Machine, L: LogStore> Replica<M, L> {
 
     // ---- entries for the others ----
 
+    /// The voters that entries of this leader go to at once: as many as decide with it, of those that take them. They are
+    /// the next ones after this one, so that each store has the same few to hurry for, unless others were quicker.
+    fn hurried(&self, peers: &Peers) -> Vec<StoreId> {
+        let voters = &self.membership().voters;
+        let Some(me) = voters.iter().position(|&store| store == self.me) else { return Vec::new() };
+        let next = (1..voters.len()).map(|step| voters[(me + step) % voters.len()]);
+        let quicker = self.quicker.iter().copied().filter(|store| voters.contains(store));
+        let mut hurried: Vec<StoreId> = Vec::new();
+        for store in quicker.chain(next) {
+            if hurried.len() + 1 < self.membership().quorum()
+                && !hurried.contains(&store)
+                && self.takes_entries(store, peers)
+            {
+                hurried.push(store);
+            }
+        }
+        hurried
+    }
+
+    fn takes_entries(&self, store: StoreId, peers: &Peers) -> bool {
+        let progress = self.node.raft.prs().get(store.0);
+        progress.is_some_and(|progress| progress.state == ProgressState::Replicate) && !peers.is_silent(store)
+    }
+
     /// Whether a message of this leader is entries for a voter that they are decided without: enough others get them at
-    /// once, and take them. Those are the next voters after this one, so that each store has the same few to hurry for.
+    /// once.
     pub(crate) fn decides_without(&self, message: &eraftpb::Message, peers: &Peers) -> bool {
-        let raft = &self.node.raft;
         let entries = message.get_msg_type() == MessageType::MsgAppend && !message.entries.is_empty();
-        if !entries || raft.lead_transferee.is_some() {
+        if !entries || self.node.raft.lead_transferee.is_some() {
             return false;
         }
-        let voters = &self.membership().voters;
-        let Some(me) = voters.iter().position(|&store| store == self.me) else { return false };
-        let matched = |store: StoreId| {
-            let progress = raft.prs().get(store.0).filter(|it| it.state == ProgressState::Replicate)?;
-            (!peers.is_silent(store)).then_some(progress.matched)
-        };
-        let others = || (1..voters.len()).map(|step| voters[(me + step) % voters.len()]);
-        let best = others().filter_map(matched).max().unwrap_or(0);
-        let keeps_up = |&store: &StoreId| matched(store).is_some_and(|at| at + LAG_MAX >= best);
-        let hurried: Vec<StoreId> = others().filter(keeps_up).take(self.membership().quorum() - 1).collect();
-        let to = StoreId(message.to);
-        hurried.len() + 1 == self.membership().quorum()
-            && !hurried.contains(&to)
+        let (to, voters) = (StoreId(message.to), &self.membership().voters);
+        let hurried = self.hurried(peers);
+        voters.contains(&self.me)
             && voters.contains(&to)
-            && matched(to).is_some()
+            && hurried.len() + 1 == self.membership().quorum()
+            && !hurried.contains(&to)
+            && self.takes_entries(to, peers)
+    }
+
+    /// With the answer of this voter something was decided. When that is one again and again that got it later, those that
+    /// got it at once are slow, or gone.
+    pub(crate) fn decided_with(&mut self, store: StoreId, peers: &Peers) {
+        if self.hurried(peers).contains(&store) || !self.membership().voters.contains(&store) {
+            self.overtaken = 0;
+            return;
+        }
+        self.overtaken += 1;
+        if self.overtaken >= OVERTAKEN_MAX {
+            self.overtaken = 0;
+            self.quicker.retain(|&known| known != store);
+            self.quicker.insert(0, store);
+            self.quicker.truncate(self.membership().voters.len());
+        }
     }
 
     // ---- sleep ----

@@ -156,7 +156,7 @@ impl AppliedRow {
     }
 }
 
-/// What one turn changes in a group's state.
+/// What a run of entries changes in a group's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupCommit {
     pub group: GroupId,

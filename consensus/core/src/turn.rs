@@ -1,4 +1,4 @@
-//! One turn of a host: send, persist with one fsync, apply as one change, answer.
+//! One turn of a host: send, answer what was decided before, persist with one fsync, apply and answer the rest.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -308,17 +308,43 @@ fn what_a_quorum_decides_comes_to_the_others_a_little_later_and_together() {
     assert_eq!(last_in_log(&net, other), before + 3);
 }
 
+/// What was decided is told, and read, while what came since is not even written.
+#[test]
+fn a_turn_answers_before_it_writes() {
+    let (mut net, leader, hurried, _) = led();
+    let first = net.propose(leader, 2, "a=2");
+    net.turn(leader);
+    while let Some((from, to, batch)) = net.mail.pop_front() {
+        let now = net.clock(to);
+        net.host(to).receive(StoreId(from), batch, now).unwrap();
+        if to == hurried {
+            net.turn(hurried);
+        }
+    }
+    // Its answer is there; what is proposed now cannot be written.
+    let second = net.propose(leader, 3, "a=3");
+    net.hosts[&leader].log().fail_next("input/output error");
+    let now = net.clock(leader);
+    let (turn, begun) = net.host(leader).begin_turn(now, &mut |_, _| {}).unwrap();
+    let answered: Vec<_> = turn.answers.iter().filter_map(|answer| answer.proposal).collect();
+    assert_eq!(answered, [first]);
+    assert!(matches!(net.host(leader).read(GROUP, now), Ok(Grant::Later(_))));
+    assert_eq!(net.host(leader).local_view(GROUP).unwrap().get(b"a").unwrap().unwrap(), "=2");
+    assert!(net.host(leader).end_turn(begun, now, &mut |_, _| {}).is_err());
+    assert!(!net.answered.contains_key(&(leader, second)));
+}
+
 #[test]
 fn without_the_one_it_hurries_for_a_leader_decides_with_the_other() {
     let (mut net, leader, hurried, other) = led();
     net.cut.extend([(leader, hurried), (hurried, leader)]);
-    for sequence in 2..30 {
+    for sequence in 2..10 {
         let began = net.now;
         net.write(leader, sequence, "a=2");
         assert!(net.now - began < 6_000_000, "{sequence}");
     }
     // By now it is the other that is hurried for.
-    let proposal = net.propose(leader, 30, "a=3");
+    let proposal = net.propose(leader, 10, "a=3");
     net.exchange();
     assert!(net.answered.contains_key(&(leader, proposal)));
     assert_eq!(last_in_log(&net, other), last_in_log(&net, leader));

@@ -187,7 +187,8 @@ impl Coordinator {
                 return Err(Stop::Storage("an entry without session was repeated".to_owned()));
             };
             for effect in outcome.effects {
-                if self.taking_over && matches!(effect, Effect::TakenOver(_)) {
+                // Who leads no more when the turn is over takes nothing up.
+                if self.taking_over && matches!(effect, Effect::TakenOver(_)) && self.view().is_some() {
                     // What the driver takes up is the state after all of this turn.
                     self.recover(kernel).map_err(Stop::Storage)?;
                 }
