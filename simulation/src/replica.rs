@@ -108,6 +108,9 @@ pub(crate) struct Turned<E> {
     pub roles: Vec<(GroupId, Role)>,
 }
 
+/// What was told before a turn's write, and what came of the rest.
+pub(crate) type Halves<E> = (Turned<E>, Result<Turned<E>, String>);
+
 impl<E> Default for Turned<E> {
     fn default() -> Self {
         Turned {
@@ -489,11 +492,7 @@ impl<M: Machine + Clone + 'static> Replica<M> {
 
     /// Both halves of a turn: what was told before its write, and what came of the rest. What it says to others is sent,
     /// answers come with who waits for them.
-    pub fn turn(
-        &mut self,
-        kernel: &mut Kernel,
-        me: &Me,
-    ) -> Result<(Turned<M::Effect>, Result<Turned<M::Effect>, String>), String> {
+    pub fn turn(&mut self, kernel: &mut Kernel, me: &Me) -> Result<Halves<M::Effect>, String> {
         (self.turn_due, self.ticked) = (false, false);
         self.rest(me.now(kernel))?;
         let Some(host) = &mut self.host else { return Ok((Turned::default(), Ok(Turned::default()))) };
