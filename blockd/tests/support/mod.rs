@@ -39,6 +39,36 @@ pub fn identity(path: impl AsRef<Path>) -> Identity {
     Identity::decode(&std::fs::read(path.as_ref().join("identity")).unwrap()).unwrap()
 }
 
+pub fn client(address: &str) -> BlockServiceClient<Channel> {
+    BlockServiceClient::new(channel::connect(address).unwrap())
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(4 * MESSAGE_BYTES_MAX)
+}
+
+pub async fn write_many(
+    client: &BlockServiceClient<Channel>,
+    blocks: Vec<pb::WholeBlock>,
+) -> Vec<Result<Bytes, BlockError>> {
+    let count = blocks.len();
+    let request = pb::WriteBlocksRequest { header: Some(header()), blocks };
+    let reply = match client.clone().write_many(request).await {
+        Ok(reply) => reply.into_inner(),
+        // Sent back unread.
+        Err(status) if status.code() == tonic::Code::ResourceExhausted => {
+            return vec![Err(BlockError::Busy); count];
+        }
+        Err(status) => panic!("{status}"),
+    };
+    if let Some(error) = reply.error {
+        return vec![Err(code(&error)); count];
+    }
+    let result = |result: pb::ProvenBlock| match result.result.unwrap() {
+        pb::proven_block::Result::Proof(proof) => Ok(proof),
+        pb::proven_block::Result::Error(error) => Err(code(&error)),
+    };
+    reply.results.into_iter().map(result).collect()
+}
+
 pub struct Daemon {
     pub service: Service,
     pub address: String,
@@ -54,9 +84,7 @@ impl Daemon {
         let address = listener.local_addr().unwrap().to_string();
         let stop = CancellationToken::new();
         let served = tokio::spawn(server::serve(listener, service.router(), stop.clone()));
-        let client = BlockServiceClient::new(channel::connect(&address).unwrap())
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(4 * MESSAGE_BYTES_MAX);
+        let client = client(&address);
         Daemon { service, address, client, stop, served }
     }
 
@@ -131,24 +159,7 @@ impl Daemon {
     }
 
     pub async fn write_many(&self, blocks: Vec<pb::WholeBlock>) -> Vec<Result<Bytes, BlockError>> {
-        let count = blocks.len();
-        let request = pb::WriteBlocksRequest { header: Some(header()), blocks };
-        let reply = match self.client.clone().write_many(request).await {
-            Ok(reply) => reply.into_inner(),
-            // Sent back unread.
-            Err(status) if status.code() == tonic::Code::ResourceExhausted => {
-                return vec![Err(BlockError::Busy); count];
-            }
-            Err(status) => panic!("{status}"),
-        };
-        if let Some(error) = reply.error {
-            return vec![Err(code(&error)); count];
-        }
-        let result = |result: pb::ProvenBlock| match result.result.unwrap() {
-            pb::proven_block::Result::Proof(proof) => Ok(proof),
-            pb::proven_block::Result::Error(error) => Err(code(&error)),
-        };
-        reply.results.into_iter().map(result).collect()
+        write_many(&self.client, blocks).await
     }
 
     pub async fn fetch_many(&self, ranges: Vec<pb::BlockRange>) -> Vec<Result<Bytes, BlockError>> {
