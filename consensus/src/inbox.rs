@@ -4,12 +4,12 @@
 //! their streams are read ([`transport`](crate::transport)): what waits here of a stream stops its reading.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use eggs_consensus_core::{GroupId, PeerBatch, TICK, Wanted};
 use eggs_proto::{StoreId, Time};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use crate::handle::{ConsensusError, Message};
 
@@ -34,7 +34,7 @@ pub(crate) struct Mail {
 #[derive(Default)]
 pub(crate) struct Inbox {
     waiting: Mutex<Waiting>,
-    wake: Condvar,
+    wake: Notify,
 }
 
 #[derive(Default)]
@@ -127,27 +127,39 @@ impl Inbox {
 
     /// Waits until there is something, or `until` (`None`: for as long as it takes), and takes the news; the requests too
     /// when `requests` has none left.
-    pub(crate) fn take(&self, requests: &mut VecDeque<Message>, until: Option<Instant>) -> News {
-        let mut waiting = self.lock();
-        while requests.is_empty() && waiting.requests.is_empty() && waiting.news.is_empty() {
-            (waiting.asleep, waiting.until) = (true, until);
-            match until {
-                None => waiting = self.wake.wait(waiting).unwrap_or_else(PoisonError::into_inner),
-                Some(until) => {
-                    let left = until.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        break;
-                    }
-                    let woken = self.wake.wait_timeout(waiting, left);
-                    waiting = woken.unwrap_or_else(PoisonError::into_inner).0;
-                }
+    pub(crate) async fn take(&self, requests: &mut VecDeque<Message>, until: Option<Instant>) -> News {
+        loop {
+            if let Some(news) = self.take_now(requests, until) {
+                return news;
             }
+            let woken = self.wake.notified();
+            match until {
+                None => woken.await,
+                // Too late or woken, it is looked at again.
+                Some(until) => drop(tokio::time::timeout_at(until.into(), woken).await),
+            }
+        }
+    }
+
+    /// `None`: there is nothing yet, and it is not yet `until`; whoever brings something wakes from now on.
+    fn take_now(&self, requests: &mut VecDeque<Message>, until: Option<Instant>) -> Option<News> {
+        let mut waiting = self.lock();
+        let nothing = requests.is_empty() && waiting.requests.is_empty() && waiting.news.is_empty();
+        if nothing && until.is_none_or(|until| until > Instant::now()) {
+            (waiting.asleep, waiting.until) = (true, until);
+            return None;
         }
         waiting.asleep = false;
         if requests.is_empty() {
             std::mem::swap(requests, &mut waiting.requests);
         }
-        std::mem::take(&mut waiting.news)
+        Some(std::mem::take(&mut waiting.news))
+    }
+
+    /// Whether anything waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        let waiting = self.lock();
+        waiting.requests.is_empty() && waiting.news.is_empty()
     }
 
     /// Nothing comes in any more; what waited is dropped, which answers it.
@@ -187,8 +199,9 @@ mod tests {
         let inbox = Inbox::default();
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                let began = Instant::now();
-                let news = inbox.take(&mut VecDeque::new(), wait.map(|wait| began + wait));
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+                let (began, mut requests) = (Instant::now(), VecDeque::new());
+                let news = runtime.block_on(inbox.take(&mut requests, wait.map(|wait| began + wait)));
                 assert_eq!(news.mail.len(), 1);
                 began.elapsed()
             });

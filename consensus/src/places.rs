@@ -37,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) store: StoreId,
     pub(crate) clock: SharedClock,
     pub(crate) inbox: Inbox,
+    /// Of the consensus thread: the streams of peers are read on it.
+    pub(crate) streams: tokio::runtime::Handle,
     pub(crate) joined: watch::Sender<Option<Joined>>,
     /// By store; those who wait for a change of one look at all.
     pub(crate) addresses: watch::Sender<Arc<BTreeMap<StoreId, String>>>,
@@ -66,12 +68,18 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    pub(crate) fn new(name: &'static str, store: StoreId, knows: Knows) -> Self {
+    pub(crate) fn new(
+        name: &'static str,
+        store: StoreId,
+        knows: Knows,
+        streams: tokio::runtime::Handle,
+    ) -> Self {
         Shared {
             name,
             store,
             clock: SharedClock::default(),
             inbox: Inbox::default(),
+            streams,
             joined: watch::Sender::new(None),
             addresses: watch::Sender::default(),
             leaders: RwLock::default(),

@@ -54,14 +54,17 @@ where
     let (host, roles) = open(options, &machine_of)?;
     let name = options.name;
     let knows = Box::new(move |group| machine(&machine_of, group).is_some());
-    let shared = Arc::new(Shared::new(name, options.store, knows));
+    let streams = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let streams =
+        streams.map_err(|error| ConsensusError::Storage(format!("cannot wait for peers: {error}")))?;
+    let shared = Arc::new(Shared::new(name, options.store, knows, streams.handle().clone()));
     raise_clock(&host, &shared)?;
     if !host.rebuilt().is_empty() {
         tracing::warn!(host = name, groups = host.rebuilt().len(), "state rebuilt from snapshots and log");
     }
     let (stopped_sender, stopped) = watch::channel(None);
     let closing = Arc::clone(&shared);
-    let mut turner = Turner::new(host, Arc::clone(&shared), runtime, on_event);
+    let mut turner = Turner::new(host, Arc::clone(&shared), streams, runtime, on_event);
     let thread = std::thread::Builder::new()
         .name(format!("{name}-consensus"))
         .spawn(move || {

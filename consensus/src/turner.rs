@@ -48,6 +48,8 @@ pub(crate) struct Turner<M: Machine, F> {
     name: &'static str,
     host: FileHost<M>,
     shared: Arc<Shared>,
+    /// Reads what peers send, between turns.
+    streams: tokio::runtime::Runtime,
     outbox: Outbox,
     started: Instant,
     /// Since it was started.
@@ -75,6 +77,7 @@ where
     pub(crate) fn new(
         host: FileHost<M>,
         shared: Arc<Shared>,
+        streams: tokio::runtime::Runtime,
         runtime: tokio::runtime::Handle,
         on_event: F,
     ) -> Self {
@@ -83,6 +86,7 @@ where
             host,
             outbox: Outbox::new(Arc::clone(&shared), runtime),
             shared,
+            streams,
             started: Instant::now(),
             ticks: Ticks::new(Duration::ZERO),
             requests: VecDeque::new(),
@@ -105,10 +109,8 @@ where
         }
         let mut stop_at = None;
         loop {
-            let mut requests = std::mem::take(&mut self.requests);
             let until = self.wait_until(stop_at);
-            let news = self.shared.inbox.take(&mut requests, until);
-            self.requests = requests;
+            let news = self.wait(until);
             let stop = news.stop;
             let mut busy = !news.is_empty();
             self.host.pass(self.ticks.gone_by(self.started.elapsed()));
@@ -141,6 +143,22 @@ where
                 return Ok(());
             }
         }
+    }
+
+    /// Until there is something, and what peers have sent by then is read.
+    fn wait(&mut self, until: Option<Instant>) -> News {
+        let (inbox, requests, streams) = (&self.shared.inbox, &mut self.requests, &self.streams);
+        let waits = inbox.is_empty() && until.is_none_or(|until| until > Instant::now());
+        let has_streams = streams.handle().metrics().num_alive_tasks() > 0;
+        streams.block_on(async {
+            if !waits && has_streams {
+                // Looks which streams have something …
+                tokio::task::yield_now().await;
+                // … and reads them.
+                tokio::task::yield_now().await;
+            }
+            inbox.take(requests, until).await
+        })
     }
 
     /// `None`: until somebody asks. Rest is rest.

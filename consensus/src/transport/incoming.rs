@@ -14,10 +14,10 @@ use futures_util::StreamExt as _;
 use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Semaphore;
-use tokio_util::codec::FramedRead;
+use tokio_util::codec::{Decoder as _, FramedRead};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::frames::{self, Frames};
 use super::{DECODED_BYTES_MAX, label, snapshot_bytes};
@@ -83,30 +83,22 @@ impl Streams for Port {
     fn serve(&self, stream: TcpStream, stop: CancellationToken) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         let stores = Arc::clone(&self.stores);
         Box::pin(async move {
-            let (read, write) = stream.into_split();
-            let frames = Frames::new(GREETING_BYTES_MAX);
-            let mut greetings = FramedRead::with_capacity(read, frames, GREETING_BYTES_MAX);
+            let mut greetings =
+                FramedRead::with_capacity(stream, Frames::new(GREETING_BYTES_MAX), GREETING_BYTES_MAX);
             let greeted = tokio::select! {
                 greeted = greeted(&stores, &mut greetings) => greeted,
                 () = stop.cancelled() => return,
             };
-            let (ended, read) = match greeted {
-                Ok(None) => return,
-                Ok(Some((handler, from))) => {
-                    let mut batches = greetings.map_decoder(|_| Frames::new(DECODED_BYTES_MAX));
-                    batches.read_buffer_mut().reserve(READ_BYTES);
-                    (handler.receive(from, &mut batches, stop).await, batches.into_inner())
-                }
-                Err(refusal) => (Err(refusal), greetings.into_inner()),
-            };
-            if let Err(Refusal(why)) = ended {
-                say_farewell(read, write, why).await;
+            let read = greetings.read_buffer_mut().split();
+            let stream = greetings.into_inner();
+            match greeted {
+                Ok(None) => {}
+                Ok(Some((handler, from))) => handler.clone().take_over(from, stream, read, stop).await,
+                Err(Refusal(why)) => say_farewell(stream, why).await,
             }
         })
     }
 }
-
-type Framed<M> = FramedRead<OwnedReadHalf, Frames<M>>;
 
 /// Why a stream is ended, in one line.
 #[derive(Debug)]
@@ -123,14 +115,14 @@ fn refused(why: impl Into<String>) -> Refusal {
 }
 
 /// Tells the other side why. Closed before it was read to its end, a stream would be reset, and the words lost.
-async fn say_farewell(mut read: OwnedReadHalf, mut write: OwnedWriteHalf, why: String) {
+async fn say_farewell(mut stream: TcpStream, why: String) {
     let mut frame = BytesMut::new();
     frames::encode(&pb::PeerFarewell { why }, &mut frame);
     let part = async {
-        write.write_all(&frame).await?;
-        write.shutdown().await?;
+        stream.write_all(&frame).await?;
+        stream.shutdown().await?;
         let mut rest = [0; 1 << 10];
-        while read.read(&mut rest).await? > 0 {}
+        while stream.read(&mut rest).await? > 0 {}
         Ok::<(), std::io::Error>(())
     };
     // Who does not listen need not hear it.
@@ -140,7 +132,7 @@ async fn say_farewell(mut read: OwnedReadHalf, mut write: OwnedWriteHalf, why: S
 /// Who a new stream is from and to; `None`: it ended without a word.
 async fn greeted<'a>(
     stores: &'a BTreeMap<StoreId, PeerHandler>,
-    greetings: &mut Framed<pb::PeerGreeting>,
+    greetings: &mut FramedRead<TcpStream, Frames<pb::PeerGreeting>>,
 ) -> Result<Option<(&'a PeerHandler, StoreId)>, Refusal> {
     let greeting = async {
         let mut magic = [0; MAGIC_BYTES];
@@ -203,11 +195,26 @@ impl PeerHandler {
         Ok(from)
     }
 
-    /// Takes in a stream until it ends, the port closes, or the same store opens another.
+    /// Takes in a stream until it ends; the consensus thread reads it, between its turns. `read`: what was read of it already.
+    async fn take_over(self, from: StoreId, stream: TcpStream, read: BytesMut, stop: CancellationToken) {
+        let Ok(stream) = stream.into_std() else { return };
+        let streams = self.store.shared.streams.clone();
+        let taken_over = streams.spawn(async move {
+            let Ok(mut stream) = TcpStream::from_std(stream) else { return };
+            if let Err(Refusal(why)) = self.receive(from, &mut stream, read, stop).await {
+                say_farewell(stream, why).await;
+            }
+        });
+        // It ends with the consensus thread too.
+        let _ = AbortOnDropHandle::new(taken_over).await;
+    }
+
+    /// Until the stream ends, the port closes, or the same store opens another.
     async fn receive(
         &self,
         from: StoreId,
-        batches: &mut Framed<pb::PeerBatch>,
+        stream: &mut TcpStream,
+        read_already: BytesMut,
         stop: CancellationToken,
     ) -> Result<(), Refusal> {
         let replaced = CancellationToken::new();
@@ -219,13 +226,15 @@ impl PeerHandler {
             Arc::clone(rooms.entry(from).or_insert_with(|| Arc::new(Semaphore::new(ROOM_UNITS))))
         };
         let intake = Intake::new(Arc::clone(&self.store.shared), from, room);
+        let mut read = BytesMut::with_capacity(READ_BYTES);
+        read.extend_from_slice(&read_already);
         let take_all = async {
             loop {
-                let batch = tokio::time::timeout(SILENCE_MAX, batches.next()).await;
+                let batch = tokio::time::timeout(SILENCE_MAX, next_batch(stream, &mut read)).await;
                 match batch.map_err(|_| refused("nothing was heard of the peer"))? {
-                    Some(Ok(batch)) => intake.take(batch).await?,
-                    Some(Err(error)) => return Err(self.damaged(from, error)),
-                    None => return Ok(()),
+                    Ok(Some(batch)) => intake.take(batch).await?,
+                    Ok(None) => return Ok(()),
+                    Err(error) => return Err(self.damaged(from, error)),
                 }
             }
         };
@@ -249,6 +258,20 @@ impl PeerHandler {
             tracing::warn!(host = self.store.shared.name, %from, %error, "ended the stream of a peer");
         }
         error.into()
+    }
+}
+
+/// `None`: the stream has ended. `read`: what was read, and is not a whole batch yet.
+async fn next_batch(stream: &mut TcpStream, read: &mut BytesMut) -> std::io::Result<Option<pb::PeerBatch>> {
+    let mut frames = Frames::new(DECODED_BYTES_MAX);
+    loop {
+        if let Some(batch) = frames.decode(read)? {
+            return Ok(Some(batch));
+        }
+        read.reserve(READ_BYTES / 16);
+        if stream.read_buf(read).await? == 0 {
+            return Ok(None);
+        }
     }
 }
 
