@@ -156,6 +156,11 @@ impl Inbox {
         Some(std::mem::take(&mut waiting.news))
     }
 
+    /// The thread has ended, or is about to.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
     /// Whether anything waits.
     pub(crate) fn is_empty(&self) -> bool {
         let waiting = self.lock();

@@ -28,10 +28,8 @@ const REQUESTS_PER_TURN: usize = 512;
 const BYTES_PER_TURN: usize = 64 << 20;
 /// Proposed and not yet answered, of all groups; more are answered `Busy`. Without a quorum they pile up.
 const PROPOSED_BYTES_MAX: usize = 256 << 20;
-/// After a turn that had so many commands to apply those who have something to bring for the next go first, if they wait for
-/// a core …
-const SHARED_COMMANDS: usize = 2;
-/// … and after one that had so many …
+/// After a turn that had commands to apply those who have something to bring for the next go first, if they wait for a
+/// core; after one that had so many …
 const PACED_COMMANDS: usize = 5;
 /// … the next begins no sooner than this after it began, where other hosts have a part in it: what comes in meanwhile
 /// shares its messages, and its fsyncs on all of them.
@@ -129,8 +127,8 @@ where
                 match applied {
                     _ if !self.outbox.has_peers() => {}
                     PACED_COMMANDS.. => std::thread::sleep(PACE.saturating_sub(begun.elapsed())),
-                    SHARED_COMMANDS.. => std::thread::yield_now(),
-                    _ => {}
+                    1.. => std::thread::yield_now(),
+                    0 => {}
                 }
             }
             self.write_state()?;

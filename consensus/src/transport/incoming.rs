@@ -44,6 +44,8 @@ const REFUSED_MAX: usize = 64;
 /// When the port is to close: streams stay for as long, so that what is in flight can be agreed on.
 const PARTING: Duration = Duration::from_millis(500);
 
+const STOPPED: &str = "this store has stopped";
+
 /// Answers the other stores for one store.
 #[derive(Clone)]
 pub struct PeerHandler {
@@ -192,6 +194,9 @@ impl PeerHandler {
         if from == shared.store || from.0 == 0 {
             return Err(refused("the peer says that it is this store"));
         }
+        if shared.inbox.is_closed() {
+            return Err(refused(STOPPED));
+        }
         Ok(from)
     }
 
@@ -328,7 +333,7 @@ impl Intake {
         let room = Arc::clone(&self.room).acquire_many_owned(units).await;
         let room = room.map_err(|_| refused("this host is stopping"))?;
         let mail = Mail { from: self.from, batch, bytes, came, wall, _room: room };
-        if self.shared.inbox.post(mail) { Ok(()) } else { Err(refused("this store has stopped")) }
+        if self.shared.inbox.post(mail) { Ok(()) } else { Err(refused(STOPPED)) }
     }
 }
 
