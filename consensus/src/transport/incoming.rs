@@ -1,50 +1,35 @@
-//! What comes from other stores.
+//! Who opens a stream to a store here: strangers are refused, and a newer stream of a peer ends the one before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use eggs_daemon::server::{MAGIC_BYTES, Streams};
 use eggs_proto::limits::PROTOCOL_VERSION;
 use eggs_proto::{StoreId, pb};
 use futures_util::StreamExt as _;
-use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio_util::codec::{Decoder as _, FramedRead};
+use tokio_util::codec::FramedRead;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::frames::{self, Frames};
-use super::{DECODED_BYTES_MAX, label, snapshot_bytes};
-use crate::inbox::Mail;
-use crate::peer_codec;
-use crate::places::{Shared, wall};
+use super::stream::{Intake, ROOM_UNITS, Stream};
+use crate::places::Shared;
 
 /// A stream has said who it is by then.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is taken in of a stranger.
 const GREETING_BYTES_MAX: usize = 1 << 10;
-/// Read at once of a peer.
-const READ_BYTES: usize = 64 << 10;
 /// A stream is closed no later than this after it was refused.
 const FAREWELL_MAX: Duration = Duration::from_secs(1);
-/// A peer that has nothing to say sends heartbeats. A stream that stays silent for longer is one of a host that vanished, or
-/// waits for bytes that a damaged length announced.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
-/// Of one peer, waiting for the consensus thread, in units of [`ROOM_UNIT`]; when it is full the stream is not read.
-const ROOM_UNITS: usize = 16 << 10;
-const ROOM_UNIT: usize = 1 << 10;
 /// Refused strangers that are remembered, so that each is logged once.
 const REFUSED_MAX: usize = 64;
-/// When the port is to close: streams stay for as long, so that what is in flight can be agreed on.
-const PARTING: Duration = Duration::from_millis(500);
-
-const STOPPED: &str = "this store has stopped";
+pub(super) const STOPPED: &str = "this store has stopped";
 
 /// Answers the other stores for one store.
 #[derive(Clone)]
@@ -95,7 +80,7 @@ impl Streams for Port {
             let stream = greetings.into_inner();
             match greeted {
                 Ok(None) => {}
-                Ok(Some((handler, from))) => handler.clone().take_over(from, stream, read, stop).await,
+                Ok(Some((handler, from))) => handler.clone().take_in(from, stream, read, stop).await,
                 Err(Refusal(why)) => say_farewell(stream, why).await,
             }
         })
@@ -104,7 +89,7 @@ impl Streams for Port {
 
 /// Why a stream is ended, in one line.
 #[derive(Debug)]
-struct Refusal(String);
+pub(super) struct Refusal(pub(super) String);
 
 impl From<std::io::Error> for Refusal {
     fn from(error: std::io::Error) -> Self {
@@ -112,12 +97,12 @@ impl From<std::io::Error> for Refusal {
     }
 }
 
-fn refused(why: impl Into<String>) -> Refusal {
+pub(super) fn refused(why: impl Into<String>) -> Refusal {
     Refusal(why.into())
 }
 
 /// Tells the other side why. Closed before it was read to its end, a stream would be reset, and the words lost.
-async fn say_farewell(mut stream: TcpStream, why: String) {
+pub(super) async fn say_farewell(mut stream: TcpStream, why: String) {
     let mut frame = BytesMut::new();
     frames::encode(&pb::PeerFarewell { why }, &mut frame);
     let part = async {
@@ -200,28 +185,8 @@ impl PeerHandler {
         Ok(from)
     }
 
-    /// Takes in a stream until it ends; the consensus thread reads it, between its turns. `read`: what was read of it already.
-    async fn take_over(self, from: StoreId, stream: TcpStream, read: BytesMut, stop: CancellationToken) {
-        let Ok(stream) = stream.into_std() else { return };
-        let streams = self.store.shared.streams.clone();
-        let taken_over = streams.spawn(async move {
-            let Ok(mut stream) = TcpStream::from_std(stream) else { return };
-            if let Err(Refusal(why)) = self.receive(from, &mut stream, read, stop).await {
-                say_farewell(stream, why).await;
-            }
-        });
-        // It ends with the consensus thread too.
-        let _ = AbortOnDropHandle::new(taken_over).await;
-    }
-
-    /// Until the stream ends, the port closes, or the same store opens another.
-    async fn receive(
-        &self,
-        from: StoreId,
-        stream: &mut TcpStream,
-        read_already: BytesMut,
-        stop: CancellationToken,
-    ) -> Result<(), Refusal> {
+    /// Takes in a stream until it ends. `read`: what was read of it already.
+    async fn take_in(self, from: StoreId, socket: TcpStream, read: BytesMut, stop: CancellationToken) {
         let replaced = CancellationToken::new();
         if let Some(before) = locked(&self.store.streams).insert(from, replaced.clone()) {
             before.cancel();
@@ -231,109 +196,11 @@ impl PeerHandler {
             Arc::clone(rooms.entry(from).or_insert_with(|| Arc::new(Semaphore::new(ROOM_UNITS))))
         };
         let intake = Intake::new(Arc::clone(&self.store.shared), from, room);
-        let mut read = BytesMut::with_capacity(READ_BYTES);
-        read.extend_from_slice(&read_already);
-        let take_all = async {
-            loop {
-                let batch = tokio::time::timeout(SILENCE_MAX, next_batch(stream, &mut read)).await;
-                match batch.map_err(|_| refused("nothing was heard of the peer"))? {
-                    Ok(Some(batch)) => intake.take(batch).await?,
-                    Ok(None) => return Ok(()),
-                    Err(error) => return Err(self.damaged(from, error)),
-                }
-            }
-        };
-        let result = tokio::select! {
-            result = take_all => result,
-            () = replaced.cancelled() => Err(refused("another stream of the same store took its place")),
-            () = parting(stop, &self.store.shared) => Err(refused("this host is stopping")),
-        };
+        Stream::new(intake, &read, replaced.clone(), stop).run(socket).await;
         let mut streams = locked(&self.store.streams);
         if !replaced.is_cancelled() {
             streams.remove(&from);
         }
-        result
-    }
-}
-
-impl PeerHandler {
-    /// A frame that is none, or a connection that broke.
-    fn damaged(&self, from: StoreId, error: std::io::Error) -> Refusal {
-        if error.kind() == std::io::ErrorKind::InvalidData {
-            tracing::warn!(host = self.store.shared.name, %from, %error, "ended the stream of a peer");
-        }
-        error.into()
-    }
-}
-
-/// `None`: the stream has ended. `read`: what was read, and is not a whole batch yet.
-async fn next_batch(stream: &mut TcpStream, read: &mut BytesMut) -> std::io::Result<Option<pb::PeerBatch>> {
-    let mut frames = Frames::new(DECODED_BYTES_MAX);
-    loop {
-        if let Some(batch) = frames.decode(read)? {
-            return Ok(Some(batch));
-        }
-        read.reserve(READ_BYTES / 16);
-        if stream.read_buf(read).await? == 0 {
-            return Ok(None);
-        }
-    }
-}
-
-/// Waits until the port is to close, hands over what is led here, and lets that happen.
-async fn parting(stop: CancellationToken, shared: &Shared) {
-    stop.cancelled().await;
-    shared.inbox.tell(|news| news.hand_over = true);
-    tokio::time::sleep(PARTING).await;
-}
-
-/// From one stream to the consensus thread.
-struct Intake {
-    shared: Arc<Shared>,
-    from: StoreId,
-    room: Arc<Semaphore>,
-    messages: metrics::Counter,
-    bytes: metrics::Counter,
-    snapshots: metrics::Counter,
-    snapshot_bytes: metrics::Counter,
-}
-
-impl Intake {
-    fn new(shared: Arc<Shared>, from: StoreId, room: Arc<Semaphore>) -> Self {
-        let name = shared.name;
-        Intake {
-            shared,
-            from,
-            room,
-            messages: metrics::counter!("eggs_peer_messages_received_total", "host" => name, "peer" => label(from)),
-            bytes: metrics::counter!("eggs_peer_bytes_received_total", "host" => name, "peer" => label(from)),
-            snapshots: metrics::counter!("eggs_consensus_snapshots_received_total", "host" => name),
-            snapshot_bytes: metrics::counter!("eggs_consensus_snapshot_bytes_received_total", "host" => name),
-        }
-    }
-
-    async fn take(&self, batch: pb::PeerBatch) -> Result<(), Refusal> {
-        let bytes = batch.encoded_len();
-        self.messages.increment(batch.messages.len() as u64);
-        self.bytes.increment(bytes as u64);
-        let decoded = peer_codec::decode_batch(self.from, self.shared.store, batch);
-        let batch = decoded.map_err(|error| {
-            tracing::warn!(host = self.shared.name, from = %self.from, %error, "ended the stream of a peer");
-            refused(error.to_string())
-        })?;
-        for (_, message) in &batch.messages {
-            if let Some((bytes, last)) = snapshot_bytes(message) {
-                self.snapshot_bytes.increment(bytes);
-                self.snapshots.increment(u64::from(last));
-            }
-        }
-        let (came, wall) = (Instant::now(), wall());
-        let units = (bytes / ROOM_UNIT + 1).min(ROOM_UNITS);
-        let units = u32::try_from(units).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.room).acquire_many_owned(units).await;
-        let room = room.map_err(|_| refused("this host is stopping"))?;
-        let mail = Mail { from: self.from, batch, bytes, came, wall, _room: room };
-        if self.shared.inbox.post(mail) { Ok(()) } else { Err(refused(STOPPED)) }
     }
 }
 
