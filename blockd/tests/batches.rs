@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use eggs_blockd::limits::{BATCH_BLOCKS_MAX, BATCHES_BYTES_MAX};
+use eggs_blockd::limits::{BATCH_BLOCKS_MAX, BATCHES_BYTES_MAX, BATCHES_RECEIVED_MAX};
 use eggs_blockd::store::{Doing, Fault, Faults, Options};
 use eggs_proto::{BlockError, ServiceError, pb};
 use support::*;
@@ -158,8 +158,8 @@ const FOLDER: &str = "EGGS_TEST_FOLDER";
 impl Alone {
     fn start(test: &str, folder: &Path) -> Alone {
         let program = std::env::current_exe().unwrap();
-        let process = Command::new(program)
-            .args([test, "--exact"])
+        let mut process = Command::new(program)
+            .args([test, "--exact", "--nocapture"])
             .env(FOLDER, folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -170,6 +170,7 @@ impl Alone {
             if let Ok(address) = std::fs::read_to_string(&file) {
                 break address;
             }
+            assert!(process.try_wait().unwrap().is_none(), "the daemon ended");
             assert!(begun.elapsed() < Duration::from_secs(60), "the daemon does not start");
             std::thread::sleep(Duration::from_millis(10));
         };
@@ -210,7 +211,7 @@ async fn many_clients_of_a_slow_disk_are_told_to_come_back_and_memory_is_bounded
     let before = daemon.peak_bytes();
     let clients: Vec<_> = (0..8).map(|_| client(&daemon.address)).collect();
     // Three times as much at once as may be held.
-    const BYTES: usize = 2 << 20;
+    const BYTES: usize = 6 << 20;
     let bytes = contents(1, BYTES);
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..(3 * BATCHES_BYTES_MAX / BYTES) as u64 {
@@ -237,6 +238,8 @@ async fn many_clients_of_a_slow_disk_are_told_to_come_back_and_memory_is_bounded
     assert!(written > 0 && busy > 0);
     let grown = daemon.peak_bytes() - before;
     println!("{} MiB more", grown >> 20);
-    assert!(grown < 3 * BATCHES_BYTES_MAX, "{grown} bytes");
+    // As `limits.rs` says: twice what is held, messages that are not whole yet, and what waits in the connections.
+    let most = 2 * BATCHES_BYTES_MAX + BATCHES_RECEIVED_MAX * BYTES + clients.len() * (8 << 20);
+    assert!(grown < most, "{grown} bytes, at most {most}");
     daemon.stop();
 }

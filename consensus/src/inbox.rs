@@ -24,7 +24,7 @@ pub(crate) struct Mail {
     pub(crate) from: StoreId,
     pub(crate) batch: PeerBatch,
     pub(crate) bytes: usize,
-    /// When it came.
+    /// When it was read.
     pub(crate) came: Instant,
     pub(crate) wall: Time,
     /// Gives its stream room for more once it is taken in.
@@ -154,11 +154,6 @@ impl Inbox {
             std::mem::swap(requests, &mut waiting.requests);
         }
         Some(std::mem::take(&mut waiting.news))
-    }
-
-    /// The thread has ended, or is about to.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.lock().closed
     }
 
     /// Whether anything waits.

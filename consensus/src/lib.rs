@@ -29,6 +29,7 @@ mod inbox;
 mod log_check;
 mod log_files;
 mod open;
+mod own_runtime;
 mod peer_codec;
 mod places;
 mod reads;

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use eggs_consensus_core::{GroupId, Membership, Role, Wanted};
 use eggs_proto::time::HybridClock;
 use eggs_proto::{ClusterId, StoreId, Time, pb};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::inbox::{Inbox, News};
 
@@ -37,8 +39,10 @@ pub(crate) struct Shared {
     pub(crate) store: StoreId,
     pub(crate) clock: SharedClock,
     pub(crate) inbox: Inbox,
-    /// Of the consensus thread: the streams of peers are read on it.
-    pub(crate) streams: tokio::runtime::Handle,
+    /// The consensus thread's, once it runs: the streams that carry much are read on it.
+    pub(crate) own_runtime: OnceLock<Handle>,
+    /// The consensus thread has ended, or is about to.
+    pub(crate) stopped: CancellationToken,
     pub(crate) joined: watch::Sender<Option<Joined>>,
     /// By store; those who wait for a change of one look at all.
     pub(crate) addresses: watch::Sender<Arc<BTreeMap<StoreId, String>>>,
@@ -68,18 +72,14 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    pub(crate) fn new(
-        name: &'static str,
-        store: StoreId,
-        knows: Knows,
-        streams: tokio::runtime::Handle,
-    ) -> Self {
+    pub(crate) fn new(name: &'static str, store: StoreId, knows: Knows) -> Self {
         Shared {
             name,
             store,
             clock: SharedClock::default(),
             inbox: Inbox::default(),
-            streams,
+            own_runtime: OnceLock::new(),
+            stopped: CancellationToken::new(),
             joined: watch::Sender::new(None),
             addresses: watch::Sender::default(),
             leaders: RwLock::default(),

@@ -1,15 +1,16 @@
 //! Starting and stopping the consensus thread.
 
-use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::{fmt, io};
 
-use eggs_consensus_core::{GroupId, Role};
+use eggs_consensus_core::{GroupId, HostError, Role, StorageError};
 use eggs_machine::Machine;
 use tokio::sync::watch;
 
 use crate::handle::{ConsensusError, Handle};
 use crate::open::{MachineOf, Options, machine, open, raise_clock};
+use crate::own_runtime::OwnRuntime;
 use crate::places::Shared;
 use crate::turner::Turner;
 
@@ -54,23 +55,26 @@ where
     let (host, roles) = open(options, &machine_of)?;
     let name = options.name;
     let knows = Box::new(move |group| machine(&machine_of, group).is_some());
-    let streams = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let streams =
-        streams.map_err(|error| ConsensusError::Storage(format!("cannot wait for peers: {error}")))?;
-    let shared = Arc::new(Shared::new(name, options.store, knows, streams.handle().clone()));
+    let shared = Arc::new(Shared::new(name, options.store, knows));
     raise_clock(&host, &shared)?;
     if !host.rebuilt().is_empty() {
         tracing::warn!(host = name, groups = host.rebuilt().len(), "state rebuilt from snapshots and log");
     }
     let (stopped_sender, stopped) = watch::channel(None);
     let closing = Arc::clone(&shared);
-    let mut turner = Turner::new(host, Arc::clone(&shared), streams, runtime, on_event);
+    let mut turner = Turner::new(host, Arc::clone(&shared), runtime, on_event);
     let thread = std::thread::Builder::new()
         .name(format!("{name}-consensus"))
         .spawn(move || {
-            let _closed = CloseAtEnd(closing);
-            let result = turner.run(roles);
+            let closed = CloseAtEnd(closing);
+            let own = OwnRuntime::new();
+            let result = own.as_ref().map_err(no_runtime).and_then(|own| {
+                let _ = closed.0.own_runtime.set(own.handle().clone());
+                turner.run(own, roles)
+            });
             turner.end();
+            own.iter().for_each(OwnRuntime::farewells);
+            drop(own);
             let result = result.and_then(|()| turner.close());
             if let Err(error) = &result {
                 tracing::error!(host = name, %error, "consensus stopped: storage failed");
@@ -80,6 +84,10 @@ where
         })
         .map_err(|error| ConsensusError::Storage(format!("cannot start a thread: {error}")))?;
     Ok((Handle { shared: Arc::clone(&shared), stopped }, Runner { shared, thread: Some(thread) }))
+}
+
+fn no_runtime(error: &io::Error) -> HostError {
+    HostError { group: GroupId(0), error: StorageError::new(format!("cannot wait for peers: {error}")) }
 }
 
 /// However the thread ends: nobody waits for it any more.

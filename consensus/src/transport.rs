@@ -5,8 +5,8 @@
 //! - [`outgoing`]: the stream to another store: opened, opened again, and what waits for it ([`link`]). While one batch is
 //!   being sent the next ones are merged; what does not fit is dropped, which raft bears, and the newest heartbeat stays.
 //! - [`incoming`]: who opens streams to a store here. Nothing of a stream is looked at before its greeting was found good.
-//! - [`stream`]: one stream of a peer, and who reads it: the runtime, or under load the consensus thread itself. What that has not
-//!   taken in yet stops the reading.
+//! - [`stream`]: one stream of a peer, and who reads it: the runtime, or under load the consensus thread itself. What that
+//!   has not taken in yet stops the reading.
 
 mod frames;
 mod incoming;

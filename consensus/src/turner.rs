@@ -16,6 +16,7 @@ use eggs_proto::{SessionId, StoreId};
 use crate::handle::{Applied, ConsensusError, Message, Prepare, Views, WriteAnswer};
 use crate::inbox::{Mail, News};
 use crate::open::FileHost;
+use crate::own_runtime::OwnRuntime;
 use crate::places::{Shared, wall};
 use crate::reads::{Reading, Reads, Waiting};
 use crate::runner::Event;
@@ -46,8 +47,6 @@ pub(crate) struct Turner<M: Machine, F> {
     name: &'static str,
     host: FileHost<M>,
     shared: Arc<Shared>,
-    /// Reads what peers send, between turns.
-    streams: tokio::runtime::Runtime,
     outbox: Outbox,
     started: Instant,
     /// Since it was started.
@@ -75,7 +74,6 @@ where
     pub(crate) fn new(
         host: FileHost<M>,
         shared: Arc<Shared>,
-        streams: tokio::runtime::Runtime,
         runtime: tokio::runtime::Handle,
         on_event: F,
     ) -> Self {
@@ -84,7 +82,6 @@ where
             host,
             outbox: Outbox::new(Arc::clone(&shared), runtime),
             shared,
-            streams,
             started: Instant::now(),
             ticks: Ticks::new(Duration::ZERO),
             requests: VecDeque::new(),
@@ -101,14 +98,14 @@ where
     }
 
     /// Until it is told to stop. `roles`: those that opening came to.
-    pub(crate) fn run(&mut self, roles: Vec<(GroupId, Role)>) -> Result<(), HostError> {
+    pub(crate) fn run(&mut self, own: &OwnRuntime, roles: Vec<(GroupId, Role)>) -> Result<(), HostError> {
         for (group, role) in roles {
             self.role(group, role);
         }
         let mut stop_at = None;
         loop {
             let until = self.wait_until(stop_at);
-            let news = self.wait(until);
+            let news = own.wait(&self.shared.inbox, &mut self.requests, until);
             let stop = news.stop;
             let mut busy = !news.is_empty();
             self.host.pass(self.ticks.gone_by(self.started.elapsed()));
@@ -141,22 +138,6 @@ where
                 return Ok(());
             }
         }
-    }
-
-    /// Until there is something, and what peers have sent by then is read.
-    fn wait(&mut self, until: Option<Instant>) -> News {
-        let (inbox, requests, streams) = (&self.shared.inbox, &mut self.requests, &self.streams);
-        let waits = inbox.is_empty() && until.is_none_or(|until| until > Instant::now());
-        let has_streams = streams.handle().metrics().num_alive_tasks() > 0;
-        streams.block_on(async {
-            if !waits && has_streams {
-                // Looks which streams have something …
-                tokio::task::yield_now().await;
-                // … and reads them.
-                tokio::task::yield_now().await;
-            }
-            inbox.take(requests, until).await
-        })
     }
 
     /// `None`: until somebody asks. Rest is rest.
@@ -509,6 +490,7 @@ where
     /// Nobody waits for ever.
     pub(crate) fn end(&mut self) {
         self.shared.inbox.close();
+        self.shared.stopped.cancel();
         self.requests.clear();
         for (_, (_, _, answer)) in std::mem::take(&mut self.waiting) {
             let _ = answer.send(Err(ConsensusError::Stopped));

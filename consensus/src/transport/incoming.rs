@@ -179,7 +179,7 @@ impl PeerHandler {
         if from == shared.store || from.0 == 0 {
             return Err(refused("the peer says that it is this store"));
         }
-        if shared.inbox.is_closed() {
+        if shared.stopped.is_cancelled() {
             return Err(refused(STOPPED));
         }
         Ok(from)
