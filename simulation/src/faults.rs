@@ -443,7 +443,8 @@ impl World {
             let has_all = |&store: &StoreId| {
                 let node = same.iter().find(|&&id| self.store_of(id) == Some(store));
                 let there = node.and_then(|&id| self.status(id, group));
-                there.is_some_and(|there| there.membership.index == members.index)
+                // Founding members are of index 0, as of who was not founded yet.
+                there.is_some_and(|there| there.membership == *members)
             };
             if members.voters.len() < 3 || !good || !members.voters.iter().all(has_all) {
                 return false;
@@ -702,6 +703,7 @@ impl World {
             if self.kernel.rng.random_range(0..2) == 0
                 && (!needed.contains(&block) || redundancy.take_block(service, block))
             {
+                self.kernel.note(format_args!("rot {block} on disk {}", disk.identity.service));
                 disk.segments.rot(block, &mut self.kernel.rng);
                 disk.damaged.insert(block);
                 self.counts.bits_flipped += 1;

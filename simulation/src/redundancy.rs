@@ -27,8 +27,8 @@ pub(crate) struct Redundancy {
 
 #[derive(Debug)]
 struct SpanNow {
-    /// Blocks it can lose.
-    left: usize,
+    /// Blocks it can lose; below zero: a copy that is bad counts for a block that is well, which must stay so.
+    left: isize,
     /// By index.
     bad: Vec<bool>,
 }
@@ -109,7 +109,7 @@ impl Redundancy {
     fn add_span(&mut self, blocks: &pb::Blocks, is_right: impl Fn(&pb::Block) -> bool) {
         let span = self.spans.len();
         let bad = vec![false; blocks.blocks.len()];
-        self.spans.push(SpanNow { left: blocks.parity as usize, bad });
+        self.spans.push(SpanNow { left: blocks.parity as isize, bad });
         for (index, block) in blocks.blocks.iter().enumerate() {
             self.add_block(span, index, block, is_right(block));
         }
@@ -127,7 +127,7 @@ impl Redundancy {
         if let Some(bad) = span.bad.get_mut(index)
             && !std::mem::replace(bad, true)
         {
-            span.left = span.left.saturating_sub(1);
+            span.left -= 1;
         }
     }
 
@@ -140,7 +140,7 @@ impl Redundancy {
                 indexes.push(index);
             }
         }
-        if needed.iter().any(|(&span, indexes)| indexes.len() > self.spans[span].left) {
+        if needed.iter().any(|(&span, indexes)| indexes.len() as isize > self.spans[span].left) {
             return false;
         }
         for (span, indexes) in needed {
@@ -195,5 +195,11 @@ mod tests {
         assert!(redundancy.take_disk(1), "it is the same block");
         assert!(!redundancy.take_disk(3));
         assert!(redundancy.take_disk(77), "nothing is on it");
+        // A block that is well, and whose copy is lost: it may be the last that is left of what the parity bears.
+        let mut redundancy = Redundancy::default();
+        redundancy.add_span(&span(1), |block| block.block_service != 2);
+        redundancy.add_block(0, 0, &block(9), false);
+        assert!(!redundancy.take_block(1, BlockId(101)));
+        assert!(!redundancy.take_disk(1));
     }
 }
