@@ -122,7 +122,7 @@ where
             // It waits for its first snapshot; whatever is there is of a former life.
             self.state.clear(id)?;
         }
-        let applied = match self.usable_state(id, before.0, log_state.last)? {
+        let applied = match self.usable_state(id, before.0, &log_state)? {
             Some(applied) => applied,
             None => {
                 if log_state.last > before.0 || snapshot.is_some() {
@@ -194,13 +194,22 @@ where
     }
 
     /// The applied row of the stored state, when the state can be gone on from.
-    fn usable_state(&self, id: GroupId, from: u64, to: u64) -> Result<Option<AppliedRow>, StorageError> {
+    fn usable_state(
+        &self,
+        id: GroupId,
+        from: u64,
+        log_state: &LogState,
+    ) -> Result<Option<AppliedRow>, StorageError> {
         let Some(applied) = self.state.applied(id)? else { return Ok(None) };
-        if applied.index > to {
+        if applied.index > log_state.last {
+            // Of a replica that was here before, and whose end sled has lost: this one has no say before it is as far.
+            if (applied.term, applied.index) <= log_state.floor {
+                return Ok(None);
+            }
             // Rows are applied only after their entries are durable: the log lost some.
             return Err(StorageError::damaged(format!(
-                "the state is at index {} but the log ends at {to}: the log is missing or cut",
-                applied.index
+                "the state is at index {} but the log ends at {}: the log is missing or cut",
+                applied.index, log_state.last
             )));
         }
         if applied.index < from {

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use eggs_consensus_core::memory::{MemoryLog, MemorySnapshots, MemoryState, rows};
-use eggs_consensus_core::{GroupId, Host, HostOptions, Now, Proposal, ProposalId, Turn};
+use eggs_consensus_core::{
+    GroupId, Host, HostOptions, LogChange, LogStore as _, LogWrite, Now, Proposal, ProposalId,
+    StateStore as _, Turn,
+};
 use eggs_machine::group::Applied;
 use eggs_machine::hash::StateHash;
 use eggs_machine::{Machine, Outcome, Table, TableError, Tx};
@@ -118,6 +121,38 @@ fn a_log_that_lost_entries_is_refused() {
     let (state, snapshots) = (state.crashed(), snapshots.crashed());
     let error = Host::open(options(), |_| Some(KeyValue), log.crashed(), state, snapshots).unwrap_err();
     assert!(error.to_string().contains("the log is missing or cut"), "{error}");
+}
+
+/// A replica was removed and came again, and the state has lost all of that.
+#[test]
+fn the_state_of_a_replica_that_was_here_before_is_not_used_and_no_damage() {
+    for (removed, opens) in [(true, true), (false, false)] {
+        let mut host = new();
+        propose(&mut host, 0, "a=1".into(), 1);
+        turn(&mut host);
+        let (log, state, snapshots) = host.into_stores();
+        let applied = state.applied(GroupId(0)).unwrap().unwrap();
+        let floor = if removed { (applied.term, applied.index) } else { (applied.term, applied.index - 1) };
+        let mut hard = log.load(GroupId(0)).unwrap().unwrap().hard;
+        hard.commit = 0;
+        // It has come as far as the first entry again.
+        let mut entries = log.entries(GroupId(0), applied.index, applied.index + 1, u64::MAX).unwrap();
+        entries[0].index = 1;
+        let change = Some(LogChange::Restart { floor });
+        log.write(vec![LogWrite { group: GroupId(0), hard: Some(hard), entries, change }]).unwrap();
+        let host = Host::open(options(), |_| Some(KeyValue), log.crashed(), state, snapshots);
+        match host {
+            Ok(host) => {
+                assert!(opens);
+                assert_eq!(host.status(GroupId(0)).unwrap().applied_index, 0);
+                assert!(host.local_view(GroupId(0)).is_none_or(|view| view.get(b"a").unwrap().is_none()));
+            }
+            Err(error) => {
+                assert!(!opens, "{error}");
+                assert!(error.to_string().contains("the log is missing or cut"), "{error}");
+            }
+        }
+    }
 }
 
 #[test]
