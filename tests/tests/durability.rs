@@ -151,7 +151,8 @@ fn flip_bits(disk: &Path, random: &mut impl rand::Rng) -> u32 {
         .filter(|(_, length)| *length > 0)
         .collect();
     files.sort();
-    let flips = random.random_range(1..20);
+    // Of a disk that is new nothing can flip.
+    let flips = if files.is_empty() { 0 } else { random.random_range(1..20) };
     for _ in 0..flips {
         let (path, length) = files.choose(random).unwrap();
         let file = File::options().read(true).write(true).open(path).unwrap();
