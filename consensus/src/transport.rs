@@ -7,7 +7,9 @@
 //! - [`incoming`]: who opens streams to a store here. Nothing of a stream is looked at before its greeting was found good.
 //! - [`stream`]: one stream of a peer, and who reads it: the runtime, or under load the consensus thread itself. What that
 //!   has not taken in yet stops the reading.
+//! - [`farewell`]: how a stream ends.
 
+mod farewell;
 mod frames;
 mod incoming;
 mod link;

@@ -11,12 +11,13 @@ use eggs_daemon::server::{MAGIC_BYTES, Streams};
 use eggs_proto::limits::PROTOCOL_VERSION;
 use eggs_proto::{StoreId, pb};
 use futures_util::StreamExt as _;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_util::codec::FramedRead;
 use tokio_util::sync::CancellationToken;
 
+use super::farewell::{Refusal, STOPPED, refused, say_farewell};
 use super::frames::{self, Frames};
 use super::stream::{Intake, ROOM_UNITS, Stream};
 use crate::places::Shared;
@@ -25,11 +26,8 @@ use crate::places::Shared;
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is taken in of a stranger.
 const GREETING_BYTES_MAX: usize = 1 << 10;
-/// A stream is closed no later than this after it was refused.
-const FAREWELL_MAX: Duration = Duration::from_secs(1);
 /// Refused strangers that are remembered, so that each is logged once.
 const REFUSED_MAX: usize = 64;
-pub(super) const STOPPED: &str = "this store has stopped";
 
 /// Answers the other stores for one store.
 #[derive(Clone)]
@@ -85,35 +83,6 @@ impl Streams for Port {
             }
         })
     }
-}
-
-/// Why a stream is ended, in one line.
-#[derive(Debug)]
-pub(super) struct Refusal(pub(super) String);
-
-impl From<std::io::Error> for Refusal {
-    fn from(error: std::io::Error) -> Self {
-        Refusal(error.to_string())
-    }
-}
-
-pub(super) fn refused(why: impl Into<String>) -> Refusal {
-    Refusal(why.into())
-}
-
-/// Tells the other side why. Closed before it was read to its end, a stream would be reset, and the words lost.
-pub(super) async fn say_farewell(mut stream: TcpStream, why: String) {
-    let mut frame = BytesMut::new();
-    frames::encode(&pb::PeerFarewell { why }, &mut frame);
-    let part = async {
-        stream.write_all(&frame).await?;
-        stream.shutdown().await?;
-        let mut rest = [0; 1 << 10];
-        while stream.read(&mut rest).await? > 0 {}
-        Ok::<(), std::io::Error>(())
-    };
-    // Who does not listen need not hear it.
-    let _ = tokio::time::timeout(FAREWELL_MAX, part).await;
 }
 
 /// Who a new stream is from and to; `None`: it ended without a word.

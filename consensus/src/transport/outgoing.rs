@@ -14,9 +14,9 @@ use rustix::net::sockopt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio_util::codec::Decoder as _;
 
-use super::frames::{self, Frames};
+use super::farewell::hear_farewell;
+use super::frames;
 use super::link::{Link, write_all};
 use crate::places::{Joined, Shared};
 
@@ -26,8 +26,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The kernel gives a connection up whose bytes are not acknowledged, or not read, for so long; heartbeats see to it that
 /// there are some. Shorter, and a peer that is held up by its disk would lose what it has not read yet.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(3);
-/// Longer than any farewell.
-const FAREWELL_BYTES_MAX: usize = 4 << 10;
 /// When a stream breaks, why may still be on its way.
 const FAREWELL_WAIT: Duration = Duration::from_millis(100);
 /// Between attempts to open a stream; doubled each time, and drawn by chance below it.
@@ -150,7 +148,7 @@ impl Sender {
                 Err(error) => error,
             }
         };
-        let mut words = pin!(farewell(&stream));
+        let mut words = pin!(hear_farewell(&stream));
         let error = tokio::select! {
             words = &mut words => return match words {
                 Ok(Some(words)) => words,
@@ -180,23 +178,6 @@ async fn connect(address: &str) -> io::Result<TcpStream> {
     let unacknowledged = u32::try_from(UNACKNOWLEDGED_MAX.as_millis()).unwrap_or(u32::MAX);
     sockopt::set_tcp_user_timeout(&stream, unacknowledged)?;
     Ok(stream)
-}
-
-/// Why the other side ends the stream; `None`: it does not say.
-async fn farewell(stream: &TcpStream) -> io::Result<Option<String>> {
-    let mut words = Frames::<pb::PeerFarewell>::new(FAREWELL_BYTES_MAX);
-    let mut buffer = BytesMut::new();
-    loop {
-        match stream.readable().await.and_then(|()| stream.try_read_buf(&mut buffer)) {
-            Ok(0) => return Ok(None),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(error) => return Err(error),
-        }
-        if let Some(farewell) = words.decode(&mut buffer)? {
-            return Ok(Some(farewell.why.replace('\n', " ")));
-        }
-    }
 }
 
 /// Waits until the peer is elsewhere.

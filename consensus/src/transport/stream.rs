@@ -18,8 +18,8 @@ use tokio_util::codec::Decoder as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::farewell::{Refusal, STOPPED, refused, say_farewell};
 use super::frames::Frames;
-use super::incoming::{Refusal, STOPPED, refused, say_farewell};
 use super::{DECODED_BYTES_MAX, label, snapshot_bytes};
 use crate::inbox::Mail;
 use crate::peer_codec;
