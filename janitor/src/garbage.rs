@@ -84,7 +84,7 @@ struct Sorted {
     /// On disks that are gone: there is nothing to erase.
     gone: Vec<pb::ErasedBlock>,
     ask: Vec<(pb::GarbageBlock, pb::ErasedBlock)>,
-    /// Blocks on disks that erase nothing now. Those on disks that are away wait too.
+    /// Blocks on disks that erase nothing now. Those on disks that are away, or not known here yet, wait too.
     read_only: u64,
 }
 
@@ -99,13 +99,11 @@ impl Sorted {
                 proof: bytes::Bytes::new(),
             };
             let service = BlockServiceId(block.block_service);
-            match disks.presence(service) {
-                Presence::Gone => sorted.gone.push(done),
-                Presence::Away => {}
-                Presence::Here if disks.get(service).is_some_and(|disk| disk.read_only) => {
-                    sorted.read_only += 1;
-                }
-                Presence::Here => sorted.ask.push((block, done)),
+            match disks.get(service) {
+                _ if disks.is_gone(service) => sorted.gone.push(done),
+                Some(disk) if disk.presence() == Presence::Here && disk.read_only => sorted.read_only += 1,
+                Some(disk) if disk.presence() == Presence::Here => sorted.ask.push((block, done)),
+                _ => {}
             }
         }
         sorted
@@ -140,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_read_only_disk_is_not_asked_to_erase() {
+    fn a_disk_that_is_read_only_or_not_known_is_not_asked_to_erase_and_not_given_up() {
         let disk = |flags, read_only| Disk {
             storage_class: 2,
             failure_domain: "a".to_owned(),
@@ -152,10 +150,10 @@ mod tests {
         let disks = [(1, 0, false), (2, 0, true), (3, STALE, false), (4, LOST | DECOMMISSIONED, true)];
         let disks = disks.map(|(id, flags, read_only)| (BlockServiceId(id), disk(flags, read_only)));
         let block = |block_service| pb::GarbageBlock { block_service, ..pb::GarbageBlock::default() };
-        let sorted = Sorted::of([1, 2, 2, 3, 4].map(block).to_vec(), &disks.into_iter().collect());
+        let sorted = Sorted::of([0, 1, 2, 2, 3, 4, 5].map(block).to_vec(), &disks.into_iter().collect());
         let services =
             |blocks: &[pb::ErasedBlock]| blocks.iter().map(|b| b.block_service).collect::<Vec<_>>();
         let asked: Vec<_> = sorted.ask.iter().map(|(_, done)| done.clone()).collect();
-        assert_eq!((services(&asked), services(&sorted.gone), sorted.read_only), (vec![1], vec![4], 2));
+        assert_eq!((services(&asked), services(&sorted.gone), sorted.read_only), (vec![1], vec![0, 4], 2));
     }
 }

@@ -63,9 +63,10 @@ impl Cluster {
         !self.services.is_empty()
     }
 
-    /// Whether the service is gone for good, or about to be, with all its blocks.
+    /// Whether the service is gone for good, or about to be, with all its blocks; 0 is none. One that the map does not have may
+    /// be newer than the map: of those that existed the registry forgets none that holds something.
     pub(crate) fn is_gone(&self, service: BlockServiceId) -> bool {
-        self.services.get(&service.0).is_none_or(|service| service.gone)
+        service.0 == 0 || self.services.get(&service.0).is_some_and(|service| service.gone)
     }
 
     /// The secret of a block service; `None` when the map does not have it.

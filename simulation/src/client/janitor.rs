@@ -341,9 +341,9 @@ impl Janitor {
         let mut erased = Vec::new();
         let mut by_host: BTreeMap<NodeId, Vec<pb::GarbageBlock>> = BTreeMap::new();
         for block in garbage {
-            let presence = self.calls.places.borrow().disks.presence(BlockServiceId(block.block_service));
-            match (presence, self.host_of(block.block_service)) {
-                (Presence::Gone, _) => erased.push(forgotten(&block, Bytes::new())),
+            let gone = self.calls.places.borrow().disks.is_gone(BlockServiceId(block.block_service));
+            match (gone, self.host_of(block.block_service)) {
+                (true, _) => erased.push(forgotten(&block, Bytes::new())),
                 (_, Some(host)) => by_host.entry(host).or_default().push(block),
                 (_, None) => {}
             }
