@@ -191,8 +191,9 @@ impl Walk {
         mut found: impl FnMut(SpanKey, &Span),
     ) -> Result<Option<InodeId>, ClientError> {
         let page = context.client.files_of_shard(shard, self.after, PAGE).await?;
-        let files: Vec<InodeId> = page.files.iter().map(|file| InodeId(file.file)).collect();
-        let last = files.last().copied();
+        let last = page.files.last().map(|file| InodeId(file.file));
+        // What is empty has no spans.
+        let files = page.files.into_iter().filter(|file| file.size > 0).map(|file| InodeId(file.file));
         let spans = stream::iter(files).map(|file| async move { (file, context.client.spans(file).await) });
         let mut spans = spans.buffer_unordered(FILES_IN_FLIGHT);
         while let Some((file, spans)) = spans.next().await {
