@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use eggs_client::ClientError;
+use eggs_daemon::registry::RegistryCallError;
 use eggs_janitor_core::{Disks, Presence};
 use eggs_proto::{BlockServiceId, InodeId, ShardId, pb};
 use futures_util::stream::{self, StreamExt};
@@ -65,7 +66,14 @@ async fn collect(context: &Context, shard: ShardId) -> Result<(u64, u64), Client
         let Some(last) = page.blocks.last() else { return Ok((went, waiting)) };
         after = InodeId(last.file);
         let more = page.more;
-        let sorted = Sorted::of(page.blocks, &context.disks());
+        let disks = match disks_of(context, &page.blocks).await {
+            Ok(disks) => disks,
+            Err(error) => {
+                tracing::debug!(%shard, %error, "garbage not collected yet: which disks there are is not known");
+                return Ok((went, waiting));
+            }
+        };
+        let sorted = Sorted::of(page.blocks, &disks);
         waiting += sorted.read_only;
         let erased = erase(context, sorted).await;
         went += erased.len() as u64;
@@ -78,13 +86,26 @@ async fn collect(context: &Context, shard: ShardId) -> Result<(u64, u64), Client
     }
 }
 
+/// The disks that these blocks are judged by. One that is not known may be gone for good, or newer than the map here: a map
+/// that is asked for after the blocks were listed has every disk they may be on.
+async fn disks_of(context: &Context, blocks: &[pb::GarbageBlock]) -> Result<Disks, RegistryCallError> {
+    let disks = context.disks();
+    if are_known(blocks, &disks) { Ok(disks) } else { Ok(Disks::of(&context.registry.map(false).await?)) }
+}
+
+/// Whether the disks of all these blocks are known; 0 is none.
+fn are_known(blocks: &[pb::GarbageBlock], disks: &Disks) -> bool {
+    let is_known = |id: u64| id == 0 || disks.get(BlockServiceId(id)).is_some();
+    blocks.iter().all(|block| is_known(block.block_service))
+}
+
 /// Garbage, by what can be done about it now.
 #[derive(Debug, Default)]
 struct Sorted {
     /// On disks that are gone: there is nothing to erase.
     gone: Vec<pb::ErasedBlock>,
     ask: Vec<(pb::GarbageBlock, pb::ErasedBlock)>,
-    /// Blocks on disks that erase nothing now. Those on disks that are away, or not known here yet, wait too.
+    /// Blocks on disks that erase nothing now. Those on disks that are away wait too.
     read_only: u64,
 }
 
@@ -99,11 +120,13 @@ impl Sorted {
                 proof: bytes::Bytes::new(),
             };
             let service = BlockServiceId(block.block_service);
-            match disks.get(service) {
-                _ if disks.is_gone(service) => sorted.gone.push(done),
-                Some(disk) if disk.presence() == Presence::Here && disk.read_only => sorted.read_only += 1,
-                Some(disk) if disk.presence() == Presence::Here => sorted.ask.push((block, done)),
-                _ => {}
+            match disks.presence(service) {
+                Presence::Gone => sorted.gone.push(done),
+                Presence::Away => {}
+                Presence::Here if disks.get(service).is_some_and(|disk| disk.read_only) => {
+                    sorted.read_only += 1;
+                }
+                Presence::Here => sorted.ask.push((block, done)),
             }
         }
         sorted
@@ -138,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_that_is_read_only_or_not_known_is_not_asked_to_erase_and_not_given_up() {
+    fn a_read_only_disk_is_not_asked_to_erase() {
         let disk = |flags, read_only| Disk {
             storage_class: 2,
             failure_domain: "a".to_owned(),
@@ -150,10 +173,13 @@ mod tests {
         let disks = [(1, 0, false), (2, 0, true), (3, STALE, false), (4, LOST | DECOMMISSIONED, true)];
         let disks = disks.map(|(id, flags, read_only)| (BlockServiceId(id), disk(flags, read_only)));
         let block = |block_service| pb::GarbageBlock { block_service, ..pb::GarbageBlock::default() };
-        let sorted = Sorted::of([0, 1, 2, 2, 3, 4, 5].map(block).to_vec(), &disks.into_iter().collect());
+        let disks: Disks = disks.into_iter().collect();
+        let sorted = Sorted::of([0, 1, 2, 2, 3, 4, 5].map(block).to_vec(), &disks);
         let services =
             |blocks: &[pb::ErasedBlock]| blocks.iter().map(|b| b.block_service).collect::<Vec<_>>();
         let asked: Vec<_> = sorted.ask.iter().map(|(_, done)| done.clone()).collect();
-        assert_eq!((services(&asked), services(&sorted.gone), sorted.read_only), (vec![1], vec![0, 4], 2));
+        assert_eq!((services(&asked), services(&sorted.gone), sorted.read_only), (vec![1], vec![0, 4, 5], 2));
+        assert!(are_known(&[0, 1, 3, 4].map(block), &disks));
+        assert!(!are_known(&[0, 1, 5].map(block), &disks), "5 may have been added since");
     }
 }

@@ -78,13 +78,8 @@ impl Disks {
         self.0.get(&id)
     }
 
-    /// Whether what was on it can be forgotten; 0 is no disk. Unlike [`Disks::presence`] not of one that is not known: it may be
-    /// newer than the map.
-    pub fn is_gone(&self, id: BlockServiceId) -> bool {
-        id.0 == 0 || self.get(id).is_some_and(|disk| disk.presence() == Presence::Gone)
-    }
-
-    /// One that nobody knows is gone: the registry forgets no disk that exists.
+    /// One that is not known is gone: the registry forgets no disk that exists. A map may be older than a disk, though: nothing
+    /// is to be forgotten by it.
     pub fn presence(&self, id: BlockServiceId) -> Presence {
         self.get(id).map_or(Presence::Gone, Disk::presence)
     }
@@ -156,11 +151,6 @@ pub(crate) mod tests {
             assert_eq!((disk.presence(), disk.to_be_emptied()), (presence, emptied), "{flags}");
         }
         assert_eq!(Disks::default().presence(BlockServiceId(7)), Presence::Gone);
-        let known = [(1, 0), (2, STALE), (3, DECOMMISSIONED), (4, DECOMMISSIONED | LOST)];
-        let known = known.map(|(id, flags)| (BlockServiceId(id), disk("a", flags)));
-        let disks: Disks = known.into_iter().collect();
-        let gone = (0..=5).filter(|&id| disks.is_gone(BlockServiceId(id)));
-        assert_eq!(gone.collect::<Vec<_>>(), [0, 4]);
     }
 
     #[test]

@@ -63,10 +63,10 @@ impl Cluster {
         !self.services.is_empty()
     }
 
-    /// Whether the service is gone for good, or about to be, with all its blocks; 0 is none. One that the map does not have may
-    /// be newer than the map: of those that existed the registry forgets none that holds something.
+    /// Whether the service is gone for good, or about to be, with all its blocks. One that is not known here may be newer than
+    /// this map: that it is not, the janitor has made sure.
     pub(crate) fn is_gone(&self, service: BlockServiceId) -> bool {
-        service.0 == 0 || self.services.get(&service.0).is_some_and(|service| service.gone)
+        self.services.get(&service.0).is_none_or(|service| service.gone)
     }
 
     /// The secret of a block service; `None` when the map does not have it.

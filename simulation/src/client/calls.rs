@@ -117,7 +117,8 @@ impl Calls {
         self.port.now() + patience
     }
 
-    pub async fn refresh(&self) {
+    /// Whether there is a new map.
+    pub async fn refresh(&self) -> bool {
         let header = request_header(&self.port.cluster, self.port.time(), false);
         let op = pb::registry_request::Op::Map(pb::ClusterMap { with_keys: false, known_version: 0 });
         let request = pb::RegistryRequest { header: Some(header), op: Some(op) };
@@ -127,7 +128,7 @@ impl Calls {
         let reply = self.port.call(registry, Rpc::Registry, vec![encode(&request)], CALL_TIMEOUT).await;
         let Some(reply) = reply.and_then(|parts| decode::<pb::RegistryReply>(&parts)) else {
             self.places.borrow_mut().registry = at + 1;
-            return;
+            return false;
         };
         self.port.observe(Time(reply.header.map_or(0, |header| header.time)));
         let map = match reply.result {
@@ -136,9 +137,9 @@ impl Calls {
                 let hint = node_at(&error.leader);
                 let leader = hint.and_then(|node| registries.iter().position(|&other| other == node));
                 self.places.borrow_mut().registry = leader.unwrap_or(at + 1);
-                return;
+                return false;
             }
-            _ => return,
+            _ => return false,
         };
         let service = |info: &pb::BlockServiceInfo| {
             Some((BlockServiceId(info.id), (node_at(&info.address)?, info.flags)))
@@ -154,6 +155,7 @@ impl Calls {
         }
         places.disks = Disks::of(&map);
         places.services = map.block_services.iter().filter_map(service).collect();
+        true
     }
 
     /// Tells whichever registry seems to lead; whether it was heard the next map shows.

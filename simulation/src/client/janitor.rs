@@ -339,11 +339,19 @@ impl Janitor {
 
     async fn erase(&self, garbage: Vec<pb::GarbageBlock>) -> Vec<pb::ErasedBlock> {
         let mut erased = Vec::new();
+        let is_known = |block: &pb::GarbageBlock| {
+            let disks = &self.calls.places.borrow().disks;
+            block.block_service == 0 || disks.get(BlockServiceId(block.block_service)).is_some()
+        };
+        // A disk that is not known may be gone, or new.
+        if !garbage.iter().all(is_known) && !self.calls.refresh().await {
+            return erased;
+        }
         let mut by_host: BTreeMap<NodeId, Vec<pb::GarbageBlock>> = BTreeMap::new();
         for block in garbage {
-            let gone = self.calls.places.borrow().disks.is_gone(BlockServiceId(block.block_service));
-            match (gone, self.host_of(block.block_service)) {
-                (true, _) => erased.push(forgotten(&block, Bytes::new())),
+            let presence = self.calls.places.borrow().disks.presence(BlockServiceId(block.block_service));
+            match (presence, self.host_of(block.block_service)) {
+                (Presence::Gone, _) => erased.push(forgotten(&block, Bytes::new())),
                 (_, Some(host)) => by_host.entry(host).or_default().push(block),
                 (_, None) => {}
             }
