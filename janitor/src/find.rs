@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use eggs_client::{BlockVerdict, ClientError, Refusal, Span};
-use eggs_janitor_core::{Disks, Presence, SpanKey};
+use eggs_janitor_core::{Disk, Disks, Presence, SpanKey};
 use eggs_proto::{BlockId, BlockServiceId, InodeId, ShardId, pb};
 use futures_util::stream::{self, StreamExt};
 
@@ -166,7 +166,7 @@ pub(crate) async fn reported(
 }
 
 /// Reports of blocks on disks that are here, by file. Of a disk that is gone all blocks are repaired: forget them; one that
-/// is away is waited for.
+/// is away is waited for, or not known here yet. Those of a disk that was forgotten went with it.
 fn to_look_at(
     disks: &Disks,
     reports: Vec<pb::BadBlock>,
@@ -174,10 +174,10 @@ fn to_look_at(
 ) -> BTreeMap<InodeId, Vec<pb::BadBlock>> {
     let mut files: BTreeMap<InodeId, Vec<pb::BadBlock>> = BTreeMap::new();
     for report in reports {
-        match disks.presence(BlockServiceId(report.block_service)) {
-            Presence::Gone => forget.push(report),
-            Presence::Away => {}
-            Presence::Here => files.entry(InodeId(report.file)).or_default().push(report),
+        match disks.get(BlockServiceId(report.block_service)).map(Disk::presence) {
+            Some(Presence::Gone) => forget.push(report),
+            Some(Presence::Away) | None => {}
+            Some(Presence::Here) => files.entry(InodeId(report.file)).or_default().push(report),
         }
     }
     files
@@ -210,7 +210,6 @@ pub(crate) fn to_empty(disks: &Disks, empty: &BTreeSet<BlockServiceId>) -> Vec<B
 mod tests {
     use std::time::Duration;
 
-    use eggs_janitor_core::Disk;
     use eggs_proto::flags::{DECOMMISSIONED, STALE};
 
     use super::*;
@@ -248,7 +247,7 @@ mod tests {
             .collect();
         let report = |service| pb::BadBlock { block_service: service, block: 7, file: 9, kind: 1 };
         let mut forget = Vec::new();
-        let files = to_look_at(&disks, [1, 2, 3].map(report).to_vec(), &mut forget);
+        let files = to_look_at(&disks, [1, 2, 3, 4].map(report).to_vec(), &mut forget);
         assert_eq!(files, BTreeMap::from([(InodeId(9), vec![report(1)])]));
         assert_eq!(forget, [report(3)]);
     }

@@ -90,13 +90,8 @@ async fn collect(context: &Context, shard: ShardId) -> Result<(u64, u64), Client
 /// that is asked for after the blocks were listed has every disk they may be on.
 async fn disks_of(context: &Context, blocks: &[pb::GarbageBlock]) -> Result<Disks, RegistryCallError> {
     let disks = context.disks();
-    if are_known(blocks, &disks) { Ok(disks) } else { Ok(Disks::of(&context.registry.map(false).await?)) }
-}
-
-/// Whether the disks of all these blocks are known; 0 is none.
-fn are_known(blocks: &[pb::GarbageBlock], disks: &Disks) -> bool {
-    let is_known = |id: u64| id == 0 || disks.get(BlockServiceId(id)).is_some();
-    blocks.iter().all(|block| is_known(block.block_service))
+    let all = blocks.iter().all(|block| disks.knows(BlockServiceId(block.block_service)));
+    if all { Ok(disks) } else { Ok(Disks::of(&context.registry.map(false).await?)) }
 }
 
 /// Garbage, by what can be done about it now.
@@ -179,7 +174,5 @@ mod tests {
             |blocks: &[pb::ErasedBlock]| blocks.iter().map(|b| b.block_service).collect::<Vec<_>>();
         let asked: Vec<_> = sorted.ask.iter().map(|(_, done)| done.clone()).collect();
         assert_eq!((services(&asked), services(&sorted.gone), sorted.read_only), (vec![1], vec![0, 4, 5], 2));
-        assert!(are_known(&[0, 1, 3, 4].map(block), &disks));
-        assert!(!are_known(&[0, 1, 5].map(block), &disks), "5 may have been added since");
     }
 }

@@ -78,8 +78,13 @@ impl Disks {
         self.0.get(&id)
     }
 
-    /// One that is not known is gone: the registry forgets no disk that exists. A map may be older than a disk, though: nothing
-    /// is to be forgotten by it.
+    /// Whether there is such a disk here; 0, which is none, counts. One that there is not was forgotten, or is newer than the map
+    /// these are of: who forgets something for it asks for the map again first.
+    pub fn knows(&self, id: BlockServiceId) -> bool {
+        id.0 == 0 || self.0.contains_key(&id)
+    }
+
+    /// One that is not known is gone: the registry forgets no disk that exists. See [`Disks::knows`].
     pub fn presence(&self, id: BlockServiceId) -> Presence {
         self.get(id).map_or(Presence::Gone, Disk::presence)
     }
@@ -151,6 +156,8 @@ pub(crate) mod tests {
             assert_eq!((disk.presence(), disk.to_be_emptied()), (presence, emptied), "{flags}");
         }
         assert_eq!(Disks::default().presence(BlockServiceId(7)), Presence::Gone);
+        let disks: Disks = [(BlockServiceId(8), disk("a", DECOMMISSIONED | LOST))].into_iter().collect();
+        assert_eq!([0, 7, 8].map(|id| disks.knows(BlockServiceId(id))), [true, false, true]);
     }
 
     #[test]

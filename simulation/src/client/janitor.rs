@@ -340,8 +340,7 @@ impl Janitor {
     async fn erase(&self, garbage: Vec<pb::GarbageBlock>) -> Vec<pb::ErasedBlock> {
         let mut erased = Vec::new();
         let is_known = |block: &pb::GarbageBlock| {
-            let disks = &self.calls.places.borrow().disks;
-            block.block_service == 0 || disks.get(BlockServiceId(block.block_service)).is_some()
+            self.calls.places.borrow().disks.knows(BlockServiceId(block.block_service))
         };
         // A disk that is not known may be gone, or new.
         if !garbage.iter().all(is_known) && !self.calls.refresh().await {
